@@ -1,0 +1,84 @@
+"""Every field of a run, with its default. The other files change a few of these."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the default configuration: the separable network on CIFAR-10."""
+    c = ml_collections.ConfigDict()
+
+    # Data. A TFDS name: cifar10, digits, cifar100, svhn_cropped, ...
+    c.dataset = "cifar10"
+    # TFDS directory; unset: $TFDS_DATA_DIR, else TFDS's own default.
+    c.data_dir = config_dict.placeholder(str)
+    # Images held out of `train`, stratified by class.
+    c.validation_size = 5000
+    # Draws the validation images, so that all seeds and variants share them.
+    c.split_seed = 0
+    # Mirror left to right with probability 1/2.
+    c.flip = True
+    # Shift by up to this many pixels each way, zero-padded.
+    c.shift = 4
+    # Side of the square that is blanked out, in pixels; 0: off.
+    c.cutout = 0
+    # Beta(a, a) parameter of mixup; 0: off.
+    c.mixup = 0.0
+
+    # Network: `separable` or `standard`, the convolution in the dense blocks.
+    c.conv = "separable"
+    # Channels that each dense layer adds.
+    c.growth_rate = 24
+    # Dense layers in each block.
+    c.block_sizes = (6, 6, 6, 6)
+    # Width of a 1x1 convolution before each layer's own, in growth rates; 0: none.
+    c.bottleneck = 0
+    # Share of the channels that a transition keeps.
+    c.reduction = 0.5
+    # Channels of the stem, in growth rates.
+    c.stem_width = 2.0
+    # Stride of the stem: 1, or 2 to work at half the resolution.
+    c.stem_stride = 1
+    # Side of the convolution kernels in the stem and the dense blocks.
+    c.kernel_size = 3
+    # relu, leaky_relu, swish or gelu.
+    c.activation = "relu"
+    # Batch norm between depthwise and pointwise.
+    c.inner_norm = False
+    # Activation between depthwise and pointwise.
+    c.inner_activation = False
+    # Share of each dense layer's outputs that is dropped.
+    c.dropout_rate = 0.1
+    # Share of the old value that running batch statistics keep at each step.
+    c.norm_momentum = 0.9
+    # Dtype of activations; parameters, statistics and logits stay float32.
+    c.dtype = "float32"
+    # Of depthwise convolutions: auto, conv or shift. Changes speed alone.
+    c.lowering = "auto"
+
+    # Optimization: sgd (Nesterov momentum), adam or rmsprop.
+    c.optimizer = "sgd"
+    # Peak learning rate; unset: one that suits the optimizer and the batch size.
+    c.learning_rate = config_dict.placeholder(float)
+    # Decay of the gradient's running mean: sgd and rmsprop momentum, adam's beta1.
+    c.momentum = 0.9
+    # Decoupled decay of kernels, times the learning rate; unset: suits the optimizer.
+    c.weight_decay = config_dict.placeholder(float)
+    # Shape of the learning rate over the run: cosine or constant.
+    c.schedule = "cosine"
+    # Epochs over which the learning rate rises linearly from zero.
+    c.warmup_epochs = 5.0
+    # Images per training step.
+    c.batch_size = 128
+    # Passes over the training images.
+    c.num_epochs = 100
+
+    # Program. Draws the initial weights, the order, augmentation and dropout.
+    c.seed = 0
+    # Images per evaluation step; changes speed alone.
+    c.eval_batch_size = 512
+    # cpu, gpu or tpu; unset: the best that jax finds.
+    c.platform = config_dict.placeholder(str)
+    # Progress bar; off: one line per epoch.
+    c.progress = True
+    return c

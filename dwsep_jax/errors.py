@@ -1,0 +1,30 @@
+"""Errors that the user can mend. Each message names the thing, its value, the remedy."""
+
+
+class UserError(Exception):
+    """Something outside the program is not as it must be (missing data, full disk).
+
+    `main.py` prints the message as one line and exits with `exit_code`.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(UserError, ValueError):
+    """A config field or a command-line flag has a value that cannot be meant."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """A dataset is missing, damaged, or not of the kind that this program reads."""
+
+
+def choose(field: str, name: str, choices):
+    """Return `choices[name]`; raise `ConfigError` that lists the choices otherwise."""
+    try:
+        return choices[name]
+    except (KeyError, TypeError):
+        raise ConfigError(
+            f"{field}={name!r} is unknown; choose one of {', '.join(choices)}"
+        ) from None
