@@ -1,0 +1,96 @@
+"""What a person sees of a run: tables, and a progress bar where there is a terminal."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import rich.box
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_console = Console(highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print a line as it is."""
+    _console.print(text, markup=False)
+
+
+def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """Print a table: the first column to the left, numbers to the right."""
+    table = Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell for cell in row))
+    width = max(_console.width, _console.measure(table).maximum)
+    _console.print(table, width=width)
+
+
+class EpochProgress:
+    """A bar over the steps of each epoch, where there is a terminal and it is wanted.
+
+    Use as a context manager around the whole run.
+    """
+
+    def __init__(self, config: ConfigDict, steps_per_epoch: int):
+        self._num_epochs = config.num_epochs
+        self._steps_per_epoch = steps_per_epoch
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} steps"),
+            TimeRemainingColumn(),
+            console=_console,
+            disable=not (config.progress and _console.is_terminal),
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=steps_per_epoch)
+
+    def __enter__(self) -> "EpochProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._bar.stop()
+
+    def steps(self, epoch: int) -> Iterator[int]:
+        """Yield the steps of an epoch, each counted from zero, and move the bar."""
+        description = f"epoch {epoch + 1}/{self._num_epochs}"
+        self._bar.reset(self._task, description=description)
+        for step in range(self._steps_per_epoch):
+            yield step
+            self._bar.advance(self._task)
+
+
+def format_epoch(row: dict[str, Any], num_epochs: int) -> str:
+    """Return the line of an epoch's row of metrics.jsonl."""
+    return (
+        f"epoch {row['epoch']:>{len(str(num_epochs))}}/{num_epochs}"
+        f"  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:6.2%}"
+        f"  validation loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:6.2%}"
+        f"  {row['images_per_second']:,.0f} images/s"
+    )
+
+
+def print_evaluation(evaluation: dict[str, Any], network: str) -> None:
+    """Print the result of a run: one table of all classes, and a closing line."""
+    rows = [
+        [c["name"], *(f"{c[key]:.4f}" for key in ("precision", "recall", "f1"))]
+        + [c["support"]]
+        for c in evaluation["per_class"]
+    ]
+    for average in ("macro", "weighted", "micro"):
+        scores = (evaluation[key][average] for key in ("precision", "recall", "f1"))
+        count = evaluation["num_examples"]
+        rows.append([f"{average} average", *(f"{s:.4f}" for s in scores), count])
+    title = f"Result on {evaluation['split']} after epoch {evaluation['epoch']}"
+    print_table(title, ["class", "precision", "recall", "F1", "images"], rows)
+    calibration = evaluation["calibration"]
+    say(
+        f"{evaluation['split']} accuracy {evaluation['accuracy']:.2%} of "
+        f"{evaluation['num_examples']:,} images, loss {evaluation['loss']:.4f}, "
+        f"calibration error {calibration['ece']:.4f}"
+    )
+    say(f"network: {network}")

@@ -1,0 +1,53 @@
+"""Where a run took place: devices and versions, for the files that it leaves."""
+
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "dwsep_jax")
+
+
+def describe_environment(dtype: str, seed: int) -> dict[str, Any]:
+    """Return device kind and count, platform, versions, dtype, seed, and git commit.
+
+    The commit is null where this package is not in a git checkout.
+    """
+    device = jax.devices()[0]
+    return {
+        "device_kind": device.device_kind,
+        "device_count": jax.device_count(),
+        "platform": device.platform,
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "dtype": dtype,
+        "seed": seed,
+        "git_commit": _git_commit(),
+    }
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit():
+    root = pathlib.Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        result = subprocess.run(
+            ["git", "-C", root, "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None if result.returncode == 0 else None

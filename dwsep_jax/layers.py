@@ -1,0 +1,245 @@
+"""Layers as linen modules: convolutions, batch norm in two halves, dropout.
+
+Each can be used alone. Convolutions keep float32 parameters in the shapes of `nn.Conv`
+and compute in `dtype` (by default that of their input and parameters, promoted).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+
+from dwsep_jax import ops
+
+Dtype = Any
+Initializer = Callable[..., jax.Array]
+he_normal = nn.initializers.he_normal()
+
+
+class DepthwiseConv(nn.Module):
+    """Convolve each channel alone: (N, H, W, C) -> (N, H', W', C).
+
+    A drop-in for `nn.Conv(C, kernel_size, feature_group_count=C)` with the same
+    parameters (`kernel` (kh, kw, 1, C), `bias` (C,)). Fields as in `ops.depthwise_conv`.
+    """
+
+    kernel_size: tuple[int, int] = (3, 3)
+    strides: tuple[int, int] = (1, 1)
+    padding: ops.Padding = "SAME"
+    kernel_dilation: tuple[int, int] = (1, 1)
+    use_bias: bool = False
+    dtype: Dtype | None = None
+    kernel_init: Initializer = he_normal
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (*self.kernel_size, 1, x.shape[-1])
+        kernel = self.param("kernel", self.kernel_init, shape)
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+        y = ops.depthwise_conv(
+            x,
+            kernel,
+            strides=self.strides,
+            padding=self.padding,
+            kernel_dilation=self.kernel_dilation,
+            lowering=self.lowering,
+        )
+        return _add_bias(self, y) if self.use_bias else y
+
+
+class PointwiseConv(nn.Module):
+    """Mix the channels of each pixel: (..., C) -> (..., features).
+
+    A drop-in for `nn.Conv(features, (1, 1))` with the same parameters (`kernel`
+    (1, 1, C, features), `bias` (features,)).
+    """
+
+    features: int
+    use_bias: bool = False
+    dtype: Dtype | None = None
+    kernel_init: Initializer = he_normal
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (1, 1, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+        y = ops.pointwise_conv(x, kernel)
+        return _add_bias(self, y) if self.use_bias else y
+
+
+class SeparableConv(nn.Module):
+    """Convolve depthwise, then pointwise: (N, H, W, C) -> (N, H', W', features).
+
+    Takes kh * kw * C + C * features multiply-adds a pixel where a standard convolution
+    takes kh * kw * C * features (Howard et al. 2017, section 3.1). `norm` and
+    `activation`, where given, stand between the two, as in MobileNet; Xception has
+    neither (Chollet 2017). `norm` is a module factory, called with a `name` alone.
+    """
+
+    features: int
+    kernel_size: tuple[int, int] = (3, 3)
+    strides: tuple[int, int] = (1, 1)
+    padding: ops.Padding = "SAME"
+    use_bias: bool = False
+    dtype: Dtype | None = None
+    kernel_init: Initializer = he_normal
+    lowering: str = "auto"
+    norm: Callable[..., Callable[[jax.Array], jax.Array]] | None = None
+    activation: Callable[[jax.Array], jax.Array] | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = DepthwiseConv(
+            self.kernel_size,
+            self.strides,
+            self.padding,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+            lowering=self.lowering,
+            name="depthwise",
+        )(x)
+        if self.norm is not None:
+            x = self.norm(name="norm")(x)
+        if self.activation is not None:
+            x = self.activation(x)
+        return PointwiseConv(
+            self.features,
+            self.use_bias,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+            name="pointwise",
+        )(x)
+
+
+class StandardConv(nn.Module):
+    """Convolve all channels with all: (N, H, W, C) -> (N, H', W', features).
+
+    `nn.Conv` with the defaults and the fields of `SeparableConv`, its twin.
+    """
+
+    features: int
+    kernel_size: tuple[int, int] = (3, 3)
+    strides: tuple[int, int] = (1, 1)
+    padding: ops.Padding = "SAME"
+    use_bias: bool = False
+    dtype: Dtype | None = None
+    kernel_init: Initializer = he_normal
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Conv(
+            self.features,
+            self.kernel_size,
+            self.strides,
+            self.padding,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+            name="conv",
+        )(x)
+
+
+class BatchStatistics(nn.Module):
+    """Take the mean and variance of each channel over the batch: the costly half.
+
+    In training the statistics are the batch's (biased variance, float32, the formula
+    of `nn.BatchNorm`) and move the running ones, which are used in evaluation. Whoever
+    makes a tensor takes its statistics once; all its consumers share them.
+    """
+
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, use_running_average: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return (mean, variance), each (C,) in float32 or wider, of x (..., C)."""
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        shape = x.shape[-1:]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
+        if use_running_average:
+            return running_mean.value, running_var.value
+        x = x.astype(dtype)
+        axes = tuple(range(x.ndim - 1))
+        mean = jnp.mean(x, axes)
+        var = jnp.maximum(jnp.mean(x * x, axes) - mean * mean, 0.0)
+        if not self.is_initializing():
+            keep = self.momentum
+            running_mean.value = keep * running_mean.value + (1 - keep) * mean
+            running_var.value = keep * running_var.value + (1 - keep) * var
+        return mean, var
+
+
+class Normalize(nn.Module):
+    """Normalize with given statistics, then scale and shift: the cheap half."""
+
+    epsilon: float = 1e-5
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+        """Return x (..., C) normalized by mean and var, (C,), in `dtype`."""
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        mean, factor, bias = (_per_channel(v, x.ndim) for v in (mean, factor, bias))
+        y = (x.astype(mean.dtype) - mean) * factor + bias
+        return y.astype(self.dtype or x.dtype)
+
+
+class BatchNorm(nn.Module):
+    """Normalize each channel by its batch statistics (Ioffe and Szegedy 2015).
+
+    Equal to `nn.BatchNorm`, in two halves that other modules use apart.
+    """
+
+    use_running_average: bool
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        statistics = BatchStatistics(self.momentum, name="statistics")
+        mean, var = statistics(x, self.use_running_average)
+        return Normalize(self.epsilon, self.dtype, name="normalize")(x, mean, var)
+
+
+class Dropout(nn.Module):
+    """Zero elements at random and scale up the rest (Srivastava et al. 2014).
+
+    `rate` may be a traced number. It is rounded to 1/256, so that 8 random bits decide
+    on each element, a quarter of the usual cost; the scale is that of the rounded rate,
+    so the expectation is exact. Draws from the stream `dropout`.
+    """
+
+    rate: float | jax.Array
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """Return x, of any shape, or x unchanged if deterministic or never dropped."""
+        never = isinstance(self.rate, int | float) and self.rate == 0
+        if deterministic or never:
+            return x
+        keep = jnp.round(256 * (1 - jnp.asarray(self.rate, jnp.float32)))
+        bits = jax.random.bits(self.make_rng("dropout"), x.shape, jnp.uint8)
+        kept = bits.astype(jnp.uint16) < keep.astype(jnp.uint16)
+        scale = jnp.where(keep > 0, 256 / jnp.maximum(keep, 1), 0).astype(x.dtype)
+        return jnp.where(kept, x * scale, jnp.zeros((), x.dtype))
+
+
+def _add_bias(module, y):
+    bias = module.param("bias", nn.initializers.zeros, y.shape[-1:])
+    return y + _per_channel(bias.astype(y.dtype), y.ndim)
+
+
+def _per_channel(vector, ndim):
+    """Return a (C,) vector as (1, ..., 1, C), to go with a tensor of `ndim` axes."""
+    return vector.reshape((1,) * (ndim - 1) + vector.shape)

@@ -1,0 +1,119 @@
+"""What is summed on the device, and what is made of a split's predictions on the host."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import metrics as clu_metrics
+
+NUM_CALIBRATION_BINS = 15
+
+
+@flax.struct.dataclass
+class Metrics(clu_metrics.Collection):
+    """Mean loss and accuracy: sums and counts on the device, divided once, on the host."""
+
+    loss: clu_metrics.Average.from_output("loss")
+    accuracy: clu_metrics.Average.from_output("correct")
+
+
+def measure(
+    losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array
+) -> Metrics:
+    """Sum up a batch.
+
+    Args:
+      losses: the loss of each example, (N,).
+      logits: (N, K).
+      labels: classes, int (N,).
+      mask: bool (N,); what is False does not count.
+    """
+    correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    return Metrics.single_from_model_output(loss=losses, correct=correct, mask=mask)
+
+
+def classification_report(
+    labels: np.ndarray, probabilities: np.ndarray, class_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return precision, recall and F1 (averaged and per class) and the confusion matrix.
+
+    Args:
+      labels: true classes, int (N,).
+      probabilities: (N, K); the largest, the first of equals, is the prediction.
+      class_names: K names.
+
+    Returns:
+      `precision`, `recall`, `f1`: each {macro, weighted, micro}. `per_class`: a list of
+      {name, precision, recall, f1, support}. `confusion_matrix`: K rows (truth) of K
+      counts. A class that is never predicted has precision 0, one without examples
+      recall 0, as in scikit-learn with `zero_division=0`.
+    """
+    from sklearn import metrics as sk_metrics
+
+    predictions = probabilities.argmax(axis=-1)
+    classes = np.arange(len(class_names))
+    names = ("precision", "recall", "f1")
+
+    def scores(average):
+        return sk_metrics.precision_recall_fscore_support(
+            labels, predictions, labels=classes, average=average, zero_division=0
+        )
+
+    report: dict[str, Any] = {name: {} for name in names}
+    for average in ("macro", "weighted", "micro"):
+        for name, value in zip(names, scores(average)[:3], strict=True):
+            report[name][average] = float(value)
+    report["per_class"] = [
+        {"name": name, "precision": float(p), "recall": float(r), "f1": float(f)}
+        | {"support": int(support)}
+        for name, p, r, f, support in zip(class_names, *scores(None), strict=True)
+    ]
+    matrix = sk_metrics.confusion_matrix(labels, predictions, labels=classes)
+    report["confusion_matrix"] = matrix.tolist()
+    return report
+
+
+def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
+    """Return how far probabilities can be trusted (Guo et al. 2017).
+
+    Args:
+      labels: true classes, int (N,).
+      probabilities: (N, K).
+
+    Returns:
+      `ece`: expected calibration error over 15 equal-width bins of the top
+      probability. `nll`: mean negative log likelihood, in nats. `brier`: squared error
+      of the probabilities, summed over classes, mean over examples. `bins`: a list of
+      {low, high, count, confidence, accuracy}, the last two null in an empty bin.
+    """
+    probabilities = probabilities.astype(np.float64)
+    n = len(labels)
+    true_probability = probabilities[np.arange(n), labels]
+    one_hot = np.eye(probabilities.shape[1])[labels]
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+
+    # Bins are (low, high], the first one closed.
+    edges = np.linspace(0, 1, NUM_CALIBRATION_BINS + 1)
+    index = np.clip(np.searchsorted(edges, confidence) - 1, 0, NUM_CALIBRATION_BINS - 1)
+    bins, ece = [], 0.0
+    for b in range(NUM_CALIBRATION_BINS):
+        inside = index == b
+        count = int(inside.sum())
+        mean = float(confidence[inside].mean()) if count else None
+        accuracy = float(correct[inside].mean()) if count else None
+        if count:
+            ece += count / n * abs(accuracy - mean)
+        bins.append(
+            {"low": float(edges[b]), "high": float(edges[b + 1]), "count": count}
+            | {"confidence": mean, "accuracy": accuracy}
+        )
+    tiny = np.finfo(np.float32).tiny
+    return {
+        "ece": ece,
+        "nll": float(-np.log(np.maximum(true_probability, tiny)).mean()),
+        "brier": float(((probabilities - one_hot) ** 2).sum(axis=1).mean()),
+        "bins": bins,
+    }

@@ -1,0 +1,251 @@
+"""The dense network (Huang et al. 2017), of any convolution.
+
+In a dense block every layer reads all earlier outputs. All readers of a channel see the
+same batch mean and variance, so these are taken once, where the channel is made, and
+travel with it as `Features`; each reader has a scale and a bias of its own. The result
+is that of a `nn.BatchNorm` in each reader, for a fraction of the cost.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from dwsep_jax.errors import ConfigError, choose
+from dwsep_jax.layers import (
+    BatchNorm,
+    BatchStatistics,
+    Dropout,
+    Normalize,
+    PointwiseConv,
+    SeparableConv,
+    StandardConv,
+    he_normal,
+)
+
+ModuleDef = Any
+Activation = Callable[[jax.Array], jax.Array]
+
+
+class Features(NamedTuple):
+    """Channels with their batch statistics: x (N, H, W, C); mean and var (C,)."""
+
+    x: jax.Array
+    mean: jax.Array
+    var: jax.Array
+
+
+def concatenate(pieces: Sequence[Features]) -> Features:
+    """Join features along the channels, statistics included."""
+    return Features(*(jnp.concatenate(parts, axis=-1) for parts in zip(*pieces)))
+
+
+class DenseLayer(nn.Module):
+    """Make `growth_rate` channels: dropout(conv(act(norm(x)))).
+
+    With a `bottleneck`, a 1x1 convolution to that many growth rates of channels, a norm
+    and an activation come before the convolution (DenseNet-B).
+    """
+
+    growth_rate: int
+    conv: ModuleDef
+    act: Activation
+    normalize: ModuleDef
+    norm: ModuleDef
+    bottleneck: float = 0
+    dropout_rate: float | jax.Array = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, train: bool) -> jax.Array:
+        x = self.act(self.normalize(name="norm")(*features))
+        if self.bottleneck:
+            width = round(self.bottleneck * self.growth_rate)
+            x = PointwiseConv(width, dtype=self.dtype, name="bottleneck")(x)
+            x = self.act(self.norm(name="bottleneck_norm")(x))
+        x = self.conv(self.growth_rate, name="conv")(x)
+        return Dropout(self.dropout_rate, name="dropout")(x, deterministic=not train)
+
+
+class DenseBlock(nn.Module):
+    """Run dense layers, each on the concatenation of all before it."""
+
+    num_layers: int
+    layer: ModuleDef
+    statistics: ModuleDef
+
+    @nn.compact
+    def __call__(self, features: Features, train: bool) -> Features:
+        for i in range(self.num_layers):
+            y = self.layer(name=f"layer{i}")(features, train)
+            mean, var = self.statistics(name=f"statistics{i}")(y, not train)
+            features = concatenate([features, Features(y, mean, var)])
+        return features
+
+
+class Transition(nn.Module):
+    """Mix and thin out the channels by a 1x1 convolution, then halve the image."""
+
+    num_channels: int
+    act: Activation
+    normalize: ModuleDef
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features) -> jax.Array:
+        x = self.act(self.normalize(name="norm")(*features))
+        x = PointwiseConv(self.num_channels, dtype=self.dtype, name="conv")(x)
+        return nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
+
+
+class DenseNet(nn.Module):
+    """Classify images: stem, dense blocks with transitions between, pooling, dense.
+
+    Attributes:
+      conv: the convolution of the dense layers, a module factory called as
+        `conv(features, kernel_size=..., dtype=..., name=...)`: `SeparableConv`,
+        `StandardConv`, or any other that takes these.
+      num_classes: length of the logits.
+      growth_rate: channels that each dense layer adds.
+      block_sizes: dense layers of each block.
+      bottleneck: width of the 1x1 convolution in each layer, in growth rates; 0: none.
+      reduction: share of the channels that a transition keeps.
+      stem_width: channels of the stem, in growth rates.
+      stem_stride: 1, or 2 to halve the image at once.
+      kernel_size: side of the kernels of the stem and the dense layers.
+      act: activation.
+      dropout_rate: share of each dense layer's outputs that is dropped; may be traced.
+      inner_norm: put a batch norm between depthwise and pointwise (`SeparableConv`).
+      inner_act: put the activation between depthwise and pointwise, likewise.
+      norm_momentum: share that running statistics keep at each step.
+      dtype: of the activations; parameters, statistics and logits are float32.
+    """
+
+    conv: ModuleDef = SeparableConv
+    num_classes: int = 10
+    growth_rate: int = 24
+    block_sizes: Sequence[int] = (6, 6, 6, 6)
+    bottleneck: float = 0
+    reduction: float = 0.5
+    stem_width: float = 2.0
+    stem_stride: int = 1
+    kernel_size: int = 3
+    act: Activation = nn.relu
+    dropout_rate: float | jax.Array = 0.0
+    inner_norm: bool = False
+    inner_act: bool = False
+    norm_momentum: float = 0.9
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Return logits (N, num_classes), float32, of images x (N, H, W, C).
+
+        In training, batch statistics are of this batch, the collection `batch_stats`
+        must be mutable, and dropout draws from the stream `dropout`.
+        """
+        _check_image_size(x.shape, self.stem_stride, len(self.block_sizes))
+        kernel_size = (self.kernel_size, self.kernel_size)
+        statistics = partial(BatchStatistics, self.norm_momentum)
+        normalize = partial(Normalize, dtype=self.dtype)
+        norm = partial(BatchNorm, not train, self.norm_momentum, dtype=self.dtype)
+        conv = partial(self.conv, kernel_size=kernel_size, dtype=self.dtype)
+        if self.inner_norm:
+            conv = partial(conv, norm=norm)
+        if self.inner_act:
+            conv = partial(conv, activation=self.act)
+        layer = partial(
+            DenseLayer,
+            growth_rate=self.growth_rate,
+            conv=conv,
+            act=self.act,
+            normalize=normalize,
+            norm=norm,
+            bottleneck=self.bottleneck,
+            dropout_rate=self.dropout_rate,
+            dtype=self.dtype,
+        )
+
+        x = StandardConv(
+            round(self.stem_width * self.growth_rate),
+            kernel_size,
+            (self.stem_stride, self.stem_stride),
+            dtype=self.dtype,
+            name="stem",
+        )(x)
+        for b, num_layers in enumerate(self.block_sizes):
+            if b > 0:
+                num_channels = max(1, int(self.reduction * features.x.shape[-1]))
+                x = Transition(
+                    num_channels, self.act, normalize, self.dtype, name=f"transition{b}"
+                )(features)
+            features = Features(x, *statistics(name=f"statistics{b}")(x, not train))
+            block = DenseBlock(num_layers, layer, statistics, name=f"block{b}")
+            features = block(features, train)
+        x = self.act(normalize(name="norm")(*features))
+        x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        return nn.Dense(self.num_classes, kernel_init=he_normal, name="head")(x)
+
+
+def _check_image_size(shape, stem_stride, num_blocks):
+    """Raise unless a pixel is left after the stem and every transition."""
+    size = -(-min(shape[1:3]) // stem_stride)
+    if size >> (num_blocks - 1) == 0:
+        raise ConfigError(
+            f"block_sizes with {num_blocks} blocks halves the image {num_blocks - 1} "
+            f"times, more than {shape[1]}x{shape[2]} pixels with stem_stride="
+            f"{stem_stride} allow; take fewer blocks, or larger images"
+        )
+
+
+def _separable(config):
+    return partial(SeparableConv, lowering=config.lowering)
+
+
+def _standard(config):
+    for field in ("inner_norm", "inner_activation"):
+        if config[field]:
+            raise ConfigError(
+                f"{field}={config[field]} needs conv='separable': a standard "
+                "convolution has no inside"
+            )
+    return StandardConv
+
+
+CONVOLUTIONS = {"separable": _separable, "standard": _standard}
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "leaky_relu": nn.leaky_relu,
+    "swish": nn.swish,
+    "gelu": nn.gelu,
+}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def create_model(config: ConfigDict, num_classes: int) -> DenseNet:
+    """Build the network of a configuration.
+
+    Raises:
+      ConfigError: for an unknown choice, or an option that the convolution lacks.
+    """
+    return DenseNet(
+        conv=choose("conv", config.conv, CONVOLUTIONS)(config),
+        num_classes=num_classes,
+        growth_rate=config.growth_rate,
+        block_sizes=tuple(config.block_sizes),
+        bottleneck=config.bottleneck,
+        reduction=config.reduction,
+        stem_width=config.stem_width,
+        stem_stride=config.stem_stride,
+        kernel_size=config.kernel_size,
+        act=choose("activation", config.activation, ACTIVATIONS),
+        dropout_rate=config.dropout_rate,
+        inner_norm=config.inner_norm,
+        inner_act=config.inner_activation,
+        norm_momentum=config.norm_momentum,
+        dtype=choose("dtype", config.dtype, DTYPES),
+    )
