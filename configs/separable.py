@@ -4,4 +4,7 @@ from configs import default
 
 
 def get_config():
-    return default.get_config()
+    """Return the configuration."""
+    c = default.get_config()
+    c.conv = "separable"
+    return c

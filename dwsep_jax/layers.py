@@ -159,7 +159,7 @@ class BatchStatistics(nn.Module):
         self, x: jax.Array, use_running_average: bool
     ) -> tuple[jax.Array, jax.Array]:
         """Return (mean, variance), each (C,) in float32 or wider, of x (..., C)."""
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        dtype = ops.accumulator_dtype(x.dtype)
         shape = x.shape[-1:]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)

@@ -99,7 +99,15 @@ class Transition(nn.Module):
     def __call__(self, features: Features) -> jax.Array:
         x = self.act(self.normalize(name="norm")(*features))
         x = PointwiseConv(self.num_channels, dtype=self.dtype, name="conv")(x)
-        return nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
+        return halve(x)
+
+
+def halve(x: jax.Array) -> jax.Array:
+    """Average 2x2 pixels: (N, H, W, C) -> (N, H // 2, W // 2, C), an odd edge dropped."""
+    n, height, width, channels = x.shape
+    height, width = height // 2, width // 2
+    x = x[:, : 2 * height, : 2 * width]
+    return x.reshape(n, height, 2, width, 2, channels).mean((2, 4))
 
 
 class DenseNet(nn.Module):

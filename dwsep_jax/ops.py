@@ -72,9 +72,14 @@ def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
         x,
         kernel[0, 0],
         (((x.ndim - 1,), (0,)), ((), ())),
-        preferred_element_type=_accumulator(x.dtype),
+        preferred_element_type=accumulator_dtype(x.dtype),
     )
     return y.astype(x.dtype)
+
+
+def accumulator_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """Return the dtype in which numbers of `dtype` are added up: float32 or wider."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def _conv(x, kernel, strides, pads, kernel_dilation):
@@ -92,8 +97,9 @@ def _conv(x, kernel, strides, pads, kernel_dilation):
 
 def _shift(x, kernel, strides, pads, kernel_dilation):
     """Lower to one multiply-add per tap, of shifted views; XLA fuses them."""
-    dtype = _accumulator(x.dtype)
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    dtype = accumulator_dtype(x.dtype)
+    edges = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
+    padded = lax.pad(x, jnp.zeros((), x.dtype), edges)
     out_size = [
         (size - (k - 1) * dilation - 1) // stride + 1
         for size, k, dilation, stride in zip(
@@ -155,11 +161,6 @@ def _check_dtypes(x, kernel):
         raise ValueError(
             f"x and kernel share one floating dtype, not {x.dtype} and {kernel.dtype}"
         )
-
-
-def _accumulator(dtype):
-    """Return the dtype in which products of `dtype` are added up."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _explicit_padding(x, kernel, strides, padding, kernel_dilation):

@@ -1,0 +1,25 @@
+"""Settings of all tests: two CPU devices, and promotions that are errors."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path, monkeypatch):
+    """Keep every test out of the user's datasets and caches."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def strict():
+    """Let implicit conversions between dtypes be errors."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield

@@ -1,0 +1,346 @@
+"""The dense network: against a plain DenseNet of nn.Conv and nn.BatchNorm."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from configs import default, separable, standard
+from dwsep_jax import models
+from dwsep_jax.errors import ConfigError
+from dwsep_jax.layers import SeparableConv, StandardConv
+from tests.numerics import relative_error
+
+KEY = jax.random.key(0)
+TINY = dict(num_classes=3, growth_rate=4, block_sizes=(2, 1, 1))
+
+
+class PlainConv(nn.Module):
+    """A separable or standard convolution by `nn.Conv`, with our parameter names."""
+
+    separable: bool
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        if not self.separable:
+            return nn.Conv(self.features, (3, 3), use_bias=False, name="conv")(x)
+        c = x.shape[-1]
+        x = nn.Conv(
+            c, (3, 3), feature_group_count=c, use_bias=False, name="depthwise"
+        )(x)
+        return nn.Conv(self.features, (1, 1), use_bias=False, name="pointwise")(x)
+
+
+class PlainDenseNet(nn.Module):
+    """The textbook DenseNet: a batch norm of its own in every consumer."""
+
+    separable: bool
+    bottleneck: int
+    train: bool
+
+    @nn.compact
+    def __call__(self, x):
+        norm = partial(nn.BatchNorm, not self.train, momentum=0.9)
+        conv1x1 = partial(nn.Conv, kernel_size=(1, 1), use_bias=False)
+        growth = TINY["growth_rate"]
+        x = nn.Conv(2 * growth, (3, 3), use_bias=False, name="stem.conv")(x)
+        for b, num_layers in enumerate(TINY["block_sizes"]):
+            if b:
+                x = nn.relu(norm(name=f"transition{b}.norm")(x))
+                x = conv1x1(x.shape[-1] // 2, name=f"transition{b}.conv")(x)
+                x = nn.avg_pool(x, (2, 2), (2, 2))  # an even size: nothing is dropped
+            for i in range(num_layers):
+                name = f"block{b}.layer{i}"
+                y = nn.relu(norm(name=f"{name}.norm")(x))
+                if self.bottleneck:
+                    y = conv1x1(self.bottleneck * growth, name=f"{name}.bottleneck")(y)
+                    y = nn.relu(norm(name=f"{name}.bottleneck_norm.normalize")(y))
+                y = PlainConv(self.separable, growth, name=f"{name}.conv")(y)
+                x = jnp.concatenate([x, y], axis=-1)
+        x = nn.relu(norm(name="norm")(x))
+        return nn.Dense(TINY["num_classes"], name="head")(x.mean((1, 2)))
+
+
+def plain_params(ours):
+    """Rename {"block0": {"layer0": {...}}} to {"block0.layer0...": {...}}."""
+    flat = {}
+
+    def visit(tree, path):
+        leaves = any(not isinstance(v, dict) for v in tree.values())
+        convolution = "depthwise" in tree or (path[1:] and path[-1] == "conv")
+        if leaves or (convolution and "kernel" not in tree):
+            flat[".".join(path)] = tree
+        else:
+            for name, value in tree.items():
+                visit(value, (*path, name))
+
+    visit(ours, ())
+    return flat
+
+
+def consumer_stats(ours, bottleneck):
+    """Return {consumer: {mean, var}} in the plain net of our producers' statistics."""
+    plain, pieces = {}, []
+
+    def join():
+        return {
+            k: jnp.concatenate([piece[k] for piece in pieces]) for k in ("mean", "var")
+        }
+
+    for b, num_layers in enumerate(TINY["block_sizes"]):
+        if b:
+            plain[f"transition{b}.norm"] = join()
+        pieces = [ours[f"statistics{b}"]]
+        for i in range(num_layers):
+            plain[f"block{b}.layer{i}.norm"] = join()
+            block = ours[f"block{b}"]
+            if bottleneck:
+                inner = block[f"layer{i}"]["bottleneck_norm"]["statistics"]
+                plain[f"block{b}.layer{i}.bottleneck_norm.normalize"] = inner
+            pieces.append(block[f"statistics{i}"])
+    plain["norm"] = join()
+    return plain
+
+
+@pytest.mark.parametrize("bottleneck", [0, 2])
+@pytest.mark.parametrize("conv", [SeparableConv, StandardConv])
+def test_shared_statistics_equal_a_batch_norm_in_each_consumer(conv, bottleneck):
+    model = models.DenseNet(conv, bottleneck=bottleneck, **TINY)
+    plain = PlainDenseNet(conv is SeparableConv, bottleneck, train=True)
+    x = jax.random.normal(KEY, (6, 16, 16, 3))
+    labels = jnp.array([0, 1, 2, 0, 1, 2])
+    variables = jax.jit(model.init)(KEY, x)
+    params = jax.tree.map(
+        lambda p: p + 0.1 * jax.random.normal(KEY, p.shape), variables["params"]
+    )
+    stats = variables["batch_stats"]
+
+    def loss(model, params, stats, train=None):
+        train = {} if train is None else {"train": train}
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": stats}, x, mutable=["batch_stats"], **train
+        )
+        log_p = jax.nn.log_softmax(logits)
+        losses = -jnp.take_along_axis(log_p, labels[:, None], axis=1)
+        return losses.mean(), (logits, updated["batch_stats"])
+
+    grad = jax.jit(
+        jax.grad(loss, argnums=1, has_aux=True), static_argnames=("model", "train")
+    )
+    with jax.numpy_dtype_promotion("strict"):
+        our_grads, (our_logits, our_stats) = grad(model, params, stats, train=True)
+    plain_grads, (plain_logits, plain_stats) = grad(
+        plain, plain_params(params), consumer_stats(stats, bottleneck)
+    )
+    assert relative_error(our_logits, plain_logits) < 1e-5
+
+    our_grads = plain_params(our_grads)
+    assert our_grads.keys() == plain_grads.keys()
+    scale = np.linalg.norm([np.linalg.norm(g) for g in jax.tree.leaves(plain_grads)])
+    errors = jax.tree.map(
+        lambda a, b: np.linalg.norm(a - b), our_grads, dict(plain_grads)
+    )
+    assert np.linalg.norm(jax.tree.leaves(errors)) / scale < 1e-5
+    assert all(np.linalg.norm(g) > 0 for g in jax.tree.leaves(our_grads))
+
+    our_stats = consumer_stats(our_stats, bottleneck)
+    assert our_stats.keys() == plain_stats.keys()
+    for name in plain_stats:
+        for key in ("mean", "var"):
+            assert relative_error(our_stats[name][key], plain_stats[name][key]) < 1e-5
+
+    # And in evaluation, with the running statistics that training left.
+    got = jax.jit(model.apply)({"params": params, "batch_stats": stats}, x)
+    want = jax.jit(plain.clone(train=False).apply)(
+        {
+            "params": plain_params(params),
+            "batch_stats": consumer_stats(stats, bottleneck),
+        },
+        x,
+    )
+    assert relative_error(got, want) < 1e-5
+
+
+def count_by_hand(separable, bottleneck=0):
+    """Count parameters and MACs of the default network from the paper's description."""
+    growth, size, channels = 24, 32, 48
+    parameters = macs = 0
+
+    def norm():
+        return 2 * channels
+
+    parameters += 9 * 3 * channels
+    macs += 9 * 3 * channels * size**2
+    for block in range(4):
+        for _ in range(6):
+            parameters += norm()
+            inputs = channels
+            if bottleneck:
+                inputs = bottleneck * growth
+                parameters += channels * inputs + 2 * inputs
+                macs += channels * inputs * size**2
+            weights = 9 * inputs * growth
+            if separable:
+                weights = 9 * inputs + inputs * growth
+            parameters += weights
+            macs += weights * size**2
+            channels += growth
+        if block < 3:
+            parameters += norm() + channels * (channels // 2)
+            macs += channels * (channels // 2) * size**2
+            channels, size = channels // 2, size // 2
+    parameters += norm() + 10 * channels + 10
+    return parameters, macs + 10 * channels
+
+
+@pytest.mark.parametrize("bottleneck", [0, 4])
+@pytest.mark.parametrize(("config", "is_separable"), [(separable, 1), (standard, 0)])
+def test_parameters_and_macs_equal_a_count_by_hand(config, is_separable, bottleneck):
+    from dwsep_jax.summary import describe_network, summarize
+
+    c = config.get_config()
+    c.bottleneck = bottleneck
+    parts = summarize(c, 10, (32, 32, 3))
+    parameters, macs = count_by_hand(is_separable, bottleneck)
+    assert sum(part.parameters for part in parts) == parameters
+    assert sum(part.macs for part in parts) == macs
+    assert f"{parameters:,} parameters" in describe_network(c, parts)
+    shapes = {part.name: part.output_shape for part in parts}
+    assert shapes["block3"] == (4, 4, 276)
+    assert shapes["head"] == (10,)
+    if not bottleneck:
+        expected = {1: (221_650, 62_501_064), 0: (919_978, 243_802_824)}
+        assert (parameters, macs) == expected[is_separable]
+
+
+def test_one_line_of_config_lies_between_the_two_networks():
+    a, b = separable.get_config(), standard.get_config()
+    assert {field for field in a if a[field] != b[field]} == {"conv"}
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_gradient_reaches_every_parameter_and_bfloat16_ends_in_float32():
+    model = models.DenseNet(
+        bottleneck=2,
+        inner_norm=True,
+        inner_act=True,
+        act=nn.gelu,
+        dropout_rate=0.5,
+        dtype=jnp.bfloat16,
+        **TINY,
+    )
+    x = jax.random.normal(KEY, (4, 16, 16, 3))
+    variables = jax.jit(model.init)(KEY, x)
+
+    def loss(params):
+        logits, _ = model.apply(
+            {"params": params, "batch_stats": variables["batch_stats"]},
+            x,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": KEY},
+        )
+        assert logits.dtype == jnp.float32
+        return jnp.sum(jnp.sin(logits))
+
+    grads = jax.jit(jax.grad(loss))(variables["params"])
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert grad.dtype == jnp.float32, path
+        assert np.isfinite(grad).all(), path
+        assert np.any(grad), path
+
+
+def program_of(**changes):
+    """Return the traced training program of a small network, as text."""
+    config = default.get_config()
+    config.update({"growth_rate": 4, "block_sizes": (1, 1), **changes})
+    model = models.create_model(config, 3)
+    x = jnp.zeros((2, 8, 8, 3))
+    variables = jax.eval_shape(model.init, KEY, x)
+
+    def apply(variables, x):
+        return model.apply(
+            variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": KEY}
+        )
+
+    return str(jax.make_jaxpr(apply)(variables, x))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(conv="standard"),
+        dict(growth_rate=5),
+        dict(block_sizes=(1, 2)),
+        dict(bottleneck=2),
+        dict(reduction=0.25),
+        dict(stem_width=1.0),
+        dict(stem_stride=2),
+        dict(kernel_size=5),
+        dict(activation="leaky_relu"),
+        dict(activation="swish"),
+        dict(activation="gelu"),
+        dict(inner_norm=True),
+        dict(inner_activation=True),
+        dict(dropout_rate=0.5),
+        dict(norm_momentum=0.5),
+        dict(dtype="bfloat16"),
+    ],
+    ids=str,
+)
+def test_every_field_of_the_network_changes_its_program(changes):
+    assert program_of(**changes) != program_of()
+
+
+def test_the_same_fields_give_the_same_program():
+    assert program_of() == program_of()
+
+
+def test_lowering_changes_the_program_but_not_the_parameters():
+    programs = {program_of(lowering=name) for name in ("auto", "conv", "shift")}
+    assert len(programs) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(conv="grouped"), "conv='grouped' is unknown; choose one of separable"),
+        (dict(activation="tanh"), "one of relu, leaky_relu, swish, gelu"),
+        (dict(dtype="float16"), "one of float32, bfloat16"),
+        (dict(lowering="fft"), "one of auto, conv, shift"),
+        (dict(conv="standard", inner_norm=True), "inner_norm=True needs conv="),
+        (dict(conv="standard", inner_activation=True), "inner_activation=True needs"),
+        (dict(block_sizes=(1,) * 5), "halves the image 4 times, more than 8x8"),
+    ],
+    ids=str,
+)
+def test_a_network_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        program_of(**changes)
+
+
+def test_the_convolution_may_be_any_module():
+    class Convolution(nn.Module):
+        features: int
+        kernel_size: tuple[int, int]
+        dtype: jnp.dtype
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Conv(self.features, self.kernel_size, dtype=self.dtype)(x)
+
+    model = models.DenseNet(Convolution, **TINY)
+    variables = jax.eval_shape(model.init, KEY, jnp.zeros((1, 16, 16, 3)))
+    assert "Conv_0" in variables["params"]["block0"]["layer0"]["conv"]
+
+
+def test_create_model_reads_a_config_dict():
+    assert isinstance(default.get_config(), ConfigDict)
+    model = models.create_model(separable.get_config(), 7)
+    assert model.num_classes == 7
+    assert model.block_sizes == (6, 6, 6, 6)

@@ -1,0 +1,210 @@
+"""Depthwise and pointwise convolution against the same sums in float64."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from dwsep_jax import ops
+from tests.numerics import relative_error
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+CASES = {
+    "3x3": dict(shape=(2, 6, 7, 5)),
+    "1x1": dict(shape=(2, 4, 4, 3), kernel_size=(1, 1)),
+    "even kernel": dict(shape=(1, 7, 6, 4), kernel_size=(2, 4)),
+    "strides": dict(shape=(2, 8, 7, 3), strides=(2, 2)),
+    "unequal strides": dict(shape=(2, 9, 8, 3), strides=(1, 3), kernel_size=(5, 3)),
+    "dilation": dict(shape=(1, 9, 11, 2), kernel_dilation=(2, 3)),
+    "valid": dict(shape=(1, 5, 9, 2), padding="VALID", kernel_size=(5, 2)),
+    "valid, strides, dilation": dict(
+        shape=(1, 12, 13, 2), padding="VALID", strides=(2, 3), kernel_dilation=(3, 2)
+    ),
+    "explicit padding": dict(shape=(1, 5, 6, 2), padding=((0, 3), (2, 1))),
+    "one pixel": dict(shape=(3, 1, 1, 2)),
+    "one channel": dict(shape=(2, 5, 5, 1)),
+}
+
+
+def make_inputs(shape, kernel_size=(3, 3), dtype=np.float32, seed=0, **options):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=shape).astype(dtype)
+    kernel = rng.normal(size=(*kernel_size, 1, shape[-1])).astype(dtype)
+    return x, kernel, options
+
+
+def exact(x, kernel, strides=(1, 1), padding="SAME", kernel_dilation=(1, 1)):
+    """Sum in float64, tap by tap, in plain loops."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel.shape, kernel_dilation)]
+    if padding == "VALID":
+        padding = ((0, 0), (0, 0))
+    elif padding == "SAME":
+        padding = []
+        for size, span, stride in zip(x.shape[1:3], spans, strides):
+            total = max(0, (-(-size // stride) - 1) * stride + span - size)
+            padding.append((total // 2, total - total // 2))
+    x = np.pad(x, ((0, 0), *padding, (0, 0)))
+    rows = range(0, x.shape[1] - spans[0] + 1, strides[0])
+    columns = range(0, x.shape[2] - spans[1] + 1, strides[1])
+    y = np.zeros((x.shape[0], len(rows), len(columns), x.shape[3]))
+    for (a, top), (b, left) in itertools.product(enumerate(rows), enumerate(columns)):
+        for i, j in itertools.product(range(kernel.shape[0]), range(kernel.shape[1])):
+            pixel = x[:, top + i * kernel_dilation[0], left + j * kernel_dilation[1]]
+            y[:, a, b] += pixel * kernel[i, j, 0]
+    return y
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+@pytest.mark.parametrize("case", CASES)
+def test_depthwise_conv_equals_exact_sum(case, lowering):
+    x, kernel, options = make_inputs(**CASES[case])
+    want = exact(x, kernel, **options)
+    got = ops.depthwise_conv(x, kernel, lowering=lowering, **options)
+    reference = ops.depthwise_conv(x, kernel, lowering="conv", **options)
+    bound = max(2 * relative_error(reference, want), 1e-6)
+    assert relative_error(got, want) <= bound
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_of_both_lowerings_agree(case):
+    x, kernel, options = make_inputs(**CASES[case])
+
+    def gradients(lowering, dtype):
+        @jax.jit
+        def loss(x, kernel):
+            y = ops.depthwise_conv(x, kernel, lowering=lowering, **options)
+            weights = jnp.arange(y.size, dtype=y.dtype).reshape(y.shape) / y.size
+            return jnp.sum(y * y * weights)
+
+        return jax.grad(loss, (0, 1))(x.astype(dtype), kernel.astype(dtype))
+
+    with jax.enable_x64(True):
+        want = gradients("conv", np.float64)
+    pairs = zip(want, gradients("conv", np.float32), gradients("shift", np.float32))
+    for exact_gradient, reference, got in pairs:
+        bound = max(2 * relative_error(reference, exact_gradient), 1e-6)
+        assert relative_error(got, exact_gradient) <= bound
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+def test_forward_mode_and_second_derivatives(lowering):
+    x, kernel, _ = make_inputs((1, 4, 4, 2))
+
+    def f(kernel):
+        y = ops.depthwise_conv(x, kernel, lowering=lowering)
+        return jnp.sum(jnp.sin(y))
+
+    direction = np.ones_like(kernel)
+    _, forward = jax.jvp(f, (kernel,), (direction,))
+    backward = jnp.vdot(jax.grad(f)(kernel), direction)
+    np.testing.assert_allclose(forward, backward, rtol=1e-5, atol=1e-5)
+
+    def sum_of_squares(kernel):
+        return jnp.sum(jax.grad(f)(kernel) ** 2)
+
+    step = 1e-2
+    numeric = (
+        sum_of_squares(kernel + step * direction)
+        - sum_of_squares(kernel - step * direction)
+    ) / (2 * step)
+    second = jnp.vdot(jax.grad(sum_of_squares)(kernel), direction)
+    np.testing.assert_allclose(second, numeric, rtol=2e-2)
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+def test_vmap_over_kernels_equals_a_loop(lowering):
+    x, kernel, _ = make_inputs((2, 5, 5, 3))
+    kernels = np.stack([kernel, 2 * kernel, kernel[::-1]])
+    convolve = lambda k: ops.depthwise_conv(x, k, lowering=lowering)  # noqa: E731
+    want = np.stack([convolve(k) for k in kernels])
+    np.testing.assert_allclose(jax.vmap(convolve)(kernels), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+def test_bfloat16_is_accumulated_in_float32(lowering):
+    x = jnp.array([256.0, 1.0, 1.0], jnp.bfloat16).reshape(1, 1, 3, 1)
+    kernel = jnp.ones((1, 3, 1, 1), jnp.bfloat16)
+    y = ops.depthwise_conv(x, kernel, padding="VALID", lowering=lowering)
+    assert y.dtype == jnp.bfloat16
+    # bfloat16 has 8 bits: there, 256 + 1 is 256.
+    assert y.item() == 258.0
+
+
+def test_auto_is_shift_on_cpu_and_conv_elsewhere():
+    x, kernel, _ = make_inputs((1, 4, 4, 2))
+    convolve = jax.jit(lambda x, k: ops.depthwise_conv(x, k))
+
+    def program(platform):
+        return convolve.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+
+    assert "stablehlo.convolution" not in program("cpu")
+    assert "stablehlo.convolution" in program("tpu")
+    assert "stablehlo.convolution" in program("cuda")
+
+
+def test_sharded_inputs_give_the_same_result():
+    x, kernel, _ = make_inputs((4, 5, 5, 3))
+    mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    assert len(mesh.devices) == 2
+    convolve = jax.jit(lambda x: ops.depthwise_conv(x, kernel))
+    y = convolve(jax.device_put(x, sharding))
+    assert len(y.addressable_shards) == 2
+    np.testing.assert_array_equal(y, convolve(x))
+
+
+def test_pointwise_conv_equals_nn_conv():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    kernel = rng.normal(size=(1, 1, 5, 7)).astype(np.float32)
+    want = nn.Conv(7, (1, 1), use_bias=False).apply({"params": {"kernel": kernel}}, x)
+    np.testing.assert_allclose(ops.pointwise_conv(x, kernel), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, k: ops.depthwise_conv(x, k, lowering="fft"), "choose one of auto"),
+        (lambda x, k: ops.depthwise_conv(x, k, padding="FULL"), "not 'FULL'"),
+        (lambda x, k: ops.depthwise_conv(x, k, padding=((-1, 0), (0, 0))), ">= 0"),
+        (lambda x, k: ops.depthwise_conv(x[0], k), r"\(N, H, W, C\)"),
+        (
+            lambda x, k: ops.depthwise_conv(x, jnp.tile(k, (1, 1, 1, 2))),
+            "channel multiplier",
+        ),
+        (
+            lambda x, k: ops.depthwise_conv(x, k.astype(jnp.bfloat16)),
+            "float32 and bfloat16",
+        ),
+        (
+            lambda x, k: ops.depthwise_conv(x, k, padding="VALID", kernel_dilation=(3, 1)),
+            "spans 7 pixels does not fit into 5",
+        ),
+        (lambda x, k: ops.pointwise_conv(x, k), r"\(1, 1, 2, F\), not"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_a_reason(call, message):
+    x, kernel, _ = make_inputs((1, 5, 5, 2))
+    with pytest.raises(ValueError, match=message):
+        call(jnp.asarray(x), jnp.asarray(kernel))
+
+
+def test_same_padding_is_that_of_lax():
+    x, kernel, _ = make_inputs((1, 8, 8, 2), kernel_size=(4, 4))
+    for strides in [(1, 1), (2, 2), (3, 3)]:
+        want = lax.conv_general_dilated(
+            x,
+            kernel,
+            strides,
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=2,
+        )
+        got = ops.depthwise_conv(x, kernel, strides=strides, lowering="shift")
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
