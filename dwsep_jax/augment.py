@@ -48,7 +48,7 @@ def cutout(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
 
     def inside(key, length):
         first = jax.random.randint(key, (n, 1), 0, length) - size // 2
-        distance = jnp.arange(length) - first
+        distance = jnp.arange(length)[None] - first
         return (distance >= 0) & (distance < size)
 
     rows, columns = inside(row_key, height), inside(column_key, width)

@@ -1,0 +1,1 @@
+"""Datasets as TFDS lays them out on disk, written and read without TensorFlow."""

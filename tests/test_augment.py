@@ -1,0 +1,111 @@
+"""Augmentation: every position, both sides, and a pure function of the key."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dwsep_jax import augment
+
+KEY = jax.random.key(0)
+
+
+def test_normalize_maps_bytes_to_minus_one_and_one():
+    y = augment.normalize(jnp.array([0, 51, 255], jnp.uint8))
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y, [-1.0, -0.6, 1.0], atol=1e-6)
+
+
+def test_random_flip_mirrors_about_half_and_nothing_else():
+    images = jax.random.randint(KEY, (2000, 2, 3, 1), 0, 256).astype(jnp.uint8)
+    y = np.asarray(augment.random_flip(KEY, images))
+    same = (y == images).all((1, 2, 3))
+    mirrored = (y == images[:, :, ::-1]).all((1, 2, 3))
+    assert (same | mirrored).all()
+    assert 900 < mirrored.sum() < 1100
+
+
+def test_random_shift_takes_all_81_positions_about_equally():
+    n = 81 * 200
+    image = jnp.arange(1, 101, dtype=jnp.uint8).reshape(1, 10, 10, 1)
+    y = np.asarray(augment.random_shift(KEY, jnp.tile(image, (n, 1, 1, 1)), 4))
+    padded = np.pad(np.asarray(image[0]), ((4, 4), (4, 4), (0, 0)))
+    counts = []
+    for top in range(9):
+        for left in range(9):
+            crop = padded[top : top + 10, left : left + 10]
+            counts.append((y == crop).all((1, 2, 3)).sum())
+    assert sum(counts) == n
+    # 200 expected; 5 standard deviations are 71.
+    assert min(counts) > 129
+    assert max(counts) < 271
+
+
+def test_cutout_zeroes_a_square_whose_center_is_any_pixel():
+    y = np.asarray(augment.cutout(KEY, jnp.ones((4000, 6, 5, 2)), 3))
+    holes = y[..., 0] == 0
+    np.testing.assert_array_equal(y[..., 0], y[..., 1])
+    sizes, counts = np.unique(holes.sum((1, 2)), return_counts=True)
+    # A corner leaves 2x2, an edge 2x3, the inside 3x3.
+    assert sizes.tolist() == [4, 6, 9]
+    np.testing.assert_allclose(counts / 4000, [4 / 30, 14 / 30, 12 / 30], atol=0.04)
+
+
+def test_mixup_blends_images_and_labels_by_the_same_share():
+    images = jnp.arange(8.0).reshape(8, 1, 1, 1)
+    labels = jax.nn.one_hot(jnp.arange(8), 8)
+    x, y = augment.mixup(KEY, images, labels, 1.0)
+    np.testing.assert_allclose(y.sum(1), np.ones(8), rtol=1e-6)
+    np.testing.assert_allclose(x[:, 0, 0, 0], y @ jnp.arange(8.0), rtol=1e-5)
+    share = np.asarray(y)[np.arange(8), np.arange(8)]
+    assert len(np.unique(share.round(5))) <= 2
+    assert 0 < share.min() < 1
+
+
+def test_mixup_share_follows_the_beta_distribution():
+    keys = jax.random.split(KEY, 2000)
+    images, labels = jnp.array([0.0, 1.0]).reshape(2, 1, 1, 1), jnp.eye(2)
+
+    def share(key):
+        _, y = augment.mixup(key, images, labels, 0.2)
+        return y[0, 0]
+
+    shares = np.asarray(jax.vmap(share)(keys))
+    mixed = shares[shares != 1.0]
+    # Beta(0.2, 0.2): 68 % of the mass lies within 0.1 of either end.
+    near_ends = ((mixed < 0.1) | (mixed > 0.9)).mean()
+    assert 0.6 < near_ends < 0.76
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(flip=True, shift=0, cutout_size=0),
+        dict(flip=False, shift=2, cutout_size=0),
+        dict(flip=False, shift=0, cutout_size=4),
+    ],
+    ids=str,
+)
+def test_each_option_of_make_augment_acts_alone(options):
+    images = jax.random.randint(KEY, (16, 8, 8, 3), 0, 256).astype(jnp.uint8)
+    off = augment.make_augment(flip=False, shift=0, cutout_size=0)
+    np.testing.assert_array_equal(off(KEY, images), augment.normalize(images))
+    on = augment.make_augment(**options)
+    y = on(KEY, images)
+    assert y.shape == images.shape
+    assert y.dtype == jnp.float32
+    assert not np.array_equal(y, off(KEY, images))
+    np.testing.assert_array_equal(y, on(KEY, images))
+    assert not np.array_equal(y, on(jax.random.key(1), images))
+
+
+def test_flip_shift_and_cutout_draw_independently():
+    images = jnp.ones((512, 8, 8, 1), jnp.uint8) * 255
+    images = images.at[:, :, :4].set(128)
+    y = augment.make_augment(flip=True, shift=2, cutout_size=0)(KEY, images)
+    y = np.asarray(y[..., 0])
+    flipped = y[:, 4, 3] > y[:, 4, 5]
+    moved_down = y[:, 0, 4] == -1
+    # Of the flipped and of the unflipped, the same share (2 of 5 rows) is moved down.
+    assert abs(moved_down[flipped].mean() - 0.4) < 0.12
+    assert abs(moved_down[~flipped].mean() - 0.4) < 0.12

@@ -1,0 +1,141 @@
+"""Schedules by hand, optimizers against optax's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import default
+from dwsep_jax import optim
+from dwsep_jax.errors import ConfigError
+
+
+def make_config(**changes):
+    config = default.get_config()
+    config.update(changes)
+    return optim.resolve(config)
+
+
+def test_cosine_schedule_rises_then_falls_to_zero():
+    config = make_config(num_epochs=10, warmup_epochs=2.0)
+    schedule = optim.make_schedule(config, 5)
+    got = [float(schedule(step)) for step in range(51)]
+    warmup = [(step + 1) / 10 for step in range(10)]
+    decay = [0.5 * (1 + np.cos(np.pi * step / 40)) for step in range(41)]
+    np.testing.assert_allclose(got, warmup + decay, atol=1e-6)
+    assert float(schedule(1000)) == 0.0
+
+
+def test_constant_schedule_rises_then_stays():
+    config = make_config(schedule="constant", num_epochs=4, warmup_epochs=0.5)
+    schedule = optim.make_schedule(config, 4)
+    got = [float(schedule(step)) for step in range(16)]
+    np.testing.assert_allclose(got, [0.5] + [1.0] * 15)
+
+
+def test_without_warmup_the_first_step_has_the_full_rate():
+    schedule = optim.make_schedule(make_config(warmup_epochs=0.0), 5)
+    assert float(schedule(0)) == 1.0
+
+
+def run(tx, steps=5):
+    params = {"kernel": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "bias": jnp.array([1.0])}
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.tree.map(lambda p: jnp.sin(3 * p), params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params
+
+
+def mask(params):
+    return {"kernel": True, "bias": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        (
+            "sgd",
+            lambda rate: optax.chain(
+                optax.trace(decay=0.8, nesterov=True),
+                optax.add_decayed_weights(0.1, mask),
+                optax.scale_by_learning_rate(rate),
+            ),
+        ),
+        (
+            "adam",
+            lambda rate: optax.adamw(rate, b1=0.8, weight_decay=0.1, mask=mask),
+        ),
+        (
+            "rmsprop",
+            lambda rate: optax.chain(
+                optax.scale_by_rms(decay=0.99, eps=1e-8, bias_correction=True),
+                optax.trace(decay=0.8),
+                optax.add_decayed_weights(0.1, mask),
+                optax.scale_by_learning_rate(rate),
+            ),
+        ),
+    ],
+)
+def test_optimizers_equal_those_of_optax_with_decoupled_decay(name, theirs):
+    config = make_config(
+        optimizer=name, learning_rate=0.05, weight_decay=0.1, momentum=0.8
+    )
+    schedule = optim.make_schedule(config, 1)
+    got = run(optim.make_optimizer(config, schedule))
+    want = run(theirs(lambda count: 0.05 * schedule(count)))
+    for key in got:
+        np.testing.assert_allclose(got[key], want[key], rtol=1e-5)
+
+
+def test_rate_and_decay_are_leaves_of_the_state():
+    config = make_config(learning_rate=0.25, weight_decay=0.5)
+    tx = optim.make_optimizer(config, optim.make_schedule(config, 1))
+    descent = tx.init({"w": jnp.zeros((2, 2))})[-1]
+    assert descent.learning_rate == 0.25
+    assert descent.weight_decay == 0.5
+    # With both at zero, the same program leaves the parameters alone.
+    zero = descent._replace(learning_rate=jnp.zeros(()))
+    params = {"w": jnp.ones((2, 2))}
+    updates, _ = tx.update(params, (tx.init(params)[0], zero), params)
+    np.testing.assert_array_equal(updates["w"], jnp.zeros((2, 2)))
+
+
+def test_a_rate_left_unset_follows_the_optimizer_and_the_batch_size():
+    rates = {
+        (name, size): make_config(optimizer=name, batch_size=size).learning_rate
+        for name in optim.OPTIMIZERS
+        for size in (128, 512)
+    }
+    assert len(set(rates.values())) == 6
+    assert rates["sgd", 512] == pytest.approx(4 * rates["sgd", 128])
+    assert rates["adam", 512] == pytest.approx(2 * rates["adam", 128])
+    assert make_config(learning_rate=0.3).learning_rate == 0.3
+    assert make_config(weight_decay=0.0).weight_decay == 0.0
+    assert make_config().weight_decay > 0
+
+
+def test_resolve_leaves_the_requested_configuration_alone():
+    config = default.get_config()
+    optim.resolve(config)
+    assert config.learning_rate is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(optimizer="lbfgs"), "optimizer='lbfgs' is unknown; choose one of sgd"),
+        (dict(schedule="linear"), "schedule='linear' is unknown; choose one of cosine"),
+    ],
+    ids=str,
+)
+def test_unknown_names_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        optim.make_schedule(make_config(**changes), 1)

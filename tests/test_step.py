@@ -1,0 +1,200 @@
+"""The training and evaluation step as pure functions."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dwsep_jax import step
+from dwsep_jax.augment import make_augment, normalize
+from dwsep_jax.errors import ConfigError
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def state():
+    return step.make_train_state(tiny.make_config(), tiny.make_dataset())
+
+
+@pytest.fixture(scope="module")
+def train_step():
+    return jax.jit(step.train_step)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    split = tiny.make_dataset().train
+    images = normalize(jnp.asarray(split.images[:8]))
+    return {"image": images, "label": jnp.asarray(split.labels[:8])}
+
+
+def assert_equal(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+def test_loss_falls_and_every_part_of_the_state_moves(state, train_step, batch):
+    new, first = train_step(state, batch)
+    for _ in range(20):
+        new, last = train_step(new, batch)
+    assert float(last.compute()["loss"]) < 0.5 * float(first.compute()["loss"])
+    assert int(new.step) == 21
+    for name in ("params", "batch_stats", "opt_state"):
+        before, after = getattr(state, name), getattr(new, name)
+        moved = [
+            not np.array_equal(a, b)
+            for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after))
+            if a.ndim
+        ]
+        assert all(moved), name
+
+
+def test_a_step_is_a_pure_function_compiled_once(state, batch):
+    jitted = jax.jit(step.train_step)
+    once, _ = jitted(state, batch)
+    again, _ = jitted(state, batch)
+    assert_equal(once, again)
+    jitted(once, batch)
+    assert jitted._cache_size() == 1
+
+
+def test_the_step_follows_the_gradient_of_the_mean_cross_entropy(state, batch):
+    plain = state.replace(tx=optax.sgd(0.5))
+    plain = plain.replace(opt_state=plain.tx.init(state.params))
+    new, metrics = jax.jit(step.train_step)(plain, batch)
+    _, dropout_key = jax.random.split(jax.random.fold_in(state.key, 0))
+
+    def loss(params):
+        logits, _ = state.apply_fn(
+            {"params": params, "batch_stats": state.batch_stats},
+            batch["image"],
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        log_p = jax.nn.log_softmax(logits)
+        return -log_p[jnp.arange(8), batch["label"]].mean()
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(state.params)
+    np.testing.assert_allclose(metrics.compute()["loss"], value, rtol=1e-5)
+    for before, after, grad in zip(*map(jax.tree.leaves, (state.params, new.params, grads))):
+        np.testing.assert_allclose(after, before - 0.5 * grad, rtol=1e-4, atol=1e-6)
+
+
+def test_labels_may_be_probabilities(state, train_step, batch):
+    one_hot = batch | {"label": jax.nn.one_hot(batch["label"], tiny.NUM_CLASSES)}
+    hard, hard_metrics = train_step(state, batch)
+    soft, soft_metrics = train_step(state, one_hot)
+    for a, b in zip(jax.tree.leaves(hard.params), jax.tree.leaves(soft.params)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert hard_metrics.compute()["accuracy"] == soft_metrics.compute()["accuracy"]
+
+
+def test_dropout_differs_from_step_to_step(state, train_step, batch):
+    _, first = train_step(state, batch)
+    _, second = train_step(state.replace(step=state.step + 1), batch)
+    assert first.compute()["loss"] != second.compute()["loss"]
+
+
+@pytest.mark.parametrize("mixup_alpha", [0.0, 0.5])
+def test_train_on_indices_gathers_and_augments_anew_each_step(state, mixup_alpha):
+    split = tiny.make_dataset().train
+    arrays = {"image": jnp.asarray(split.images), "label": jnp.asarray(split.labels)}
+    seen = []
+
+    def spy(key, images):
+        augmented = make_augment(flip=True, shift=1, cutout_size=0)(key, images)
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), augmented)
+        return augmented
+
+    take_step = jax.jit(
+        partial(
+            step.train_on_indices,
+            augment=spy,
+            mixup_alpha=mixup_alpha,
+            num_classes=tiny.NUM_CLASSES,
+        )
+    )
+    indices = jnp.arange(8, 16)
+    new, first = take_step(state, arrays, indices)
+    _, again = take_step(state, arrays, indices)
+    take_step(new.replace(params=state.params), arrays, indices)
+    jax.effects_barrier()
+    assert first.compute()["loss"] == again.compute()["loss"]
+    np.testing.assert_array_equal(seen[0], seen[1])
+    assert not np.array_equal(seen[0], seen[2])
+    # The images are those of the indices, up to flip and shift: same brightest channel.
+    np.testing.assert_array_equal(
+        seen[0].mean((1, 2)).argmax(1), split.labels[8:16]
+    )
+
+
+def test_mixup_changes_the_labels_that_are_trained_on(state):
+    split = tiny.make_dataset().train
+    arrays = {"image": jnp.asarray(split.images), "label": jnp.asarray(split.labels)}
+    augment = make_augment(flip=False, shift=0, cutout_size=0)
+    losses = []
+    for alpha in (0.0, 1.0):
+        take = partial(step.train_on_indices, augment=augment, mixup_alpha=alpha)
+        _, metrics = take(state, arrays, jnp.arange(8), num_classes=tiny.NUM_CLASSES)
+        losses.append(float(metrics.compute()["loss"]))
+    assert losses[0] != losses[1]
+
+
+def test_eval_step_uses_running_statistics_and_counts_what_the_mask_says(state, batch):
+    masked = batch | {"mask": jnp.arange(8) < 5}
+    metrics, probabilities = jax.jit(step.eval_step)(state, masked)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits = state.apply_fn(variables, batch["image"])
+    np.testing.assert_allclose(
+        probabilities, jax.nn.softmax(logits), rtol=1e-4, atol=1e-6
+    )
+    log_p = jax.nn.log_softmax(logits)
+    want = -log_p[jnp.arange(5), batch["label"][:5]].mean()
+    np.testing.assert_allclose(metrics.compute()["loss"], want, rtol=1e-5)
+    correct = (logits.argmax(1) == batch["label"])[:5]
+    np.testing.assert_allclose(metrics.compute()["accuracy"], correct.mean())
+
+
+def test_a_seed_decides_on_everything(state):
+    dataset = tiny.make_dataset()
+    same = step.make_train_state(tiny.make_config(), dataset)
+    other = step.make_train_state(tiny.make_config(seed=1), dataset)
+    assert_equal(state, same)
+    assert not np.array_equal(
+        jax.random.key_data(state.key), jax.random.key_data(other.key)
+    )
+    kernel = lambda s: s.params["stem"]["conv"]["kernel"]  # noqa: E731
+    assert not np.array_equal(kernel(state), kernel(other))
+    keys = step.make_run_keys(0)
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 3
+
+
+def test_a_batch_larger_than_the_split_is_refused():
+    with pytest.raises(ConfigError, match="batch_size=45 is more than the 44 training"):
+        step.make_train_state(tiny.make_config(batch_size=45), tiny.make_dataset())
+
+
+def test_a_sharded_batch_gives_the_step_of_a_whole_one(state, train_step, batch):
+    mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    whole, _ = train_step(state, batch)
+    sharded, _ = train_step(state, jax.device_put(batch, sharding))
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(sharded.params)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_step_lowers_for_tpu(state, batch):
+    lowered = jax.export.export(
+        jax.jit(lambda images: state.apply_fn(
+            {"params": state.params, "batch_stats": state.batch_stats}, images
+        )),
+        platforms=["tpu"],
+    )(batch["image"])
+    assert lowered.platforms == ("tpu",)
+    assert "stablehlo.convolution" in lowered.mlir_module()

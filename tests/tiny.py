@@ -1,0 +1,53 @@
+"""A network and a dataset small enough to train in a test."""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import default
+from dwsep_jax.data import Dataset, Split
+
+NUM_CLASSES = 3
+
+
+def make_config(**changes) -> ConfigDict:
+    """Return the default configuration on a network of a few hundred parameters."""
+    config = default.get_config()
+    config.update(
+        {
+            "dataset": "tiny",
+            "growth_rate": 4,
+            "block_sizes": (1, 1),
+            "batch_size": 8,
+            "eval_batch_size": 8,
+            "num_epochs": 2,
+            "warmup_epochs": 0.0,
+            "learning_rate": 0.1,
+            "weight_decay": 0.0,
+            "shift": 1,
+            "dropout_rate": 0.2,
+            **changes,
+        }
+    )
+    return config
+
+
+def make_split(size: int, seed: int) -> Split:
+    """Return 8x8 images whose class is the brightest channel."""
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(size) % NUM_CLASSES).astype(np.int32)
+    images = rng.integers(0, 128, (size, 8, 8, 3))
+    images[np.arange(size), :, :, labels] += 100
+    ids = np.array([f"tiny_{seed}_{i:03d}" for i in range(size)])
+    return Split(images.astype(np.uint8), labels, ids)
+
+
+def make_dataset() -> Dataset:
+    """Return 44 training, 10 validation and 13 test images: no size is a multiple."""
+    return Dataset(
+        name="tiny",
+        class_names=("red", "green", "blue"),
+        train=make_split(44, 0),
+        validation=make_split(10, 1),
+        train_eval=make_split(10, 0),
+        test=make_split(13, 2),
+    )
