@@ -81,7 +81,7 @@ class Checkpoints:
           like: a tree of the structure, shapes and dtypes to restore.
 
         Raises:
-          UserError: if there are checkpoints, and each is damaged or of another network.
+          UserError: if there are checkpoints, each damaged or of another network.
         """
         epochs = sorted(self._manager.all_steps(), reverse=True)
         reasons = []

@@ -1,4 +1,4 @@
-"""What a function costs. Knows no model: it reads the program that a function traces to.
+"""What a function costs. Knows no model: it reads the program that jax traces.
 
 A MAC is one multiply-add. FLOPs are a count of operations, two for each MAC.
 """

@@ -1,4 +1,4 @@
-"""Errors that the user can mend. Each message names the thing, its value, the remedy."""
+"""Errors that the user can mend: each names the thing, its value and the remedy."""
 
 
 class UserError(Exception):

@@ -23,7 +23,7 @@ class DepthwiseConv(nn.Module):
     """Convolve each channel alone: (N, H, W, C) -> (N, H', W', C).
 
     A drop-in for `nn.Conv(C, kernel_size, feature_group_count=C)` with the same
-    parameters (`kernel` (kh, kw, 1, C), `bias` (C,)). Fields as in `ops.depthwise_conv`.
+    parameters, `kernel` (kh, kw, 1, C) and `bias` (C,). Fields: `ops.depthwise_conv`.
     """
 
     kernel_size: tuple[int, int] = (3, 3)

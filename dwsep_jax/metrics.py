@@ -1,4 +1,4 @@
-"""What is summed on the device, and what is made of a split's predictions on the host."""
+"""What is summed on the device, and what the host makes of predictions."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ NUM_CALIBRATION_BINS = 15
 
 @flax.struct.dataclass
 class Metrics(clu_metrics.Collection):
-    """Mean loss and accuracy: sums and counts on the device, divided once, on the host."""
+    """Mean loss and accuracy: summed on the device, divided once, on the host."""
 
     loss: clu_metrics.Average.from_output("loss")
     accuracy: clu_metrics.Average.from_output("correct")
@@ -37,7 +37,7 @@ def measure(
 def classification_report(
     labels: np.ndarray, probabilities: np.ndarray, class_names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return precision, recall and F1 (averaged and per class) and the confusion matrix.
+    """Return precision, recall and F1, averaged and per class, and the confusions.
 
     Args:
       labels: true classes, int (N,).

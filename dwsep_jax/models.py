@@ -41,7 +41,9 @@ class Features(NamedTuple):
 
 def concatenate(pieces: Sequence[Features]) -> Features:
     """Join features along the channels, statistics included."""
-    return Features(*(jnp.concatenate(parts, axis=-1) for parts in zip(*pieces)))
+    return Features(
+        *(jnp.concatenate(parts, axis=-1) for parts in zip(*pieces, strict=True))
+    )
 
 
 class DenseLayer(nn.Module):
@@ -103,7 +105,7 @@ class Transition(nn.Module):
 
 
 def halve(x: jax.Array) -> jax.Array:
-    """Average 2x2 pixels: (N, H, W, C) -> (N, H // 2, W // 2, C), an odd edge dropped."""
+    """Average 2x2 pixels, an odd edge dropped: (N, H, W, C) -> (N, H/2, W/2, C)."""
     n, height, width, channels = x.shape
     height, width = height // 2, width // 2
     x = x[:, : 2 * height, : 2 * width]
@@ -185,13 +187,16 @@ class DenseNet(nn.Module):
             dtype=self.dtype,
             name="stem",
         )(x)
+        features = Features(x, *statistics(name="statistics0")(x, not train))
         for b, num_layers in enumerate(self.block_sizes):
             if b > 0:
                 num_channels = max(1, int(self.reduction * features.x.shape[-1]))
+                name = f"transition{b}"
                 x = Transition(
-                    num_channels, self.act, normalize, self.dtype, name=f"transition{b}"
+                    num_channels, self.act, normalize, self.dtype, name=name
                 )(features)
-            features = Features(x, *statistics(name=f"statistics{b}")(x, not train))
+                x_statistics = statistics(name=f"statistics{b}")(x, not train)
+                features = Features(x, *x_statistics)
             block = DenseBlock(num_layers, layer, statistics, name=f"block{b}")
             features = block(features, train)
         x = self.act(normalize(name="norm")(*features))

@@ -1,6 +1,7 @@
 """One training step and one evaluation step, as pure functions."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -63,7 +64,8 @@ def create_train_state(
 ) -> TrainState:
     """Draw initial parameters for images of shape (H, W, C)."""
 
-    @jax.jit
+    # The program runs once: what XLA saves by optimizing it, it spends ten times over.
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def init():
         images = jnp.zeros((1, *image_shape), jnp.float32)
         variables = model.init(keys.init, images)

@@ -7,11 +7,9 @@ import pathlib
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
@@ -54,7 +52,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> None:
             state, history = restored.tree, restored.metadata["history"]
             console.say(f"resuming after epoch {restored.epoch}, step {state.step:,}")
         write_history(workdir, history)
-        for state, row in train_epochs(config, dataset, state, history):
+        for trained, row in train_epochs(config, dataset, state, list(history)):
+            state = trained
             history.append(row)
             append_row(workdir, row)
             metadata = {"history": history}
@@ -147,9 +146,7 @@ def compile_step(config, dataset, state, arrays, permutation):
 def train_in_order(state, total, arrays, permutation, *, batch_size, **how):
     """Train on the batch of the state's step, and add its metrics to the total."""
     steps_per_epoch = permutation.shape[0] // batch_size
-    indices = data.batch_indices(
-        permutation, state.step % steps_per_epoch, batch_size
-    )
+    indices = data.batch_indices(permutation, state.step % steps_per_epoch, batch_size)
     state, metrics = train_on_indices(state, arrays, indices, **how)
     return state, total.merge(metrics)
 
@@ -163,7 +160,8 @@ def print_start(config: ConfigDict, dataset: data.Dataset, state: TrainState) ->
         [p.name, "x".join(map(str, p.output_shape)), p.parameters, p.macs]
         for p in parts
     ]
-    rows.append(["total", "", sum(p.parameters for p in parts), sum(p.macs for p in parts)])
+    parameters, macs = (sum(p[i] for p in parts) for i in (2, 3))
+    rows.append(["total", "", parameters, macs])
     columns = ["part", "output", "parameters", "MACs per image"]
     console.print_table("Network", columns, rows)
     network = describe_network(config, parts)

@@ -13,6 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from sklearn import datasets as sklearn_datasets
 
 from dwsep_jax import data
 from dwsep_jax.datasets import read
@@ -105,7 +106,7 @@ def test_train_validation_and_test_share_nothing(data_dir):
 
 
 def test_images_and_labels_follow_their_ids(data_dir):
-    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    digits = sklearn_datasets.load_digits()
     dataset = data.load(make_config(data_dir))
     for split in (dataset.train, dataset.validation, dataset.train_eval, dataset.test):
         index = np.array([int(id_.removeprefix("digit_")) for id_ in split.ids])

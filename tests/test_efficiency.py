@@ -16,9 +16,9 @@ def total(function, *shapes):
 def test_matrix_products():
     assert total(jnp.matmul, (2, 3), (3, 5)) == 2 * 3 * 5
     assert total(jnp.matmul, (7, 2, 3), (7, 3, 5)) == 7 * 2 * 3 * 5
-    assert total(lambda a, b: jnp.einsum("abc,dcb->ad", a, b), (2, 3, 4), (5, 4, 3)) == (
-        2 * 3 * 4 * 5
-    )
+    assert total(
+        lambda a, b: jnp.einsum("abc,dcb->ad", a, b), (2, 3, 4), (5, 4, 3)
+    ) == (2 * 3 * 4 * 5)
 
 
 def convolve(groups=1, strides=(1, 1), padding="SAME"):

@@ -30,9 +30,9 @@ class PlainConv(nn.Module):
         if not self.separable:
             return nn.Conv(self.features, (3, 3), use_bias=False, name="conv")(x)
         c = x.shape[-1]
-        x = nn.Conv(
-            c, (3, 3), feature_group_count=c, use_bias=False, name="depthwise"
-        )(x)
+        x = nn.Conv(c, (3, 3), feature_group_count=c, use_bias=False, name="depthwise")(
+            x
+        )
         return nn.Conv(self.features, (1, 1), use_bias=False, name="pointwise")(x)
 
 
@@ -123,7 +123,10 @@ def test_shared_statistics_equal_a_batch_norm_in_each_consumer(conv, bottleneck)
     def loss(model, params, stats, train=None):
         train = {} if train is None else {"train": train}
         logits, updated = model.apply(
-            {"params": params, "batch_stats": stats}, x, mutable=["batch_stats"], **train
+            {"params": params, "batch_stats": stats},
+            x,
+            mutable=["batch_stats"],
+            **train,
         )
         log_p = jax.nn.log_softmax(logits)
         losses = -jnp.take_along_axis(log_p, labels[:, None], axis=1)

@@ -183,7 +183,9 @@ def test_pointwise_conv_equals_nn_conv():
             "float32 and bfloat16",
         ),
         (
-            lambda x, k: ops.depthwise_conv(x, k, padding="VALID", kernel_dilation=(3, 1)),
+            lambda x, k: ops.depthwise_conv(
+                x, k, padding="VALID", kernel_dilation=(3, 1)
+            ),
             "spans 7 pixels does not fit into 5",
         ),
         (lambda x, k: ops.pointwise_conv(x, k), r"\(1, 1, 2, F\), not"),

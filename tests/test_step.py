@@ -82,7 +82,9 @@ def test_the_step_follows_the_gradient_of_the_mean_cross_entropy(state, batch):
 
     value, grads = jax.jit(jax.value_and_grad(loss))(state.params)
     np.testing.assert_allclose(metrics.compute()["loss"], value, rtol=1e-5)
-    for before, after, grad in zip(*map(jax.tree.leaves, (state.params, new.params, grads))):
+    for before, after, grad in zip(
+        *map(jax.tree.leaves, (state.params, new.params, grads))
+    ):
         np.testing.assert_allclose(after, before - 0.5 * grad, rtol=1e-4, atol=1e-6)
 
 
@@ -129,9 +131,7 @@ def test_train_on_indices_gathers_and_augments_anew_each_step(state, mixup_alpha
     np.testing.assert_array_equal(seen[0], seen[1])
     assert not np.array_equal(seen[0], seen[2])
     # The images are those of the indices, up to flip and shift: same brightest channel.
-    np.testing.assert_array_equal(
-        seen[0].mean((1, 2)).argmax(1), split.labels[8:16]
-    )
+    np.testing.assert_array_equal(seen[0].mean((1, 2)).argmax(1), split.labels[8:16])
 
 
 def test_mixup_changes_the_labels_that_are_trained_on(state):
@@ -191,9 +191,11 @@ def test_a_sharded_batch_gives_the_step_of_a_whole_one(state, train_step, batch)
 
 def test_the_step_lowers_for_tpu(state, batch):
     lowered = jax.export.export(
-        jax.jit(lambda images: state.apply_fn(
-            {"params": state.params, "batch_stats": state.batch_stats}, images
-        )),
+        jax.jit(
+            lambda images: state.apply_fn(
+                {"params": state.params, "batch_stats": state.batch_stats}, images
+            )
+        ),
         platforms=["tpu"],
     )(batch["image"])
     assert lowered.platforms == ("tpu",)

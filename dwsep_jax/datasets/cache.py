@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from absl import logging
 
+from dwsep_jax.console import say
 from dwsep_jax.datasets.prepare import locked
 from dwsep_jax.datasets.read import Split
 
@@ -40,7 +41,7 @@ def load(
         for directory in places:
             if (decoded := _restore(directory, source)) is not None:
                 return decoded
-        logging.info("Decoding %s; the next start finds it decoded", version_dir)
+        say(f"decoding {version_dir}; the next start finds it decoded")
         decoded = read(version_dir)
         for directory in places:
             try:
@@ -71,7 +72,7 @@ def _restore(directory: pathlib.Path, source: dict) -> _Decoded | None:
         manifest = json.loads((directory / "manifest.json").read_bytes())
         checksum = manifest.pop("sha256")
         if manifest["schema"] != SCHEMA or manifest["source"] != source:
-            logging.info("%s was decoded from other files; decoding again", directory)
+            say(f"{directory} was decoded from other files; decoding again")
             return None
         if checksum != _digest(_canonical(manifest)):
             raise ValueError("manifest.json has changed")

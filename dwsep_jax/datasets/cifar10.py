@@ -14,10 +14,10 @@ import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from PIL import Image
 from tensorflow_datasets.core.download import checksums, resource
 
+from dwsep_jax.console import say
 from dwsep_jax.datasets import prepare as prepare_lib
 from dwsep_jax.errors import DataError
 
@@ -152,7 +152,7 @@ def _download(data_dir: pathlib.Path, staging: pathlib.Path) -> pathlib.Path:
             f"cifar10 is not prepared in {data_dir} and {host} cannot be reached "
             f"({answer}): {ways_out}"
         )
-    logging.info("Downloading %s (%.0f MB)", URL, SIZE / 1e6)
+    say(f"downloading {URL} ({SIZE / 1e6:.0f} MB)")
     manager = tfds.download.DownloadManager(
         download_dir=staging / "downloads",
         dataset_name="cifar10",

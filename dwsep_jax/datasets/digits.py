@@ -4,9 +4,9 @@ import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from PIL import Image
 
+from dwsep_jax.console import say
 from dwsep_jax.datasets import prepare as prepare_lib
 
 SIZE = 32
@@ -88,5 +88,5 @@ def prepare(data_dir: pathlib.Path, fallback_dir: pathlib.Path) -> pathlib.Path:
     try:
         return prepare_lib.prepare("digits", version, data_dir, make_builder)
     except OSError as error:
-        logging.info("%s: preparing digits in %s instead", error, fallback_dir)
+        say(f"{error}: preparing digits in {fallback_dir} instead")
         return prepare_lib.prepare("digits", version, fallback_dir, make_builder)

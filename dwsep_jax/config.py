@@ -1,0 +1,356 @@
+"""The configuration of a run: what its fields may be, and its place in a workdir."""
+
+import copy
+import difflib
+import fnmatch
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict, config_dict
+
+from dwsep_jax.errors import ConfigError, UserError
+
+_SCHEMA = 1
+
+
+class Field(NamedTuple):
+    """What a field must be; `must_be` and `example` are read by people.
+
+    `unset_type` is the type of a field that may be None, for when it is not.
+    """
+
+    must_be: str
+    example: str
+    is_valid: Callable[[Any], bool]
+    unset_type: type | None = None
+
+
+def _optional(field: Field, unset_type: type) -> Field:
+    return Field(
+        f"{field.must_be}, or left out",
+        field.example,
+        lambda v: v is None or field.is_valid(v),
+        unset_type,
+    )
+
+
+def _text(example: str) -> Field:
+    # "None" is what a person writes to unset a field; as a name it is never meant.
+    return Field(
+        "a name or path",
+        example,
+        lambda v: isinstance(v, str) and v.strip() not in ("", "None"),
+    )
+
+
+def _flag(example: str) -> Field:
+    return Field("true or false", example, lambda v: isinstance(v, bool))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _integer(
+    example: str, low: int, high: int | None = None, must_be: str | None = None
+) -> Field:
+    return Field(
+        must_be or f"an integer of at least {low}",
+        example,
+        lambda v: _is_integer(v) and low <= v and (high is None or v <= high),
+    )
+
+
+def _number(example: str, must_be: str, in_range: Callable[[float], bool]) -> Field:
+    def is_valid(value):
+        is_number = isinstance(value, float) or _is_integer(value)
+        return is_number and math.isfinite(value) and in_range(value)
+
+    return Field(f"a finite number {must_be}", example, is_valid)
+
+
+_SEED = _integer("1", 0, 2**32 - 1, "an integer from 0 to 4294967295")
+
+# One row per field of configs/default.py. Names that a factory chooses by (conv, dtype,
+# ...) and limits that depend on the data are checked there.
+FIELDS = {
+    "dataset": _text("cifar10"),
+    "data_dir": _optional(_text("/data/tensorflow_datasets"), str),
+    "validation_size": _integer("5000", 1),
+    "split_seed": _SEED,
+    "flip": _flag("false"),
+    "shift": _integer("4", 0),
+    "cutout": _integer("8", 0),
+    "mixup": _number("0.2", "of at least 0", lambda v: v >= 0),
+    "conv": _text("separable"),
+    "growth_rate": _integer("24", 1),
+    "block_sizes": Field(
+        "a tuple of integers of at least 1, one per block",
+        "6,6,6,6",
+        lambda v: (
+            isinstance(v, tuple)
+            and len(v) > 0
+            and all(_is_integer(size) and size >= 1 for size in v)
+        ),
+    ),
+    "bottleneck": _integer("4", 0),
+    "reduction": _number("0.5", "above 0 and at most 1", lambda v: 0 < v <= 1),
+    "stem_width": _number("2.0", "above 0", lambda v: v > 0),
+    "stem_stride": _integer("2", 1, 2, "1 or 2"),
+    "kernel_size": _integer("3", 1),
+    "activation": _text("relu"),
+    "inner_norm": _flag("true"),
+    "inner_activation": _flag("true"),
+    "dropout_rate": _number("0.1", "of at least 0 and below 1", lambda v: 0 <= v < 1),
+    "norm_momentum": _number("0.9", "of at least 0 and below 1", lambda v: 0 <= v < 1),
+    "dtype": _text("float32"),
+    "lowering": _text("auto"),
+    "optimizer": _text("sgd"),
+    "learning_rate": _optional(_number("0.1", "above 0", lambda v: v > 0), float),
+    "momentum": _number("0.9", "of at least 0 and below 1", lambda v: 0 <= v < 1),
+    "weight_decay": _optional(
+        _number("5e-4", "of at least 0", lambda v: v >= 0), float
+    ),
+    "schedule": _text("cosine"),
+    "warmup_epochs": _number("5", "of at least 0", lambda v: v >= 0),
+    "batch_size": _integer("128", 1),
+    "num_epochs": _integer("100", 1),
+    "seed": _SEED,
+    "eval_batch_size": _integer("512", 1),
+    "platform": _optional(_text("gpu"), str),
+    "progress": _flag("false"),
+}
+
+# They change no result: free to differ when a run goes on, no part of a workdir's name.
+EXEMPT = frozenset({"data_dir", "progress", "eval_batch_size"})
+
+
+def validate(config: ConfigDict) -> None:
+    """Check the names of the fields, each value by itself, then what contradicts.
+
+    Raises:
+      ConfigError: with the field, its value and what it must be.
+    """
+    check_fields(config)
+    for name, field in FIELDS.items():
+        if not field.is_valid(config[name]):
+            raise ConfigError(describe(name, config[name]))
+    if config.schedule == "cosine" and config.warmup_epochs >= config.num_epochs:
+        raise ConfigError(
+            f"--config.warmup_epochs={config.warmup_epochs}: must be less than "
+            f"--config.num_epochs={config.num_epochs} with the cosine schedule; "
+            f"e.g. --config.warmup_epochs={config.num_epochs / 10:g}"
+        )
+
+
+def check_fields(config: ConfigDict, source: str = "the config") -> None:
+    """Raise `ConfigError` unless the config has exactly the fields of `FIELDS`."""
+    if unknown := sorted(set(config) - set(FIELDS), key=str):
+        raise ConfigError(f"{source}: {unknown_field(str(unknown[0]))}")
+    if missing := [name for name in FIELDS if name not in config]:
+        raise ConfigError(
+            f"{source} lacks {', '.join(missing)}; start from default.get_config() "
+            "of configs/default.py and change what differs"
+        )
+
+
+def describe(name: str, value: Any) -> str:
+    """Return the line that says what the field must be, and that this value is not."""
+    field = FIELDS[name]
+    return (
+        f"--config.{name}={format_value(value)}: must be {field.must_be}; "
+        f"e.g. --config.{name}={field.example}"
+    )
+
+
+def unknown_field(name: str) -> str:
+    """Return the line for a field that does not exist, with the nearest that do."""
+    near = difflib.get_close_matches(name, FIELDS)
+    return f"unknown field --config.{name}; " + (
+        f"did you mean {' or '.join(f'--config.{n}' for n in near)}?"
+        if near
+        else "configs/default.py describes them all"
+    )
+
+
+def format_value(value: Any) -> str:
+    """Return a field's value as one writes it on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """Return a dict that JSON can hold: tuples become lists."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in config.items()
+    }
+
+
+def from_dict(values: dict[str, Any]) -> ConfigDict:
+    """Return the locked config that `to_dict` was given: lists become tuples."""
+    config = ConfigDict()
+    for name, value in values.items():
+        if value is None and name in FIELDS:
+            # Without its type, a flag could not replace it.
+            value = config_dict.placeholder(FIELDS[name].unset_type or object)
+        config[name] = tuple(value) if isinstance(value, list) else value
+    return config.lock()
+
+
+def default_workdir(config_path: str, config: ConfigDict, base: ConfigDict) -> str:
+    """Return `runs/<config name>[@<arg>][-<field>=<value>...]`.
+
+    Args:
+      config_path: the config file as given, with its `:arg` if it has one.
+      config: the config of the run.
+      base: what the file alone says; a field that keeps that value is not named.
+    """
+    path, colon, argument = config_path.partition(":")
+    pieces = [pathlib.Path(path).stem]
+    pieces += ["@", argument] if colon else []
+    for name in sorted(FIELDS.keys() - EXEMPT):
+        if config[name] != base[name]:
+            pieces += [f"-{name}=", format_value(config[name]).replace(",", "_")]
+    # Without "=" and "@" in the file's name, the argument and the values, one name can
+    # be read in one way only. A name that is not so, or is long, carries a hash.
+    text = "".join(pieces)
+    is_plain = all(re.fullmatch(r"[\w.+-]*", piece, re.ASCII) for piece in pieces[::2])
+    if not is_plain or len(text) > 120:
+        digest = hashlib.sha256(repr(pieces).encode()).hexdigest()[:10]
+        text = re.sub(r"[^\w.=@+-]", "_", text, flags=re.ASCII)[:100] + f"-{digest}"
+    return os.path.join("runs", text)
+
+
+def open_workdir(
+    workdir: str | os.PathLike,
+    requested: ConfigDict,
+    resolve: Callable[[ConfigDict], ConfigDict],
+) -> ConfigDict:
+    """Make the workdir, or go on in it, and return the resolved config.
+
+    The first start resolves the config and writes config.json; a later one reuses what
+    was resolved then, with the exempt fields as they are requested now.
+
+    Raises:
+      ConfigError: if the config is invalid, or the workdir belongs to another one.
+      UserError: if the workdir cannot be written, is damaged or holds other files.
+    """
+    validate(requested)
+    path = pathlib.Path(workdir) / "config.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            return _go_on(workdir, requested, EXEMPT)
+        _refuse_other_files(path.parent)
+    except OSError as error:
+        raise _cannot_use(workdir, error) from error
+    resolved = resolve(copy.deepcopy(requested))
+    content = {
+        "schema": _SCHEMA,
+        "requested": to_dict(requested),
+        "resolved": to_dict(resolved),
+    }
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
+    temporary = path.with_name("config.json.tmp")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _cannot_use(workdir, error) from error
+    return from_dict(content["resolved"])
+
+
+def load_config(
+    workdir: str | os.PathLike, requested: ConfigDict | None = None
+) -> ConfigDict:
+    """Return the resolved config of a run that was started in `workdir`.
+
+    Args:
+      workdir: where `open_workdir` wrote config.json.
+      requested: refused where it differs; its exempt fields, and its platform, count.
+
+    Raises:
+      ConfigError: if the run was another one than `requested`.
+      UserError: if there is no config.json, or it is damaged.
+    """
+    if requested is None:
+        return _read(workdir)[1]
+    # Another platform may read a run that it may not continue.
+    return _go_on(workdir, requested, EXEMPT | {"platform"})
+
+
+def load_requested(workdir: str | os.PathLike) -> ConfigDict:
+    """Return the config that a run in `workdir` was started with, before resolution."""
+    return _read(workdir)[0]
+
+
+def _go_on(
+    workdir: str | os.PathLike, requested: ConfigDict, exempt: frozenset[str]
+) -> ConfigDict:
+    stored, resolved = _read(workdir)
+    if differences := [
+        f"{name}={format_value(stored[name])} there, {format_value(value)} here"
+        for name, value in requested.items()
+        if name not in exempt and value != stored[name]
+    ]:
+        raise ConfigError(
+            f"--workdir={workdir} belongs to another run: {'; '.join(differences)}; "
+            "choose another --workdir, or delete this one"
+        )
+    for name in exempt:
+        resolved[name] = requested[name]
+    return resolved
+
+
+def _read(workdir: str | os.PathLike) -> tuple[ConfigDict, ConfigDict]:
+    """Return the requested and the resolved config of config.json."""
+    path = pathlib.Path(workdir) / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] != _SCHEMA:
+            raise ValueError(f"schema {content['schema']} instead of {_SCHEMA}")
+        requested = from_dict(content["requested"])
+        resolved = from_dict(content["resolved"])
+        validate(requested)
+        # What was resolved may have more fields than were asked for.
+        validate(ConfigDict({name: resolved[name] for name in FIELDS}))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"--workdir={workdir}: no run was started there (no config.json); give "
+            "--config=FILE, or another --workdir"
+        ) from None
+    except OSError as error:
+        raise _cannot_use(workdir, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"--workdir={workdir}: config.json is damaged or of another version "
+            f"({error}); choose another --workdir, or delete this one"
+        ) from error
+    return requested, resolved
+
+
+def _refuse_other_files(directory: pathlib.Path) -> None:
+    """Raise `UserError` where something lies that a first start does not expect."""
+    expected = ("config.json.tmp", ".*", "*.log", "*.out", "*.err", "*.txt")
+    names = sorted(entry.name for entry in directory.iterdir())
+    others = [n for n in names if not any(fnmatch.fnmatch(n, e) for e in expected)]
+    if others:
+        more = ", ..." if len(others) > 3 else ""
+        raise UserError(
+            f"--workdir={directory}: holds {', '.join(others[:3])}{more} but no "
+            "config.json, so it is no run's; choose another --workdir"
+        )
+
+
+def _cannot_use(workdir: str | os.PathLike, error: OSError) -> UserError:
+    is_file = isinstance(error, FileExistsError | NotADirectoryError)
+    reason = "not a directory" if is_file else error.strerror or str(error)
+    return UserError(
+        f"--workdir={workdir}: cannot be used: {reason}; choose another --workdir"
+    )

@@ -1,0 +1,75 @@
+"""Train and evaluate CNNs of dense blocks, depthwise-separable or standard.
+
+Usage:
+  python main.py --config=FILE[:ARG] [--config.FIELD=VALUE ...] [--mode=MODE]
+                 [--workdir=DIR] [--split=SPLIT] [--debug]
+
+Examples:
+  python main.py --config=configs/separable.py
+  python main.py --config=configs/separable.py --config.seed=1 --config.growth_rate=12
+  python main.py --config=configs/digits.py --config.block_sizes=3,3 --noconfig.progress
+  python main.py --mode=evaluate --workdir=runs/separable --split=validation
+
+Flags:
+  --config    Python file whose get_config(), or get_config(ARG), returns the config;
+              without it, the config that --workdir was started with.
+  --config.FIELD
+              Replaces one field. configs/default.py describes every field.
+  --mode      train (the default): train, or go on with a run that was broken off, and
+              evaluate on test.
+              evaluate: count every example of --split once, with the latest weights.
+  --workdir   Where the run's files are; default: runs/, a name from the config file,
+              and the fields replaced.
+  --split     What --mode=evaluate reads: test (the default), validation or train.
+  --debug     Show the traceback of an error.
+
+Exit codes: 0; 1 failure; 2 usage; 130 interrupted.
+"""
+
+import sys
+
+from absl import flags
+
+from dwsep_jax import cli
+
+
+def define_flags() -> flags.FlagValues:
+    """Return the flags, unparsed; `cli` adds those of the config's fields."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("config", None, "Config file.", flag_values=values)
+    flags.DEFINE_enum("mode", "train", list(MODES), "What to do.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "The run's files.", flag_values=values)
+    splits = ["train", "validation", "test"]
+    flags.DEFINE_enum("split", None, splits, "For evaluate.", flag_values=values)
+    flags.DEFINE_bool("debug", False, "Show tracebacks.", flag_values=values)
+    flags.DEFINE_bool("help", False, "Show help.", short_name="h", flag_values=values)
+    flags.DEFINE_alias("helpfull", "help", flag_values=values)
+    flags.DEFINE_alias("helpshort", "help", flag_values=values)
+    return values
+
+
+def run_train(command: cli.Command) -> None:
+    """Train, or go on training, and evaluate on test."""
+    from dwsep_jax import train
+
+    train.train_and_evaluate(command.config, command.workdir)
+
+
+def run_evaluate(command: cli.Command) -> None:
+    """Evaluate what a run has trained."""
+    from dwsep_jax import config, evaluate
+
+    resolved = config.load_config(command.workdir, command.config)
+    evaluate.evaluate_workdir(resolved, command.workdir, command.split or "test")
+
+
+MODES = {"train": run_train, "evaluate": run_evaluate}
+
+
+def main(argv: list[str]) -> int:
+    """Run a command line, its first word the program; return the exit code."""
+    return cli.run(argv, define_flags(), MODES, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

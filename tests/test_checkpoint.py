@@ -1,0 +1,105 @@
+"""Checkpoints: the latest and the best survive, and damage is noticed."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dwsep_jax.checkpoint import Checkpoints, checksums
+from dwsep_jax.errors import UserError
+
+
+def make_tree(value=0.0):
+    return {
+        "weights": jnp.full((5, 7), value),
+        "count": jnp.asarray(3, jnp.int32),
+        "key": jax.random.key(int(value)),
+    }
+
+
+def save_all(workdir, scores):
+    with Checkpoints(workdir) as checkpoints:
+        for i, score in enumerate(scores):
+            checkpoints.save(i + 1, make_tree(i + 1.0), {"history": [i]}, score)
+
+
+def epochs_on_disk(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def test_restored_arrays_and_metadata_are_those_saved(tmp_path):
+    save_all(tmp_path, [0.5])
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore_latest(make_tree())
+    assert restored.epoch == 1
+    assert restored.metadata == {"history": [0]}
+    assert checksums(restored.tree) == checksums(make_tree(1.0))
+    assert restored.tree["key"].dtype == make_tree()["key"].dtype
+
+
+def test_a_new_workdir_has_none(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(make_tree()) is None
+
+
+def test_the_latest_and_the_best_are_kept_and_nan_is_no_best(tmp_path):
+    save_all(tmp_path, [0.1, 0.9, float("nan"), 0.3, 0.2])
+    assert epochs_on_disk(tmp_path) == [2, 5]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(make_tree()).epoch == 5
+
+
+def largest_file(directory):
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(tmp_path):
+    save_all(tmp_path, [0.9, 0.1])
+    path = largest_file(tmp_path / "checkpoints" / "2" / "arrays")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(make_tree()).epoch == 1
+
+
+def test_an_array_that_changed_is_noticed(tmp_path):
+    save_all(tmp_path, [0.9, 0.1])
+    (metadata,) = (tmp_path / "checkpoints" / "2" / "metadata").rglob("metadata")
+    content = json.loads(metadata.read_text())
+    content["checksums"]["['weights']"] = checksums(make_tree(5.0))["['weights']"]
+    metadata.write_text(json.dumps(content))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(make_tree()).epoch == 1
+
+
+def test_when_none_is_whole_it_says_so(tmp_path):
+    save_all(tmp_path, [0.5])
+    for path in pathlib.Path(tmp_path, "checkpoints", "1", "arrays").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    message = "delete the directory to start over"
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=message):
+        checkpoints.restore_latest(make_tree())
+
+
+def test_a_tree_of_another_shape_is_refused(tmp_path):
+    save_all(tmp_path, [0.5])
+    other = make_tree() | {"weights": jnp.zeros((5, 8))}
+    message = "epoch 1: ValueError"
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=message):
+        checkpoints.restore_latest(other)
+
+
+def test_checksums_tell_dtype_shape_and_value_apart():
+    arrays = [
+        jnp.zeros(4),
+        jnp.zeros((2, 2)),
+        jnp.zeros(4, jnp.int32),
+        jnp.zeros(4).at[2].set(np.finfo(np.float32).smallest_subnormal),
+        jax.random.key(0),
+        jax.random.key(1),
+    ]
+    assert len({checksums([array])["[0]"] for array in arrays}) == len(arrays)

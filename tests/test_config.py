@@ -1,0 +1,405 @@
+"""Fields and their limits, names of workdirs, config.json."""
+
+import copy
+import itertools
+import json
+import os
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from dwsep_jax.cli import load_file
+from dwsep_jax.config import (
+    EXEMPT,
+    FIELDS,
+    default_workdir,
+    from_dict,
+    load_config,
+    load_requested,
+    open_workdir,
+    to_dict,
+    validate,
+)
+from dwsep_jax.errors import ConfigError, UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _root(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+
+
+def make_config(**changes) -> ConfigDict:
+    return ConfigDict(load_file(str(ROOT / "configs/default.py")).to_dict() | changes)
+
+
+def resolve(config):
+    config = config.copy_and_resolve_references()
+    if config.learning_rate is None:
+        config.learning_rate = 0.125
+    config.chunk_steps = 10  # A resolved config may have more fields.
+    return config
+
+
+def never_resolve(config):
+    raise AssertionError("resolved twice")
+
+
+def test_table_has_a_row_for_each_field_of_default():
+    assert set(FIELDS) == set(load_file(str(ROOT / "configs/default.py")))
+    assert set(FIELDS) > EXEMPT
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/[!_]*.py")), ids=str)
+def test_each_config_file_is_valid(path):
+    validate(load_file(str(path)))
+
+
+NAN, INF = float("nan"), float("inf")
+INVALID = {
+    "dataset": ["", "None", None, 3],
+    "data_dir": ["", "None", 3],
+    "validation_size": [0, -1, 1.5, None, True],
+    "split_seed": [-1, 2**32],
+    "flip": [1, "true", None],
+    "shift": [-1, 1.0],
+    "cutout": [-1],
+    "mixup": [-0.1, NAN, INF, None, True, "1"],
+    "conv": ["", None],
+    "growth_rate": [0, None],
+    "block_sizes": [(), (0,), (6, 1.5), (True,), 6, "6,6", ("6",), [6], None],
+    "bottleneck": [-1],
+    "reduction": [0.0, 1.01, NAN],
+    "stem_width": [0.0, -1.0, INF],
+    "stem_stride": [0, 3, 1.0],
+    "kernel_size": [0],
+    "activation": [None],
+    "inner_norm": [0],
+    "inner_activation": ["no"],
+    "dropout_rate": [-0.1, 1.0, NAN],
+    "norm_momentum": [-0.1, 1.0],
+    "dtype": [None],
+    "lowering": [1],
+    "optimizer": [None],
+    "learning_rate": [0.0, -1.0, NAN, INF, "0.1"],
+    "momentum": [-0.1, 1.0],
+    "weight_decay": [-1e-9, NAN],
+    "schedule": [""],
+    "warmup_epochs": [-1.0, NAN],
+    "batch_size": [0, -1],
+    "num_epochs": [0, 1.5],
+    "seed": [-1, 2**32, 1.0, None],
+    "eval_batch_size": [0],
+    "platform": ["", 1],
+    "progress": [None, 1],
+}
+
+
+def test_each_field_has_an_invalid_value():
+    assert set(INVALID) == set(FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(field, value) for field, values in INVALID.items() for value in values],
+)
+def test_invalid_value_is_refused_by_name(field, value):
+    with pytest.raises(ConfigError) as error:
+        validate(make_config(**{field: value}))
+    line = str(error.value)
+    assert line.startswith(f"--config.{field}=")
+    assert ": must be " in line
+    assert f"e.g. --config.{field}={FIELDS[field].example}" in line
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"validation_size": 1, "split_seed": 2**32 - 1, "seed": 0},
+        {"shift": 0, "cutout": 0, "mixup": 0, "bottleneck": 0},
+        {"growth_rate": 1, "block_sizes": (1,), "kernel_size": 2},
+        {"block_sizes": (1, 2, 3, 4, 5), "reduction": 1.0, "stem_stride": 2},
+        {"dropout_rate": 0.0, "momentum": 0.0, "norm_momentum": 0.0},
+        {"learning_rate": 1, "weight_decay": 0.0, "data_dir": "/data"},
+        {"warmup_epochs": 0, "num_epochs": 1, "batch_size": 1, "platform": "gpu"},
+        {"warmup_epochs": 9.0, "num_epochs": 2, "schedule": "constant"},
+    ],
+)
+def test_limits_are_part_of_what_is_valid(changes):
+    validate(make_config(**changes))
+
+
+@pytest.mark.parametrize("warmup_epochs", [5.0, 6.0])
+def test_warmup_leaves_room_for_cosine(warmup_epochs):
+    with pytest.raises(ConfigError, match=r"warmup_epochs=.*num_epochs=5.*=0\.5$"):
+        validate(make_config(warmup_epochs=warmup_epochs, num_epochs=5))
+
+
+def test_unknown_and_missing_fields_are_named():
+    with pytest.raises(ConfigError, match=r"momentun; did you mean --config\.momentum"):
+        validate(make_config(momentun=0.9))
+    config = make_config()
+    del config.seed
+    del config.shift
+    with pytest.raises(ConfigError, match="the config lacks shift, seed; start from"):
+        validate(config)
+
+
+def test_json_gives_back_the_same_config():
+    config = make_config(block_sizes=(2, 3), learning_rate=1e-3)
+    assert to_dict(config)["block_sizes"] == [2, 3]
+    text = json.dumps(to_dict(config), allow_nan=False)
+    again = from_dict(json.loads(text))
+    assert again.to_dict() == config.to_dict()
+    assert again.block_sizes == (2, 3)
+    assert again.is_locked
+    # Unset fields keep their type.
+    assert again.get_type("weight_decay") is float
+    assert again.get_type("platform") is str
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "name"),
+    [
+        ("configs/separable.py", {}, "separable"),
+        ("/elsewhere/separable.py:wide", {}, "separable@wide"),
+        ("a.py", {"seed": 1, "growth_rate": 12}, "a-growth_rate=12-seed=1"),
+        ("a.py", {"learning_rate": 1e-3}, "a-learning_rate=0.001"),
+        ("a.py", {"weight_decay": 1e-5}, "a-weight_decay=1e-05"),
+        ("a.py", {"block_sizes": (3, 12)}, "a-block_sizes=3_12"),
+        ("a.py", {"flip": False}, "a-flip=False"),
+        ("a.py", {"seed": 0, "flip": True}, "a"),
+        ("a.py", {"data_dir": "/d", "progress": False, "eval_batch_size": 1}, "a"),
+        ("a.py", {"platform": "cpu"}, "a-platform=cpu"),
+    ],
+)
+def test_default_workdir_names_what_is_replaced(path, changes, name):
+    workdir = default_workdir(path, make_config(**changes), make_config())
+    assert workdir == os.path.join("runs", name)
+
+
+def test_default_workdir_compares_with_the_file():
+    base = make_config(flip=False)
+    assert default_workdir("a.py", make_config(), base) == "runs/a-flip=True"
+
+
+def test_different_runs_have_different_workdirs():
+    runs = [
+        ("a.py", {}),
+        ("a.py:", {}),
+        ("a.py:b", {}),
+        ("a@b.py", {}),
+        ("a_b.py", {}),
+        ("a b.py", {}),
+        ("a-seed=1.py", {}),
+        ("a.py", {"seed": 1}),
+        ("a.py:b", {"seed": 1}),
+        ("a.py:b-seed=1", {}),
+        ("a.py", {"dataset": "x-seed=1"}),
+        ("a.py", {"dataset": "x", "seed": 1}),
+        ("a.py", {"dataset": "x/y"}),
+        ("a.py", {"dataset": "x_y"}),
+        ("a.py", {"dataset": "x:y"}),
+        ("a.py", {"dataset": "../../x"}),
+        ("a.py", {"block_sizes": (1, 2)}),
+        ("a.py", {"block_sizes": (12,)}),
+        ("a.py", {"dataset": "x" * 300}),
+        ("a.py", {"dataset": "x" * 301}),
+        ("a.py", {"dataset": "x" * 300, "seed": 1}),
+    ]
+    workdirs = [default_workdir(p, make_config(**c), make_config()) for p, c in runs]
+    for (run, one), (other_run, other) in itertools.combinations(
+        zip(runs, workdirs, strict=True), 2
+    ):
+        assert one != other, (run, other_run)
+    for workdir in workdirs:
+        parent, name = os.path.split(workdir)
+        assert parent == "runs"
+        assert len(name) < 128
+        assert not set(name) & set("/\\:*?\"<>|' ,")
+
+
+def test_first_start_writes_requested_and_resolved(tmp_path):
+    config = open_workdir(tmp_path / "a" / "b", make_config(), resolve)
+    assert config.learning_rate == 0.125
+    assert config.block_sizes == (6, 6, 6, 6)
+    assert config.is_locked  # As it is at a later start.
+    text = (tmp_path / "a" / "b" / "config.json").read_text()
+    content = json.loads(text)
+    assert content["schema"] == 1
+    assert content["requested"]["learning_rate"] is None
+    assert content["resolved"]["learning_rate"] == 0.125
+    assert set(content) == {"schema", "requested", "resolved"}
+    assert text == json.dumps(content, indent=2, sort_keys=True) + "\n"
+    assert os.listdir(tmp_path / "a" / "b") == ["config.json"]
+
+
+def test_request_is_left_alone(tmp_path):
+    requested = make_config()
+    before = copy.deepcopy(requested.to_dict())
+
+    def resolve_in_place(config):
+        config.learning_rate = 0.25
+        return config
+
+    open_workdir(tmp_path, requested, resolve_in_place)
+    assert requested.to_dict() == before
+    assert load_requested(tmp_path).learning_rate is None
+
+
+def test_later_start_reuses_what_was_resolved(tmp_path):
+    first = open_workdir(tmp_path, make_config(), resolve)
+    text = (tmp_path / "config.json").read_text()
+    second = open_workdir(tmp_path, make_config(), never_resolve)
+    assert second.to_dict() == first.to_dict()
+    assert second.chunk_steps == 10
+    assert (tmp_path / "config.json").read_text() == text
+
+
+def test_exempt_fields_are_those_of_the_present_request(tmp_path):
+    open_workdir(tmp_path, make_config(data_dir="/old"), resolve)
+    changes = {"data_dir": "/new", "progress": False, "eval_batch_size": 7}
+    for config in (
+        open_workdir(tmp_path, make_config(**changes), never_resolve),
+        load_config(tmp_path, make_config(**changes)),
+    ):
+        assert {name: config[name] for name in EXEMPT} == changes
+        assert config.learning_rate == 0.125
+
+
+def test_differing_config_is_refused_by_name(tmp_path):
+    open_workdir(tmp_path, make_config(), resolve)
+    other = make_config(growth_rate=12, block_sizes=(2, 2), learning_rate=0.125)
+    for reopen in (
+        lambda: open_workdir(tmp_path, other, resolve),
+        lambda: load_config(tmp_path, other),
+    ):
+        with pytest.raises(ConfigError) as error:
+            reopen()
+        assert str(error.value) == (
+            f"--workdir={tmp_path} belongs to another run: "
+            "block_sizes=6,6,6,6 there, 2,2 here; growth_rate=24 there, 12 here; "
+            "learning_rate=None there, 0.125 here; "
+            "choose another --workdir, or delete this one"
+        )
+    assert load_requested(tmp_path).growth_rate == 24
+
+
+def test_another_platform_may_evaluate_but_not_go_on(tmp_path):
+    open_workdir(tmp_path, make_config(platform="gpu"), resolve)
+    assert load_config(tmp_path).platform == "gpu"
+    assert load_config(tmp_path).learning_rate == 0.125
+    assert load_config(tmp_path, make_config(platform="cpu")).platform == "cpu"
+    with pytest.raises(ConfigError, match="platform=gpu there, cpu here"):
+        open_workdir(tmp_path, make_config(platform="cpu"), resolve)
+
+
+def test_invalid_config_makes_no_workdir(tmp_path):
+    with pytest.raises(ConfigError, match=r"--config\.seed=-1"):
+        open_workdir(tmp_path / "a", make_config(seed=-1), resolve)
+    assert not (tmp_path / "a").exists()
+
+
+def test_broken_off_first_start_is_started_again(tmp_path, monkeypatch):
+    def full(*paths):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(UserError, match="No space left on device; choose another"):
+            open_workdir(tmp_path, make_config(), resolve)
+    assert not (tmp_path / "config.json").exists()
+    assert open_workdir(tmp_path, make_config(), resolve).learning_rate == 0.125
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_file_in_the_way_is_one_line(tmp_path, path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"{path}: cannot be used: not a directory"):
+        open_workdir(tmp_path / path, make_config(), resolve)
+
+
+def test_unwritable_workdir_is_one_line(tmp_path, monkeypatch):
+    def deny(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", deny)
+    with pytest.raises(UserError, match="a: cannot be used: Permission denied"):
+        open_workdir(tmp_path / "a", make_config(), resolve)
+
+
+def test_directory_of_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(UserError, match=r"holds notes, thesis\.tex but no config"):
+        open_workdir(tmp_path, make_config(), resolve)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_directory_of_logs_is_accepted(tmp_path):
+    for name in (".gitkeep", "train.log", "slurm-1.out", "config.json.tmp"):
+        (tmp_path / name).write_text("")
+    open_workdir(tmp_path, make_config(), resolve)
+
+
+def damage(content, how):
+    if how == "cut":
+        return json.dumps(content)[:100]
+    if how == "schema":
+        return json.dumps(content | {"schema": 2})
+    if how == "list":
+        return "[]"
+    if how == "no schema":
+        return json.dumps({k: v for k, v in content.items() if k != "schema"})
+    if how == "field lost":
+        del content["resolved"]["seed"]
+    elif how == "field of wrong type":
+        content["resolved"]["seed"] = "x"
+    elif how == "another version":
+        content["requested"]["nesterov"] = True
+    elif how == "section of wrong type":
+        content["requested"] = 3
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "cut",
+        "schema",
+        "list",
+        "no schema",
+        "field lost",
+        "field of wrong type",
+        "another version",
+        "section of wrong type",
+    ],
+)
+def test_damaged_config_json_is_one_line(tmp_path, how):
+    open_workdir(tmp_path, make_config(), resolve)
+    path = tmp_path / "config.json"
+    path.write_text(damage(json.loads(path.read_text()), how))
+    for read in (
+        lambda: load_config(tmp_path),
+        lambda: open_workdir(tmp_path, make_config(), resolve),
+    ):
+        with pytest.raises(UserError, match=r"json is damaged or of another") as error:
+            read()
+        assert not isinstance(error.value, ConfigError)
+
+
+def test_binary_config_json_is_damaged(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="damaged"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["absent", "empty", "file"])
+def test_workdir_without_a_run_is_one_line(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="no run was started there"):
+        load_config(tmp_path / name)

@@ -1,0 +1,166 @@
+"""The package as a whole: imports, dependencies, a run from the command line."""
+
+import ast
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+
+import dwsep_jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# What an import of tensorflow would do where there is none, and then some: etils looks
+# for it, so it is found, and only loading it fails.
+NO_TENSORFLOW = """
+import importlib.abc, importlib.machinery, sys
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("tensorflow", "tensorflow_cpu"):
+            return importlib.machinery.ModuleSpec(name, self)
+    def create_module(self, spec):
+        raise RuntimeError("tensorflow was imported")
+    def exec_module(self, module):
+        raise RuntimeError("tensorflow was imported")
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def python(code, *args, cwd=ROOT):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST_COMPILE}
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+    )
+
+
+FAST_COMPILE = "--xla_backend_optimization_level=0"
+
+
+def test_importing_the_package_imports_nothing_else():
+    code = (
+        "import sys; before = set(sys.modules); import dwsep_jax;"
+        "print(sorted({m.partition('.')[0] for m in set(sys.modules) - before}))"
+    )
+    assert python(code).stdout.strip() == "['dwsep_jax']"
+
+
+def test_every_exported_name_is_there():
+    for name in dwsep_jax.__all__:
+        assert getattr(dwsep_jax, name).__name__ == name
+    assert set(dwsep_jax.__all__) <= set(dir(dwsep_jax))
+    with pytest.raises(AttributeError, match="no attribute 'SeparableConvolution'"):
+        _ = dwsep_jax.SeparableConvolution
+
+
+def imported_packages(*folders):
+    """Return the top-level names that the files below `folders` import."""
+    names = set()
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    for path in [*paths, ROOT / "main.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module.partition(".")[0])
+    return names
+
+
+def test_declared_dependencies_are_those_that_are_used():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    modules = {"absl-py": "absl", "orbax-checkpoint": "orbax", "pillow": "PIL"}
+    modules |= {"scikit-learn": "sklearn"}
+    needed = {modules.get(name, name.replace("-", "_")) for name in declared}
+    # TFDS imports these two and does not declare, or not everywhere, that it does.
+    undeclared = {"importlib_resources", "array_record"}
+    ours = {"configs", "dwsep_jax"}
+    used = imported_packages("dwsep_jax", "configs") - set(sys.stdlib_module_names)
+    assert used - ours == needed - undeclared
+    core = {"jax", "flax", "optax", "orbax", "tensorflow_datasets", "clu", "numpy"}
+    assert core | {"sklearn", "ml_collections"} <= used
+
+
+def test_imports_run_one_way():
+    order = [
+        *(
+            "errors",
+            "console",
+            "datasets",
+            "ops",
+            "layers",
+            "models",
+            "data",
+            "augment",
+        ),
+        *("optim", "metrics", "step", "checkpoint", "efficiency", "environment"),
+        *("summary", "config", "evaluate", "train"),
+    ]
+    rank = {name: i for i, name in enumerate(order)}
+    for name in order:
+        path = ROOT / "dwsep_jax" / f"{name}.py"
+        if not path.exists():
+            continue
+        found = re.findall(
+            r"from dwsep_jax(?:\.(\w+)\S*)? import (.*)", path.read_text()
+        )
+        for module, names in found:
+            imported = [module] if module else re.findall(r"\w+", names)
+            for other in imported:
+                assert rank[other] < rank[name], f"{name} imports {other}"
+
+
+def test_a_whole_run_from_the_command_line_without_tensorflow(tmp_path):
+    code = NO_TENSORFLOW + "import main; sys.exit(main.main(sys.argv))"
+    workdir = tmp_path / "run"
+    result = python(
+        code,
+        f"--config={ROOT}/configs/digits.py",
+        "--config.num_epochs=1",
+        "--config.warmup_epochs=0",
+        "--config.growth_rate=4",
+        "--config.block_sizes=1,1",
+        f"--config.data_dir={tmp_path}/data",
+        f"--workdir={workdir}",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "tensorflow was imported" not in result.stderr
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["requested"]["learning_rate"] is None
+    assert config["resolved"]["learning_rate"] > 0
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    assert evaluation["num_examples"] == 360
+    assert [row["name"] for row in evaluation["per_class"]] == list("0123456789")
+    with np.load(workdir / "predictions.npz") as arrays:
+        assert arrays["id"][0].startswith("digit_")
+    assert f"test accuracy {evaluation['accuracy']:.2%} of 360 images" in result.stdout
+    # No terminal: plain lines.
+    assert "\x1b" not in result.stdout
+
+    again = python(code, "--mode=evaluate", f"--workdir={workdir}", "--split=train")
+    assert again.returncode == 0, again.stderr
+    evaluation = json.loads((workdir / "evaluation-train.json").read_text())
+    assert evaluation["num_examples"] == 1437 - 180
+
+
+def readme_examples():
+    text = (ROOT / "README.md").read_text()
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_readme_has_examples():
+    assert len(readme_examples()) >= 1
+
+
+@pytest.mark.parametrize("example", readme_examples())
+def test_examples_of_the_readme_run(example):
+    exec(compile(example, "README.md", "exec"), {"__name__": "__main__"})
