@@ -563,7 +563,7 @@ def test_help_succeeds_without_a_config(run, flag):
     assert result.out.startswith("Train and evaluate")
     flags = importlib.import_module("main").define_flags()
     for name in set(flags) - {"help", "h", "helpfull", "helpshort"}:
-        assert f"--{name}" in result.out
+        assert f"\n  --{name} " in result.out
     for mode in importlib.import_module("main").MODES:
         assert f"{mode} (" in result.out or f"{mode}:" in result.out
     assert "configs/default.py" in result.out
