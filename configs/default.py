@@ -66,8 +66,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.weight_decay = config_dict.placeholder(float)
     # Shape of the learning rate over the run: cosine or constant.
     c.schedule = "cosine"
-    # Epochs over which the learning rate rises linearly from zero.
-    c.warmup_epochs = 5.0
+    # Epochs over which the learning rate rises linearly from zero; unset: a twentieth.
+    c.warmup_epochs = config_dict.placeholder(float)
     # Images per training step.
     c.batch_size = 128
     # Passes over the training images.

@@ -118,7 +118,7 @@ FIELDS = {
         _number("5e-4", "of at least 0", lambda v: v >= 0), float
     ),
     "schedule": _text("cosine"),
-    "warmup_epochs": _number("5", "of at least 0", lambda v: v >= 0),
+    "warmup_epochs": _optional(_number("5", "of at least 0", lambda v: v >= 0), float),
     "batch_size": _integer("128", 1),
     "num_epochs": _integer("100", 1),
     "seed": _SEED,
@@ -141,7 +141,8 @@ def validate(config: ConfigDict) -> None:
     for name, field in FIELDS.items():
         if not field.is_valid(config[name]):
             raise ConfigError(describe(name, config[name]))
-    if config.schedule == "cosine" and config.warmup_epochs >= config.num_epochs:
+    warmup_epochs = config.warmup_epochs or 0
+    if config.schedule == "cosine" and warmup_epochs >= config.num_epochs:
         raise ConfigError(
             f"--config.warmup_epochs={config.warmup_epochs}: must be less than "
             f"--config.num_epochs={config.num_epochs} with the cosine schedule; "

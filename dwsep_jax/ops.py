@@ -45,7 +45,7 @@ def depthwise_conv(
     """
     _check_depthwise(x, kernel)
     pads = _explicit_padding(x, kernel, strides, padding, kernel_dilation)
-    convolve = choose("lowering", lowering, _DEPTHWISE)
+    convolve = choose("lowering", lowering, DEPTHWISE_LOWERINGS)
     return convolve(x, kernel, strides, pads, kernel_dilation)
 
 
@@ -137,7 +137,7 @@ def _auto(x, kernel, strides, pads, kernel_dilation):
     return lax.platform_dependent(x, kernel, cpu=run(_shift), default=run(_conv))
 
 
-_DEPTHWISE = {"auto": _auto, "conv": _conv, "shift": _shift}
+DEPTHWISE_LOWERINGS = {"auto": _auto, "conv": _conv, "shift": _shift}
 
 
 def _check_depthwise(x, kernel):

@@ -81,7 +81,7 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> Schedule:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """Return the configuration with unset rate and decay set to what suits.
+    """Return the configuration with unset rate, decay and warm-up set to what suits.
 
     Raises:
       ConfigError: for an unknown optimizer.
@@ -93,6 +93,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
         config.learning_rate = recipe.learning_rate * scale
     if config.weight_decay is None:
         config.weight_decay = recipe.weight_decay
+    if config.warmup_epochs is None:
+        config.warmup_epochs = config.num_epochs / 20
     return config
 
 

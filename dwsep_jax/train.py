@@ -20,6 +20,7 @@ from dwsep_jax.config import open_workdir
 from dwsep_jax.errors import UserError
 from dwsep_jax.evaluate import evaluate, evaluate_and_write
 from dwsep_jax.metrics import Metrics
+from dwsep_jax.models import create_model
 from dwsep_jax.step import (
     TrainState,
     make_run_keys,
@@ -41,7 +42,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> None:
       UserError: if the workdir belongs to another configuration, data are missing, or
         the loss is no longer finite.
     """
-    config = open_workdir(workdir, config, optim.resolve)
+    config = open_workdir(workdir, config, resolve)
     dataset = data.load(config)
     state = make_train_state(config, dataset)
     network = print_start(config, dataset, state)
@@ -65,6 +66,18 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> None:
         evaluate_and_write(config, workdir, dataset, state, "test")
     console.print_evaluation(json.loads(path.read_text()), network)
     console.say(f"files: {workdir}")
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """Return the configuration with every unset value set; refuse unknown choices.
+
+    Raises:
+      ConfigError: for an unknown choice, before anything is written.
+    """
+    config = optim.resolve(config)
+    optim.make_schedule(config, steps_per_epoch=1)
+    create_model(config, num_classes=1)
+    return config
 
 
 def train_epochs(

@@ -315,7 +315,7 @@ MISTAKES = {
         "block; e.g. --config.block_sizes=6,6,6,6",
     ),
     "long warmup": (
-        [DIGITS, "--config.num_epochs=2"],
+        [DIGITS, "--config.num_epochs=2", "--config.warmup_epochs=5"],
         "--config.warmup_epochs=5.0: must be less than --config.num_epochs=2 with the "
         "cosine schedule; e.g. --config.warmup_epochs=0.2",
     ),

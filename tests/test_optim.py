@@ -122,6 +122,11 @@ def test_a_rate_left_unset_follows_the_optimizer_and_the_batch_size():
     assert make_config().weight_decay > 0
 
 
+def test_warmup_left_unset_is_a_twentieth_of_the_run():
+    assert make_config(num_epochs=40).warmup_epochs == 2.0
+    assert make_config(num_epochs=40, warmup_epochs=0.0).warmup_epochs == 0.0
+
+
 def test_resolve_leaves_the_requested_configuration_alone():
     config = default.get_config()
     optim.resolve(config)

@@ -8,7 +8,7 @@ import pytest
 
 from dwsep_jax import data, train
 from dwsep_jax.checkpoint import checksums
-from dwsep_jax.errors import UserError
+from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.step import make_run_keys, make_train_state
 from tests import tiny
 
@@ -140,6 +140,19 @@ def test_every_example_is_trained_on_once_an_epoch(monkeypatch, dataset):
         want = data.epoch_permutation(make_run_keys(0).order, epoch, 44)
         np.testing.assert_array_equal(order, want)
     assert not np.array_equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"conv": "x"}, {"lowering": "x"}, {"schedule": "x"}, {"optimizer": "x"}],
+    ids=str,
+)
+def test_an_unknown_choice_leaves_no_workdir_behind_that_refuses_the_right_one(
+    tmp_path, change
+):
+    with pytest.raises(ConfigError, match="='x' is unknown; choose one of"):
+        train.train_and_evaluate(tiny.make_config(**change), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy(tmp_path):

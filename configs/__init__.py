@@ -1,0 +1,1 @@
+"""Configurations of runs: `default` has every field, the others change a few."""
