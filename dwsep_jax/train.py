@@ -52,6 +52,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> None:
         if restored := checkpoints.restore_latest(state):
             state, history = restored.tree, restored.metadata["history"]
             console.say(f"resuming after epoch {restored.epoch}, step {state.step:,}")
+        is_finished = len(history) == config.num_epochs
         write_history(workdir, history)
         for trained, row in train_epochs(config, dataset, state, list(history)):
             state = trained
@@ -62,7 +63,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> None:
             console.say(console.format_epoch(row, config.num_epochs))
 
     path = pathlib.Path(workdir) / "evaluation.json"
-    if not path.exists():
+    if not (is_finished and path.exists()):
         evaluate_and_write(config, workdir, dataset, state, "test")
     console.print_evaluation(json.loads(path.read_text()), network)
     console.say(f"files: {workdir}")

@@ -1,6 +1,7 @@
 """The loop, on a tiny network: its files, its order, and how it goes on."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -78,6 +79,17 @@ def test_a_run_learns_and_leaves_its_files(tmp_path, capsys):
     assert "compiled" not in shown
     assert "test accuracy" in shown
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in before.items())
+
+
+def test_an_evaluation_of_other_weights_is_replaced(tmp_path):
+    config = tiny.make_config(num_epochs=1)
+    run(config, tmp_path)
+    path = tmp_path / "evaluation.json"
+    want = json.loads(path.read_text())
+    path.write_text(json.dumps(want | {"accuracy": -1.0}))
+    shutil.rmtree(tmp_path / "checkpoints")
+    run(config, tmp_path)
+    assert json.loads(path.read_text())["accuracy"] == want["accuracy"]
 
 
 class Interrupted(Exception):
