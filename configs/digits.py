@@ -1,4 +1,4 @@
-"""A small separable network on the 1,797 digits of scikit-learn: nothing to download."""
+"""A small separable network on scikit-learn's 1,797 digits: nothing to download."""
 
 from configs import default
 

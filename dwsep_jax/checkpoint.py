@@ -32,7 +32,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | os.PathLike):
-        """Open `workdir`/checkpoints, made at the first save."""
+        """Open `workdir`/checkpoints, and make it where it is not there."""
         self._directory = pathlib.Path(workdir).resolve() / "checkpoints"
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -88,6 +88,8 @@ class Checkpoints:
         for epoch in epochs:
             try:
                 return self._restore(epoch, like)
+            except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+                raise  # The checkpoint is not at fault.
             # Orbax has no common error: a damaged file raises any of a dozen types.
             except Exception as error:
                 reason = str(error).partition("\n")[0][:200]
@@ -100,6 +102,15 @@ class Checkpoints:
                 "another --workdir"
             )
         return None
+
+    def discard_after(self, epoch: int) -> None:
+        """Delete the checkpoints of later epochs: those that were passed over.
+
+        Else the next save of such an epoch would be refused.
+        """
+        for later in self._manager.all_steps():
+            if later > epoch:
+                self._manager.delete(later)
 
     def _restore(self, epoch, like):
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)

@@ -8,13 +8,14 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-_console = Console(highlight=False, soft_wrap=True)
+_console = Console(highlight=False, emoji=False, markup=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """Print a line as it is."""
-    _console.print(text, markup=False)
+    _console.print(text)
 
 
 def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
@@ -23,7 +24,8 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell for cell in row))
+        cells = (f"{cell:,}" if isinstance(cell, int) else cell for cell in row)
+        table.add_row(*map(Text, cells))
     width = max(_console.width, _console.measure(table).maximum)
     _console.print(table, width=width)
 

@@ -20,6 +20,8 @@ from dwsep_jax.metrics import calibration, classification_report
 from dwsep_jax.step import TrainState, eval_step, make_train_state
 from dwsep_jax.summary import describe_network, summarize
 
+STRICT_JSON = {"indent": 2, "sort_keys": True, "allow_nan": False}
+
 
 @jax.jit
 def _eval_step(state, images, labels, mask):
@@ -97,11 +99,21 @@ def evaluate_and_write(
             )
 
     def write_json(path):
-        path.write_text(json.dumps(evaluation, indent=2, sort_keys=True) + "\n")
+        path.write_text(json.dumps(evaluation, **STRICT_JSON) + "\n")
 
     _replace(directory / f"predictions{suffix}.npz", write_arrays)
     _replace(directory / f"evaluation{suffix}.json", write_json)
     return evaluation
+
+
+def read_evaluation(workdir: str | os.PathLike, epoch: int) -> dict[str, Any] | None:
+    """Return evaluation.json, or None unless it describes the weights of an epoch."""
+    path = pathlib.Path(workdir) / "evaluation.json"
+    try:
+        evaluation = json.loads(path.read_bytes())
+        return evaluation if evaluation["epoch"] == epoch else None
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None
 
 
 def evaluate_workdir(

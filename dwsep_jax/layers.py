@@ -27,9 +27,9 @@ class DepthwiseConv(nn.Module):
     """
 
     kernel_size: tuple[int, int] = (3, 3)
-    strides: tuple[int, int] = (1, 1)
+    strides: int | tuple[int, int] = (1, 1)
     padding: ops.Padding = "SAME"
-    kernel_dilation: tuple[int, int] = (1, 1)
+    kernel_dilation: int | tuple[int, int] = (1, 1)
     use_bias: bool = False
     dtype: Dtype | None = None
     kernel_init: Initializer = he_normal
@@ -38,7 +38,7 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (*self.kernel_size, 1, x.shape[-1])
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         y = ops.depthwise_conv(
             x,
@@ -66,7 +66,7 @@ class PointwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (1, 1, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         y = ops.pointwise_conv(x, kernel)
         return _add_bias(self, y) if self.use_bias else y
@@ -83,7 +83,7 @@ class SeparableConv(nn.Module):
 
     features: int
     kernel_size: tuple[int, int] = (3, 3)
-    strides: tuple[int, int] = (1, 1)
+    strides: int | tuple[int, int] = (1, 1)
     padding: ops.Padding = "SAME"
     use_bias: bool = False
     dtype: Dtype | None = None
@@ -124,7 +124,7 @@ class StandardConv(nn.Module):
 
     features: int
     kernel_size: tuple[int, int] = (3, 3)
-    strides: tuple[int, int] = (1, 1)
+    strides: int | tuple[int, int] = (1, 1)
     padding: ops.Padding = "SAME"
     use_bias: bool = False
     dtype: Dtype | None = None
@@ -186,8 +186,8 @@ class Normalize(nn.Module):
     def __call__(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         """Return x (..., C) normalized by mean and var, (C,), in `dtype`."""
         shape = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         mean, factor, bias = (_per_channel(v, x.ndim) for v in (mean, factor, bias))
         y = (x.astype(mean.dtype) - mean) * factor + bias
@@ -197,7 +197,8 @@ class Normalize(nn.Module):
 class BatchNorm(nn.Module):
     """Normalize each channel by its batch statistics (Ioffe and Szegedy 2015).
 
-    Equal to `nn.BatchNorm`, in two halves that other modules use apart.
+    `nn.BatchNorm` in two halves that other modules use apart; without a `dtype` the
+    result has that of the input.
     """
 
     use_running_average: bool
@@ -217,7 +218,7 @@ class Dropout(nn.Module):
 
     `rate` may be a traced number. It is rounded to 1/256, so that 8 random bits decide
     on each element, a quarter of the usual cost; the scale is that of the rounded rate,
-    so the expectation is exact. Draws from the stream `dropout`.
+    so the expectation is that of x. Draws from the stream `dropout`.
     """
 
     rate: float | jax.Array
@@ -231,12 +232,15 @@ class Dropout(nn.Module):
         keep = jnp.round(256 * (1 - jnp.asarray(self.rate, jnp.float32)))
         bits = jax.random.bits(self.make_rng("dropout"), x.shape, jnp.uint8)
         kept = bits.astype(jnp.uint16) < keep.astype(jnp.uint16)
-        scale = jnp.where(keep > 0, 256 / jnp.maximum(keep, 1), 0).astype(x.dtype)
-        return jnp.where(kept, x * scale, jnp.zeros((), x.dtype))
+        scale = jnp.where(keep > 0, 256 / jnp.maximum(keep, 1), 0)
+        # Scaled in float32: rounded to bfloat16, the scale would shift the expectation.
+        scaled = (x.astype(scale.dtype) * scale).astype(x.dtype)
+        return jnp.where(kept, scaled, jnp.zeros((), x.dtype))
 
 
 def _add_bias(module, y):
-    bias = module.param("bias", nn.initializers.zeros, y.shape[-1:])
+    shape = y.shape[-1:]
+    bias = module.param("bias", nn.initializers.zeros, shape, jnp.float32)
     return y + _per_channel(bias.astype(y.dtype), y.ndim)
 
 

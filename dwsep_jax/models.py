@@ -182,7 +182,7 @@ class DenseNet(nn.Module):
         )
 
         x = StandardConv(
-            round(self.stem_width * self.growth_rate),
+            max(1, round(self.stem_width * self.growth_rate)),
             kernel_size,
             (self.stem_stride, self.stem_stride),
             dtype=self.dtype,
@@ -191,7 +191,9 @@ class DenseNet(nn.Module):
         features = Features(x, *statistics(name="statistics0")(x, not train))
         for b, num_layers in enumerate(self.block_sizes):
             if b > 0:
-                num_channels = max(1, int(self.reduction * features.x.shape[-1]))
+                # Rounded first: 0.58 * 100 is a little less than 58.
+                kept = round(self.reduction * features.x.shape[-1], 9)
+                num_channels = max(1, int(kept))
                 name = f"transition{b}"
                 x = Transition(
                     num_channels, self.act, normalize, self.dtype, name=name

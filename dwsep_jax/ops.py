@@ -1,7 +1,9 @@
 """Depthwise and pointwise convolution as functions of arrays, with their lowerings.
 
 A lowering is how a convolution becomes XLA operations. It changes speed, never the
-parameters, and the result only by rounding, so a checkpoint moves between lowerings.
+parameters, and the result only by rounding (to the precision of the device's own
+convolutions, which may be below float32 on GPU and TPU), so a checkpoint moves between
+lowerings.
 """
 
 from collections.abc import Sequence
@@ -12,16 +14,16 @@ from jax import lax
 
 from dwsep_jax.errors import choose
 
-Padding = str | Sequence[tuple[int, int]]
+Padding = str | int | Sequence[tuple[int, int]]
 
 
 def depthwise_conv(
     x: jax.Array,
     kernel: jax.Array,
     *,
-    strides: tuple[int, int] = (1, 1),
+    strides: int | tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
-    kernel_dilation: tuple[int, int] = (1, 1),
+    kernel_dilation: int | tuple[int, int] = (1, 1),
     lowering: str = "auto",
 ) -> jax.Array:
     """Convolve every channel with a kernel of its own (Sifre 2014).
@@ -30,10 +32,10 @@ def depthwise_conv(
       x: images, (N, H, W, C), floating point.
       kernel: (kh, kw, 1, C), the shape that `nn.Conv(feature_group_count=C)` keeps;
         of the dtype of `x`.
-      strides: (rows, columns), in pixels.
+      strides: (rows, columns), in pixels; one number for both.
       padding: "SAME" or "VALID" as `lax` has them, or (low, high) pairs for rows and
-        columns.
-      kernel_dilation: (rows, columns) between taps, in pixels.
+        columns; one number for all four.
+      kernel_dilation: (rows, columns) between taps, in pixels; one number for both.
       lowering: "conv" (one grouped convolution, the reference), "shift" (a sum of
         shifted products), or "auto" (the faster one on the platform it runs on).
 
@@ -44,6 +46,8 @@ def depthwise_conv(
       ValueError: if shapes, dtypes, padding or the lowering do not fit.
     """
     _check_depthwise(x, kernel)
+    strides = _pair("strides", strides)
+    kernel_dilation = _pair("kernel_dilation", kernel_dilation)
     pads = _explicit_padding(x, kernel, strides, padding, kernel_dilation)
     convolve = choose("lowering", lowering, DEPTHWISE_LOWERINGS)
     return convolve(x, kernel, strides, pads, kernel_dilation)
@@ -68,13 +72,16 @@ def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
             f"(1, 1, {x.shape[-1]}, F), not {kernel.shape}"
         )
     _check_dtypes(x, kernel)
-    y = lax.dot_general(
-        x,
-        kernel[0, 0],
-        (((x.ndim - 1,), (0,)), ((), ())),
-        preferred_element_type=accumulator_dtype(x.dtype),
-    )
-    return y.astype(x.dtype)
+    # XLA adds up bfloat16 products in float32. To ask for a float32 result would make
+    # the products of the gradient float32 ones, at twice the bytes.
+    return lax.dot_general(x, kernel[0, 0], (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _pair(name, value):
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or any(number < 1 for number in pair):
+        raise ValueError(f"{name} are one or two numbers >= 1, not {value!r}")
+    return pair
 
 
 def accumulator_dtype(dtype: jnp.dtype) -> jnp.dtype:
@@ -97,9 +104,11 @@ def _conv(x, kernel, strides, pads, kernel_dilation):
 
 def _shift(x, kernel, strides, pads, kernel_dilation):
     """Lower to one multiply-add per tap, of shifted views; XLA fuses them."""
+    # The cast comes first, so that the gradient, too, is added up in the wide dtype.
     dtype = accumulator_dtype(x.dtype)
+    kernel, wide = kernel.astype(dtype), x.astype(dtype)
     edges = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
-    padded = lax.pad(x, jnp.zeros((), x.dtype), edges)
+    padded = lax.pad(wide, jnp.zeros((), dtype), edges)
     out_size = [
         (size - (k - 1) * dilation - 1) // stride + 1
         for size, k, dilation, stride in zip(
@@ -122,8 +131,7 @@ def _shift(x, kernel, strides, pads, kernel_dilation):
                 ),
                 (1, *strides, 1),
             )
-            tap = kernel[i : i + 1, j : j + 1]
-            product = view.astype(dtype) * tap.astype(dtype)
+            product = view * kernel[i : i + 1, j : j + 1]
             y = product if y is None else y + product
     return y.astype(x.dtype)
 
@@ -175,6 +183,8 @@ def _explicit_padding(x, kernel, strides, padding, kernel_dilation):
                 f'padding is "SAME", "VALID" or (low, high) pairs, not {padding!r}'
             )
         padding = lax.padtype_to_pads(x.shape[1:3], effective, strides, padding)
+    if isinstance(padding, int):
+        padding = ((padding, padding),) * 2
     pads = tuple((int(low), int(high)) for low, high in padding)
     if len(pads) != 2 or any(low < 0 or high < 0 for low, high in pads):
         raise ValueError(

@@ -62,14 +62,16 @@ def create_train_state(
     image_shape: tuple[int, ...],
     keys: RunKeys,
 ) -> TrainState:
-    """Draw initial parameters for images of shape (H, W, C)."""
+    """Draw initial parameters for images of shape (H, W, C).
 
-    # The program runs once: what XLA saves by optimizing it, it spends ten times over.
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    The model is called as `model.apply(variables, images, train=...)`.
+    """
+
+    @jax.jit
     def init():
         images = jnp.zeros((1, *image_shape), jnp.float32)
         variables = model.init(keys.init, images)
-        return variables["params"], variables["batch_stats"]
+        return variables["params"], variables.get("batch_stats", {})
 
     params, batch_stats = init()
     return TrainState(
@@ -89,6 +91,18 @@ def make_train_state(config: ConfigDict, dataset: Dataset) -> TrainState:
     Raises:
       ConfigError: for an unknown choice, or a batch larger than the training split.
     """
+    # The program runs once: the CPU compiler would spend more than it saves.
+    is_cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 0} if is_cpu else None
+    return jax.jit(_state_maker(config, dataset), compiler_options=options)()
+
+
+def check_train_state(config: ConfigDict, dataset: Dataset) -> None:
+    """Raise what `make_train_state` would raise, without computing anything."""
+    jax.eval_shape(_state_maker(config, dataset))
+
+
+def _state_maker(config, dataset):
     steps_per_epoch = len(dataset.train.labels) // config.batch_size
     if steps_per_epoch == 0:
         raise ConfigError(
@@ -98,7 +112,8 @@ def make_train_state(config: ConfigDict, dataset: Dataset) -> TrainState:
     model = create_model(config, len(dataset.class_names))
     tx = make_optimizer(config, make_schedule(config, steps_per_epoch))
     image_shape = dataset.train.images.shape[1:]
-    return create_train_state(model, tx, image_shape, make_run_keys(config.seed))
+    keys = make_run_keys(config.seed)
+    return partial(create_train_state, model, tx, image_shape, keys)
 
 
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -125,7 +140,7 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
             rngs={"dropout": dropout_key},
         )
         losses = cross_entropy(logits, labels)
-        return losses.mean(), (losses, logits, updated["batch_stats"])
+        return losses.mean(), (losses, logits, updated.get("batch_stats", {}))
 
     grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)

@@ -1,12 +1,14 @@
 """The training loop."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +19,13 @@ from dwsep_jax import console, data, optim
 from dwsep_jax.augment import make_augment
 from dwsep_jax.checkpoint import Checkpoints
 from dwsep_jax.config import open_workdir
+from dwsep_jax.datasets.prepare import locked
 from dwsep_jax.errors import UserError
-from dwsep_jax.evaluate import evaluate, evaluate_and_write
+from dwsep_jax.evaluate import evaluate, evaluate_and_write, read_evaluation
 from dwsep_jax.metrics import Metrics
-from dwsep_jax.models import create_model
 from dwsep_jax.step import (
     TrainState,
+    check_train_state,
     make_run_keys,
     make_train_state,
     train_on_indices,
@@ -30,6 +33,7 @@ from dwsep_jax.step import (
 from dwsep_jax.summary import describe_network, summarize
 
 Row = dict[str, float]
+Step = Callable[..., tuple[TrainState, Metrics]]
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> None:
@@ -39,46 +43,85 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> None:
     alone, and its result is printed again.
 
     Raises:
-      UserError: if the workdir belongs to another configuration, data are missing, or
-        the loss is no longer finite.
+      UserError: if the workdir belongs to another configuration or another process,
+        data are missing, or a loss is no longer finite.
     """
-    config = open_workdir(workdir, config, resolve)
     dataset = data.load(config)
+    config = open_workdir(workdir, config, partial(resolve, dataset=dataset))
+    try:
+        with locked(workdir, wait=False):
+            run(config, workdir, dataset)
+    except BlockingIOError:
+        raise UserError(
+            f"another process is at work in {workdir}; wait for it, or choose another "
+            "--workdir"
+        ) from None
+
+
+def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
+    """Return the configuration with every unset value set.
+
+    Raises:
+      ConfigError: if no run can be made of it; nothing has been written then.
+    """
+    config = optim.resolve(config)
+    check_train_state(config, dataset)
+    return config
+
+
+def run(config: ConfigDict, workdir: str | os.PathLike, dataset: data.Dataset) -> None:
+    """Train what is left to train of a resolved configuration, then evaluate."""
     state = make_train_state(config, dataset)
     network = print_start(config, dataset, state)
-    history: list[Row] = []
-
     with Checkpoints(workdir) as checkpoints:
-        if restored := checkpoints.restore_latest(state):
-            state, history = restored.tree, restored.metadata["history"]
-            console.say(f"resuming after epoch {restored.epoch}, step {state.step:,}")
-        is_finished = len(history) == config.num_epochs
-        write_history(workdir, history)
-        for trained, row in train_epochs(config, dataset, state, list(history)):
-            state = trained
-            history.append(row)
-            append_row(workdir, row)
-            metadata = {"history": history}
-            checkpoints.save(row["epoch"], state, metadata, score=row["val_accuracy"])
-            console.say(console.format_epoch(row, config.num_epochs))
-
-    path = pathlib.Path(workdir) / "evaluation.json"
-    if not (is_finished and path.exists()):
-        evaluate_and_write(config, workdir, dataset, state, "test")
-    console.print_evaluation(json.loads(path.read_text()), network)
+        state, history = resume(workdir, checkpoints, state)
+        if len(history) < config.num_epochs:  # --mode=evaluate may have left one.
+            pathlib.Path(workdir, "evaluation.json").unlink(missing_ok=True)
+        epochs = train_epochs(config, dataset, state, list(history))
+        with contextlib.closing(epochs):
+            for trained, row in epochs:
+                state = trained
+                history.append(row)
+                metadata = {"history": history}
+                score = row["val_accuracy"]
+                checkpoints.save(row["epoch"], state, metadata, score)
+                append_row(workdir, row)
+                console.say(console.format_epoch(row, config.num_epochs))
+    evaluation = read_evaluation(workdir, epoch=config.num_epochs)
+    if evaluation is None:
+        evaluation = evaluate_and_write(config, workdir, dataset, state, "test")
+    console.print_evaluation(evaluation, network)
     console.say(f"files: {workdir}")
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
-    """Return the configuration with every unset value set; refuse unknown choices.
+def resume(
+    workdir: str | os.PathLike, checkpoints: Checkpoints, state: TrainState
+) -> tuple[TrainState, list[Row]]:
+    """Return the state to go on from and the rows of its epochs; both may be fresh.
+
+    Rows of epochs that are to be trained again are removed.
 
     Raises:
-      ConfigError: for an unknown choice, before anything is written.
+      UserError: if there are results, but no checkpoint to go on from.
     """
-    config = optim.resolve(config)
-    optim.make_schedule(config, steps_per_epoch=1)
-    create_model(config, num_classes=1)
-    return config
+    directory = pathlib.Path(workdir)
+    metrics = directory / "metrics.jsonl"
+    history: list[Row] = []
+    if restored := checkpoints.restore_latest(state):
+        checkpoints.discard_after(restored.epoch)
+        state, history = restored.tree, restored.metadata["history"]
+        console.say(f"resuming after epoch {restored.epoch}, step {int(state.step):,}")
+    elif metrics.exists() and metrics.stat().st_size:
+        raise UserError(
+            f"{workdir} has results in metrics.jsonl but no checkpoint to go on from; "
+            "choose another --workdir, or delete this one to start over"
+        )
+    text = "".join(_json_line(row) for row in history)
+    if not metrics.exists() or metrics.read_text() != text:
+        temporary = metrics.with_name("metrics.jsonl.tmp")
+        temporary.write_text(text)
+        os.replace(temporary, metrics)
+    return state, history
 
 
 def train_epochs(
@@ -104,17 +147,13 @@ def train_epochs(
             permutation = data.epoch_permutation(order_key, epoch, num_train)
             total = Metrics.empty()
             if take_step is None:
-                take_step = compile_step(config, dataset, state, arrays, permutation)
+                step = make_step(config, len(dataset.class_names))
+                take_step = compile_step(step, state, total, arrays, permutation)
             epoch_start = time.perf_counter()
             for _ in progress.steps(epoch):
                 state, total = take_step(state, total, arrays, permutation)
             trained = {name: float(value) for name, value in total.compute().items()}
             seconds = time.perf_counter() - epoch_start
-            if not math.isfinite(trained["loss"]):
-                raise UserError(
-                    f"the training loss is {trained['loss']} in epoch {epoch + 1}; try "
-                    f"a learning_rate below {config.learning_rate:g}"
-                )
             last_step = (epoch + 1) * steps_per_epoch - 1
             row = {
                 "epoch": epoch + 1,
@@ -126,6 +165,12 @@ def train_epochs(
                 "images_per_second": steps_per_epoch * config.batch_size / seconds,
             }
             row["elapsed_seconds"] = elapsed_before + time.perf_counter() - start
+            for name in ("train_loss", "train_eval_loss", "val_loss"):
+                if not math.isfinite(row[name]):
+                    raise UserError(
+                        f"{name} is {row[name]} in epoch {epoch + 1}; try a "
+                        f"learning_rate below {config.learning_rate:g}"
+                    )
             yield state, row
 
 
@@ -137,22 +182,24 @@ def evaluate_prefixed(
     return {f"{prefix}_{name}": value for name, value in values.items()}
 
 
-def compile_step(config, dataset, state, arrays, permutation):
-    """Compile (state, total, arrays, permutation) -> (state, total), both donated."""
-    step = partial(
+def make_step(config: ConfigDict, num_classes: int) -> Step:
+    """Return (state, total, arrays, permutation) -> (state, total), to be jitted."""
+    augment = make_augment(
+        flip=config.flip, shift=config.shift, cutout_size=config.cutout
+    )
+    return partial(
         train_in_order,
         batch_size=config.batch_size,
-        augment=make_augment(
-            flip=config.flip, shift=config.shift, cutout_size=config.cutout
-        ),
+        augment=augment,
         mixup_alpha=config.mixup,
-        num_classes=len(dataset.class_names),
+        num_classes=num_classes,
     )
+
+
+def compile_step(step: Step, *args: Any) -> Step:
+    """Compile a step for arguments like these, the first two of which it may reuse."""
     start = time.perf_counter()
-    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(
-        state, Metrics.empty(), arrays, permutation
-    )
-    compiled = lowered.compile()
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*args).compile()
     console.say(f"compiled the training step in {time.perf_counter() - start:.1f} s")
     return compiled
 
@@ -162,7 +209,9 @@ def train_in_order(state, total, arrays, permutation, *, batch_size, **how):
     steps_per_epoch = permutation.shape[0] // batch_size
     indices = data.batch_indices(permutation, state.step % steps_per_epoch, batch_size)
     state, metrics = train_on_indices(state, arrays, indices, **how)
-    return state, total.merge(metrics)
+    merged = total.merge(metrics)
+    # clu counts in int64 where jax has 64 bits, but starts in int32.
+    return state, jax.tree.map(lambda old, new: new.astype(old.dtype), total, merged)
 
 
 def print_start(config: ConfigDict, dataset: data.Dataset, state: TrainState) -> str:
@@ -190,16 +239,10 @@ def print_start(config: ConfigDict, dataset: data.Dataset, state: TrainState) ->
         f"optimizer: {config.optimizer}, peak learning rate {config.learning_rate:g}, "
         f"weight decay {config.weight_decay:g}, batch size {config.batch_size}"
     )
-    console.say(f"device: {jax.device_count()} x {device.device_kind}")
+    count = jax.device_count()
+    others = f", 1 of {count}" if count > 1 else ""
+    console.say(f"device: {device.device_kind} ({device.platform}{others})")
     return network
-
-
-def write_history(workdir: str | os.PathLike, history: list[Row]) -> None:
-    """Make metrics.jsonl hold just these rows: those after a checkpoint are redone."""
-    path = pathlib.Path(workdir) / "metrics.jsonl"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(_json_line(row) for row in history))
-    os.replace(temporary, path)
 
 
 def append_row(workdir: str | os.PathLike, row: Row) -> None:
@@ -209,4 +252,4 @@ def append_row(workdir: str | os.PathLike, row: Row) -> None:
 
 
 def _json_line(row):
-    return json.dumps({"schema": 1, **row}) + "\n"
+    return json.dumps({"schema": 1, **row}, allow_nan=False) + "\n"

@@ -136,6 +136,47 @@ def test_bfloat16_is_accumulated_in_float32(lowering):
     assert y.item() == 258.0
 
 
+def test_bfloat16_gradients_are_accumulated_in_float32():
+    x, kernel, _ = make_inputs((2, 8, 8, 16))
+    x, kernel = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
+
+    def gradients(lowering, dtype):
+        def loss(x, kernel):
+            y = ops.depthwise_conv(x, kernel, lowering=lowering)
+            return jnp.sum(
+                y * jnp.cos(jnp.arange(y.size)).reshape(y.shape).astype(dtype)
+            )
+
+        gradient = jax.grad(loss, (0, 1))(x.astype(dtype), kernel.astype(dtype))
+        return [np.asarray(g.astype(jnp.float32)) for g in gradient]
+
+    want = gradients("conv", jnp.float32)
+    reference, shift = (gradients(name, jnp.bfloat16) for name in ("conv", "shift"))
+    for exact_gradient, by_conv, by_shift in zip(want, reference, shift):
+        error = relative_error(by_shift, exact_gradient)
+        assert error <= 1.2 * relative_error(by_conv, exact_gradient)
+
+
+def test_bfloat16_pointwise_is_accumulated_in_float32_of_bfloat16_operands():
+    x = jnp.array([[256.0, 1.0, 1.0]], jnp.bfloat16)
+    kernel = jnp.ones((1, 1, 3, 1), jnp.bfloat16)
+    assert ops.pointwise_conv(x, kernel).item() == 258.0
+    backward = jax.make_jaxpr(jax.grad(lambda k: ops.pointwise_conv(x, k).sum()))
+    products = [e for e in backward(kernel).eqns if e.primitive.name == "dot_general"]
+    assert products
+    for product in products:
+        assert {v.aval.dtype.name for v in product.invars} == {"bfloat16"}
+
+
+def test_one_number_stands_for_both_axes():
+    x, kernel, _ = make_inputs((1, 9, 9, 2))
+    got = ops.depthwise_conv(x, kernel, strides=2, padding=1, kernel_dilation=2)
+    want = ops.depthwise_conv(
+        x, kernel, strides=(2, 2), padding=((1, 1), (1, 1)), kernel_dilation=(2, 2)
+    )
+    np.testing.assert_array_equal(got, want)
+
+
 def test_auto_is_shift_on_cpu_and_conv_elsewhere():
     x, kernel, _ = make_inputs((1, 4, 4, 2))
     convolve = jax.jit(lambda x, k: ops.depthwise_conv(x, k))
@@ -172,6 +213,7 @@ def test_pointwise_conv_equals_nn_conv():
     [
         (lambda x, k: ops.depthwise_conv(x, k, lowering="fft"), "choose one of auto"),
         (lambda x, k: ops.depthwise_conv(x, k, padding="FULL"), "not 'FULL'"),
+        (lambda x, k: ops.depthwise_conv(x, k, strides=0), "strides are one or two"),
         (lambda x, k: ops.depthwise_conv(x, k, padding=((-1, 0), (0, 0))), ">= 0"),
         (lambda x, k: ops.depthwise_conv(x[0], k), r"\(N, H, W, C\)"),
         (

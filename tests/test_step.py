@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from dwsep_jax import step
 from dwsep_jax.augment import make_augment, normalize
@@ -141,7 +142,8 @@ def test_mixup_changes_the_labels_that_are_trained_on(state):
     losses = []
     for alpha in (0.0, 1.0):
         take = partial(step.train_on_indices, augment=augment, mixup_alpha=alpha)
-        _, metrics = take(state, arrays, jnp.arange(8), num_classes=tiny.NUM_CLASSES)
+        take = jax.jit(partial(take, num_classes=tiny.NUM_CLASSES))
+        _, metrics = take(state, arrays, jnp.arange(8))
         losses.append(float(metrics.compute()["loss"]))
     assert losses[0] != losses[1]
 
@@ -189,14 +191,53 @@ def test_a_sharded_batch_gives_the_step_of_a_whole_one(state, train_step, batch)
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_the_step_lowers_for_tpu(state, batch):
-    lowered = jax.export.export(
-        jax.jit(
-            lambda images: state.apply_fn(
-                {"params": state.params, "batch_stats": state.batch_stats}, images
-            )
-        ),
-        platforms=["tpu"],
-    )(batch["image"])
-    assert lowered.platforms == ("tpu",)
-    assert "stablehlo.convolution" in lowered.mlir_module()
+def test_augmentation_mixup_and_dropout_draw_by_keys_of_their_own(state, monkeypatch):
+    keys = []
+    split = tiny.make_dataset().train
+    arrays = {"image": jnp.asarray(split.images), "label": jnp.asarray(split.labels)}
+    mixup = step.mixup
+
+    def spy_augment(key, images):
+        keys.append(key)
+        return normalize(images)
+
+    def spy_mixup(key, *args):
+        keys.append(key)
+        return mixup(key, *args)
+
+    def spy_apply(*args, rngs, **options):
+        keys.append(rngs["dropout"])
+        return state.apply_fn(*args, rngs=rngs, **options)
+
+    monkeypatch.setattr(step, "mixup", spy_mixup)
+
+    def collect(state):
+        keys.clear()
+        spied = state.replace(apply_fn=spy_apply)
+        step.train_on_indices(
+            spied,
+            arrays,
+            jnp.arange(8),
+            augment=spy_augment,
+            mixup_alpha=0.5,
+            num_classes=tiny.NUM_CLASSES,
+        )
+        return [jax.random.key_data(key) for key in keys]
+
+    drawn = [tuple(key.tolist()) for key in jax.jit(collect)(state)]
+    assert len(drawn) == 3
+    assert len(set(drawn)) == 3
+
+
+def test_a_model_without_batch_statistics_or_dropout_can_be_trained(batch):
+    class Linear(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return nn.Dense(3)(x.reshape(len(x), -1))
+
+    state = step.create_train_state(
+        Linear(), optax.sgd(0.1), (8, 8, 3), step.make_run_keys(0)
+    )
+    new, first = step.train_step(state, batch)
+    _, second = step.train_step(new, batch)
+    assert second.compute()["loss"] < first.compute()["loss"]

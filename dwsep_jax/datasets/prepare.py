@@ -13,15 +13,20 @@ from dwsep_jax.errors import DataError
 
 
 @contextlib.contextmanager
-def locked(directory: pathlib.Path) -> Iterator[None]:
+def locked(directory: str | os.PathLike, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on a directory; it goes when the process does.
 
-    It locks nothing on file systems that have no locks (some network ones).
+    It locks nothing on file systems that have no locks (some network ones). Raises
+    BlockingIOError where another process holds it and this one is not to wait.
     """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
         yield
     finally:
         os.close(descriptor)
