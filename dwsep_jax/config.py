@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict, config_dict
 
 from dwsep_jax.errors import ConfigError, UserError
+from dwsep_jax.files import write_atomically
 
 _SCHEMA = 1
 
@@ -127,7 +128,8 @@ FIELDS = {
     "progress": _flag("false"),
 }
 
-# They change no result: free to differ when a run goes on, no part of a workdir's name.
+# They change no result, but for the last bits of an evaluation's sums: free to differ
+# when a run goes on, no part of a workdir's name.
 EXEMPT = frozenset({"data_dir", "progress", "eval_batch_size"})
 
 
@@ -258,10 +260,8 @@ def open_workdir(
         "resolved": to_dict(resolved),
     }
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
-    temporary = path.with_name("config.json.tmp")
     try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, text + "\n")
     except OSError as error:
         raise _cannot_use(workdir, error) from error
     return from_dict(content["resolved"])

@@ -31,6 +31,10 @@ class Dataset:
     train_eval: Split
     test: Split
 
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Return the number of whole batches in `train`."""
+        return len(self.train.labels) // batch_size
+
 
 def load(config: ml_collections.ConfigDict) -> Dataset:
     """Load the dataset of a run, preparing and decoding it where that was not yet done.

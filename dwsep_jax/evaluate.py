@@ -1,9 +1,9 @@
 """Evaluation: every example of a split counted once."""
 
+import io
 import json
 import os
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,11 +16,10 @@ from dwsep_jax.console import print_evaluation
 from dwsep_jax.data import Dataset, Split, load
 from dwsep_jax.environment import describe_environment
 from dwsep_jax.errors import UserError, choose
+from dwsep_jax.files import write_atomically
 from dwsep_jax.metrics import calibration, classification_report
 from dwsep_jax.step import TrainState, eval_step, make_train_state
 from dwsep_jax.summary import describe_network, summarize
-
-STRICT_JSON = {"indent": 2, "sort_keys": True, "allow_nan": False}
 
 
 @jax.jit
@@ -77,7 +76,7 @@ def evaluate_and_write(
     }
     split = choose("split", split_name, splits)
     values, probabilities = evaluate(state, split, config.eval_batch_size)
-    steps_per_epoch = len(dataset.train.labels) // config.batch_size
+    steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
     evaluation = {
         "schema": 1,
         "split": split_name,
@@ -90,19 +89,15 @@ def evaluate_and_write(
         "environment": describe_environment(config.dtype, config.seed),
     }
     suffix = "" if split_name == "test" else f"-{split_name}"
+    arrays = io.BytesIO()
+    np.savez_compressed(
+        arrays, id=split.ids, label=split.labels, probabilities=probabilities
+    )
     directory = pathlib.Path(workdir)
-
-    def write_arrays(path):
-        with path.open("wb") as file:
-            np.savez_compressed(
-                file, id=split.ids, label=split.labels, probabilities=probabilities
-            )
-
-    def write_json(path):
-        path.write_text(json.dumps(evaluation, **STRICT_JSON) + "\n")
-
-    _replace(directory / f"predictions{suffix}.npz", write_arrays)
-    _replace(directory / f"evaluation{suffix}.json", write_json)
+    # The evaluation last: where it stands, its predictions do, too.
+    write_atomically(directory / f"predictions{suffix}.npz", arrays.getvalue())
+    text = json.dumps(evaluation, indent=2, sort_keys=True, allow_nan=False)
+    write_atomically(directory / f"evaluation{suffix}.json", text + "\n")
     return evaluation
 
 
@@ -141,10 +136,3 @@ def evaluate_workdir(
     image_shape = dataset.train.images.shape[1:]
     parts = summarize(config, len(dataset.class_names), image_shape)
     print_evaluation(evaluation, describe_network(config, parts))
-
-
-def _replace(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
-    """Write a file under another name first, so that `path` is never half-written."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)

@@ -103,7 +103,7 @@ def check_train_state(config: ConfigDict, dataset: Dataset) -> None:
 
 
 def _state_maker(config, dataset):
-    steps_per_epoch = len(dataset.train.labels) // config.batch_size
+    steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
     if steps_per_epoch == 0:
         raise ConfigError(
             f"batch_size={config.batch_size} is more than the "

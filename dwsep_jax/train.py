@@ -22,6 +22,7 @@ from dwsep_jax.config import open_workdir
 from dwsep_jax.datasets.prepare import locked
 from dwsep_jax.errors import UserError
 from dwsep_jax.evaluate import evaluate, evaluate_and_write, read_evaluation
+from dwsep_jax.files import write_atomically
 from dwsep_jax.metrics import Metrics
 from dwsep_jax.step import (
     TrainState,
@@ -104,8 +105,7 @@ def resume(
     Raises:
       UserError: if there are results, but no checkpoint to go on from.
     """
-    directory = pathlib.Path(workdir)
-    metrics = directory / "metrics.jsonl"
+    metrics = pathlib.Path(workdir) / "metrics.jsonl"
     history: list[Row] = []
     if restored := checkpoints.restore_latest(state):
         checkpoints.discard_after(restored.epoch)
@@ -118,9 +118,7 @@ def resume(
         )
     text = "".join(_json_line(row) for row in history)
     if not metrics.exists() or metrics.read_text() != text:
-        temporary = metrics.with_name("metrics.jsonl.tmp")
-        temporary.write_text(text)
-        os.replace(temporary, metrics)
+        write_atomically(metrics, text)
     return state, history
 
 
@@ -132,7 +130,7 @@ def train_epochs(
     The state is given up (donated) when the next epoch begins.
     """
     num_train = len(dataset.train.labels)
-    steps_per_epoch = num_train // config.batch_size
+    steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
     arrays = {
         "image": jnp.asarray(dataset.train.images),
         "label": jnp.asarray(dataset.train.labels),

@@ -87,6 +87,14 @@ def test_files_hold_what_the_contract_says(state, dataset, tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_the_train_split_is_all_that_is_trained_on(state, dataset, tmp_path):
+    config = tiny.make_config()
+    evaluation = evaluate_lib.evaluate_and_write(
+        config, tmp_path, dataset, state, "train"
+    )
+    assert evaluation["num_examples"] == 44
+
+
 def test_an_unknown_split_is_refused(state, dataset, tmp_path):
     with pytest.raises(ConfigError, match="one of train, validation, test"):
         evaluate_lib.evaluate_and_write(

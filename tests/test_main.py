@@ -183,9 +183,9 @@ def test_evaluate_finds_the_default_workdir(run, tmp_path, monkeypatch):
 
 def test_evaluate_refuses_another_config(run, tmp_path):
     start(tmp_path)
-    result = run("--mode=evaluate", f"--workdir={tmp_path}", "--config.growth_rate=13")
+    result = run("--mode=evaluate", f"--workdir={tmp_path}", "--config.seed=13")
     assert (result.code, result.calls) == (2, [])
-    assert "growth_rate=12 there, 13 here" in result.err
+    assert "seed=0 there, 13 here" in result.err
 
 
 def test_tilde_is_the_home_directory(run, tmp_path):
@@ -193,10 +193,10 @@ def test_tilde_is_the_home_directory(run, tmp_path):
 
 
 MISTAKES = {
-    "nothing": ([], "--config is missing; there are configs/default.py, configs/"),
+    "nothing": ([], "--config is missing; there are configs/cpu.py, configs/"),
     "no such file": (
         ["--config=configs/digit.py"],
-        "--config=configs/digit.py: no such file; there are configs/default.py, ",
+        "--config=configs/digit.py: no such file; there are configs/cpu.py, ",
     ),
     "directory": (["--config=configs"], "--config=configs: no such file; there are "),
     "no Python": (

@@ -108,7 +108,7 @@ def imported_modules(path):
 
 def test_imports_run_one_way():
     order = [
-        *("errors", "console", "datasets", "ops", "layers", "models", "data"),
+        *("errors", "files", "console", "datasets", "ops", "layers", "models", "data"),
         *("augment", "optim", "metrics", "step", "checkpoint", "efficiency"),
         *("environment", "summary", "config", "evaluate", "train", "cli"),
     ]

@@ -1,0 +1,12 @@
+"""Files that are never half-written."""
+
+import os
+import pathlib
+
+
+def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
+    """Write under another name, then rename: a reader sees the old file or the new."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(temporary, path)
