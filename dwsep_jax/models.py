@@ -26,7 +26,6 @@ from dwsep_jax.layers import (
     StandardConv,
     he_normal,
 )
-from dwsep_jax.ops import DEPTHWISE_LOWERINGS
 
 ModuleDef = Any
 Activation = Callable[[jax.Array], jax.Array]
@@ -219,7 +218,6 @@ def _check_image_size(shape, stem_stride, num_blocks):
 
 
 def _separable(config):
-    choose("lowering", config.lowering, DEPTHWISE_LOWERINGS)
     return partial(SeparableConv, lowering=config.lowering)
 
 

@@ -49,7 +49,7 @@ def depthwise_conv(
     strides = _pair("strides", strides)
     kernel_dilation = _pair("kernel_dilation", kernel_dilation)
     pads = _explicit_padding(x, kernel, strides, padding, kernel_dilation)
-    convolve = choose("lowering", lowering, DEPTHWISE_LOWERINGS)
+    convolve = choose("lowering", lowering, _LOWERINGS)
     return convolve(x, kernel, strides, pads, kernel_dilation)
 
 
@@ -145,7 +145,7 @@ def _auto(x, kernel, strides, pads, kernel_dilation):
     return lax.platform_dependent(x, kernel, cpu=run(_shift), default=run(_conv))
 
 
-DEPTHWISE_LOWERINGS = {"auto": _auto, "conv": _conv, "shift": _shift}
+_LOWERINGS = {"auto": _auto, "conv": _conv, "shift": _shift}
 
 
 def _check_depthwise(x, kernel):

@@ -238,8 +238,8 @@ def print_start(config: ConfigDict, dataset: data.Dataset, state: TrainState) ->
         f"weight decay {config.weight_decay:g}, batch size {config.batch_size}"
     )
     count = jax.device_count()
-    others = f", 1 of {count}" if count > 1 else ""
-    console.say(f"device: {device.device_kind} ({device.platform}{others})")
+    others = f" (1 of {count} is used)" if count > 1 else ""
+    console.say(f"device: {device.device_kind}{others}")
     return network
 
 

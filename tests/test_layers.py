@@ -67,8 +67,9 @@ def test_separable_conv_with_norm_and_activation_between():
     module = layers.SeparableConv(5, norm=norm, activation=nn.relu)
     variables = module.init(KEY, x)
     params = variables["params"]
+    variables["batch_stats"]["norm"]["statistics"]["mean"] += 0.5
     y = layers.DepthwiseConv().apply({"params": params["depthwise"]}, x)
-    y = nn.relu(y / jnp.sqrt(jnp.float32(1 + 1e-5)))
+    y = nn.relu((y - 0.5) / jnp.sqrt(jnp.float32(1 + 1e-5)))
     want = layers.PointwiseConv(5).apply({"params": params["pointwise"]}, y)
     np.testing.assert_allclose(module.apply(variables, x), want, rtol=1e-5, atol=1e-5)
 

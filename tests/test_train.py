@@ -111,6 +111,8 @@ def test_an_evaluation_of_other_weights_is_replaced(tmp_path, monkeypatch):
         with pytest.raises(Interrupted):
             run(config, tmp_path)
     assert not path.exists()
+    # An evaluation of the first epoch, by a process that began before the second.
+    path.write_text(json.dumps({"epoch": 1}))
     run(config, tmp_path)
     assert json.loads(path.read_text())["epoch"] == 2
 

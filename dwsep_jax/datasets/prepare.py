@@ -6,6 +6,7 @@ import io
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 
 from dwsep_jax.datasets import read
@@ -61,6 +62,8 @@ def prepare(
         staging.mkdir()
         try:
             builder = make_builder(staging)
+            if not sys.stderr.isatty():
+                tfds.disable_progress_bar()
             # The progress goes to stderr; stdout would name the staging directory.
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(
