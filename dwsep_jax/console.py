@@ -10,7 +10,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-_console = Console(highlight=False, emoji=False, markup=False, soft_wrap=True)
+
+def _make_console(**options):
+    """Return a console that prints text as it is, and long lines whole."""
+    return Console(
+        highlight=False, emoji=False, markup=False, soft_wrap=True, **options
+    )
+
+
+_console = _make_console()
 
 
 def say(text: str) -> None:
