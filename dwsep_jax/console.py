@@ -34,8 +34,9 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     for row in rows:
         cells = (f"{cell:,}" if isinstance(cell, int) else cell for cell in row)
         table.add_row(*map(Text, cells))
-    width = max(_console.width, _console.measure(table).maximum)
-    _console.print(table, width=width)
+    unlimited = _console.options.update(max_width=10_000)
+    width = _console.measure(table, options=unlimited).maximum
+    _console.print(table, width=max(_console.width, width))
 
 
 class EpochProgress:
