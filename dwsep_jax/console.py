@@ -36,7 +36,9 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
         table.add_row(*map(Text, cells))
     unlimited = _console.options.update(max_width=10_000)
     width = _console.measure(table, options=unlimited).maximum
-    _console.print(table, width=max(_console.width, width))
+    # A console never prints wider than itself: a table would be cut, or wrapped.
+    wide = _make_console(file=_console.file, width=max(_console.width, width))
+    wide.print(table)
 
 
 class EpochProgress:
