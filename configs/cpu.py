@@ -1,4 +1,4 @@
-"""The best network for somebody without a GPU: narrow, at half the resolution."""
+"""placeholder"""
 
 from configs import default
 
