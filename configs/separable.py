@@ -1,9 +1,9 @@
 """The network in question: four dense blocks of depthwise-separable convolutions.
 
-221,650 parameters, 62.5 M multiply-adds per image. On CIFAR-10. Accuracy after 100 epochs
-is not measured yet: it takes a GPU or TPU. On 2 CPU cores (jax 0.10.2, float32) a
-training step of 128 images makes 27 images/s, 18 with the twin, `standard.py`; there,
-take `cpu.py`.
+221,650 parameters, 62.5 M multiply-adds per image. On CIFAR-10. Accuracy after 100
+epochs is not measured yet: that takes a GPU or TPU. On 2 CPU cores (jax 0.10.2,
+float32), training steps of 128 images make 27 images/s, and 18 with the twin,
+`standard.py`; there, take `cpu.py`.
 
     python main.py --config=configs/separable.py
 """
