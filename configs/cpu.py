@@ -1,4 +1,11 @@
-"""placeholder"""
+"""The network for somebody without a GPU: narrow, at half the resolution.
+
+73,900 parameters. On CIFAR-10. On 2 CPU cores (jax 0.10.2, float32), training steps of
+128 images make 372 images/s, so 30 epochs take about an hour. Their accuracy is not
+measured yet.
+
+    python main.py --config=configs/cpu.py
+"""
 
 from configs import default
 
