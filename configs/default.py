@@ -58,11 +58,11 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Optimization: sgd (Nesterov momentum), adam or rmsprop.
     c.optimizer = "sgd"
-    # Peak learning rate; unset: one that suits the optimizer and the batch size.
+    # Peak learning rate; unset: a usual one for the optimizer and the batch size.
     c.learning_rate = config_dict.placeholder(float)
     # Decay of the gradient's running mean: sgd and rmsprop momentum, adam's beta1.
     c.momentum = 0.9
-    # Decoupled decay of kernels, times the learning rate; unset: suits the optimizer.
+    # Decoupled decay of kernels, times the learning rate; unset: a usual one.
     c.weight_decay = config_dict.placeholder(float)
     # Shape of the learning rate over the run: cosine or constant.
     c.schedule = "cosine"

@@ -19,7 +19,10 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 
 class Recipe(NamedTuple):
-    """An optimizer, and the rate and decay that suit it at a batch of 128 images."""
+    """An optimizer, with a usual rate and decay for it at a batch of 128 images.
+
+    Usual is what other networks of this kind take; they are not yet tuned for this one.
+    """
 
     scale_by: Callable[[float], optax.GradientTransformation]
     learning_rate: float
@@ -81,7 +84,7 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> Schedule:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """Return the configuration with unset rate, decay and warm-up set to what suits.
+    """Return the configuration with unset rate, decay and warm-up set to usual ones.
 
     Raises:
       ConfigError: for an unknown optimizer.
