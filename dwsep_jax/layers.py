@@ -177,10 +177,11 @@ class BatchStatistics(nn.Module):
 
 
 class Normalize(nn.Module):
-    """Normalize with given statistics, then scale and shift: the cheap half."""
+    """Normalize with given statistics, scale, shift, activate: the cheap half."""
 
     epsilon: float = 1e-5
     dtype: Dtype | None = None
+    activation: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
@@ -188,29 +189,39 @@ class Normalize(nn.Module):
         shape = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        mean, factor, bias = (_per_channel(v, x.ndim) for v in (mean, factor, bias))
-        y = (x.astype(mean.dtype) - mean) * factor + bias
+        y = ops.normalize(
+            x,
+            mean,
+            var,
+            scale,
+            bias,
+            epsilon=self.epsilon,
+            activation=self.activation,
+        )
         return y.astype(self.dtype or x.dtype)
 
 
 class BatchNorm(nn.Module):
     """Normalize each channel by its batch statistics (Ioffe and Szegedy 2015).
 
-    `nn.BatchNorm` in two halves that other modules use apart; without a `dtype` the
-    result has that of the input.
+    `nn.BatchNorm` in two halves that other modules use apart, followed by an activation
+    where one is given; without a `dtype` the result has that of the input.
     """
 
     use_running_average: bool
     momentum: float = 0.9
     epsilon: float = 1e-5
     dtype: Dtype | None = None
+    activation: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         statistics = BatchStatistics(self.momentum, name="statistics")
         mean, var = statistics(x, self.use_running_average)
-        return Normalize(self.epsilon, self.dtype, name="normalize")(x, mean, var)
+        normalize = Normalize(
+            self.epsilon, self.dtype, self.activation, name="normalize"
+        )
+        return normalize(x, mean, var)
 
 
 class Dropout(nn.Module):
@@ -241,9 +252,4 @@ class Dropout(nn.Module):
 def _add_bias(module, y):
     shape = y.shape[-1:]
     bias = module.param("bias", nn.initializers.zeros, shape, jnp.float32)
-    return y + _per_channel(bias.astype(y.dtype), y.ndim)
-
-
-def _per_channel(vector, ndim):
-    """Return a (C,) vector as (1, ..., 1, C), to go with a tensor of `ndim` axes."""
-    return vector.reshape((1,) * (ndim - 1) + vector.shape)
+    return y + ops.per_channel(bias.astype(y.dtype), y.ndim)

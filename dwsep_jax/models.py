@@ -49,13 +49,13 @@ def concatenate(pieces: Sequence[Features]) -> Features:
 class DenseLayer(nn.Module):
     """Make `growth_rate` channels: dropout(conv(act(norm(x)))).
 
-    With a `bottleneck`, a 1x1 convolution to that many growth rates of channels, a norm
-    and an activation come before the convolution (DenseNet-B).
+    `normalize` and `norm` end with the activation. With a `bottleneck`, a 1x1
+    convolution to that many growth rates of channels, a norm and an activation come
+    before the convolution (DenseNet-B).
     """
 
     growth_rate: int
     conv: ModuleDef
-    act: Activation
     normalize: ModuleDef
     norm: ModuleDef
     bottleneck: float = 0
@@ -64,11 +64,11 @@ class DenseLayer(nn.Module):
 
     @nn.compact
     def __call__(self, features: Features, train: bool) -> jax.Array:
-        x = self.act(self.normalize(name="norm")(*features))
+        x = self.normalize(name="norm")(*features)
         if self.bottleneck:
             width = round(self.bottleneck * self.growth_rate)
             x = PointwiseConv(width, dtype=self.dtype, name="bottleneck")(x)
-            x = self.act(self.norm(name="bottleneck_norm")(x))
+            x = self.norm(name="bottleneck_norm")(x)
         x = self.conv(self.growth_rate, name="conv")(x)
         return Dropout(self.dropout_rate, name="dropout")(x, deterministic=not train)
 
@@ -93,13 +93,12 @@ class Transition(nn.Module):
     """Mix and thin out the channels by a 1x1 convolution, then halve the image."""
 
     num_channels: int
-    act: Activation
     normalize: ModuleDef
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, features: Features) -> jax.Array:
-        x = self.act(self.normalize(name="norm")(*features))
+        x = self.normalize(name="norm")(*features)
         x = PointwiseConv(self.num_channels, dtype=self.dtype, name="conv")(x)
         return halve(x)
 
@@ -161,20 +160,19 @@ class DenseNet(nn.Module):
         _check_image_size(x.shape, self.stem_stride, len(self.block_sizes))
         kernel_size = (self.kernel_size, self.kernel_size)
         statistics = partial(BatchStatistics, self.norm_momentum)
-        normalize = partial(Normalize, dtype=self.dtype)
-        norm = partial(BatchNorm, not train, self.norm_momentum, dtype=self.dtype)
+        normalize = partial(Normalize, dtype=self.dtype, activation=self.act)
+        inner_norm = partial(BatchNorm, not train, self.norm_momentum, dtype=self.dtype)
         conv = partial(self.conv, kernel_size=kernel_size, dtype=self.dtype)
         if self.inner_norm:
-            conv = partial(conv, norm=norm)
+            conv = partial(conv, norm=inner_norm)
         if self.inner_act:
             conv = partial(conv, activation=self.act)
         layer = partial(
             DenseLayer,
             growth_rate=self.growth_rate,
             conv=conv,
-            act=self.act,
             normalize=normalize,
-            norm=norm,
+            norm=partial(inner_norm, activation=self.act),
             bottleneck=self.bottleneck,
             dropout_rate=self.dropout_rate,
             dtype=self.dtype,
@@ -194,14 +192,12 @@ class DenseNet(nn.Module):
                 kept = round(self.reduction * features.x.shape[-1], 9)
                 num_channels = max(1, int(kept))
                 name = f"transition{b}"
-                x = Transition(
-                    num_channels, self.act, normalize, self.dtype, name=name
-                )(features)
+                x = Transition(num_channels, normalize, self.dtype, name=name)(features)
                 x_statistics = statistics(name=f"statistics{b}")(x, not train)
                 features = Features(x, *x_statistics)
             block = DenseBlock(num_layers, layer, statistics, name=f"block{b}")
             features = block(features, train)
-        x = self.act(normalize(name="norm")(*features))
+        x = normalize(name="norm")(*features)
         x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         return nn.Dense(self.num_classes, kernel_init=he_normal, name="head")(x)
 

@@ -1,4 +1,4 @@
-"""Depthwise and pointwise convolution as functions of arrays, with their lowerings.
+"""Depthwise and pointwise convolution and normalization as functions of arrays.
 
 A lowering is how a convolution becomes XLA operations. It changes speed, never the
 parameters, and the result only by rounding (to the precision of the device's own
@@ -6,11 +6,15 @@ convolutions, which may be below float32 on GPU and TPU), so a checkpoint moves 
 lowerings.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from dwsep_jax.errors import choose
 
@@ -74,7 +78,64 @@ def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     _check_dtypes(x, kernel)
     # XLA adds up bfloat16 products in float32. To ask for a float32 result would make
     # the products of the gradient float32 ones, at twice the bytes.
-    return lax.dot_general(x, kernel[0, 0], (((x.ndim - 1,), (0,)), ((), ())))
+    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def normalize(
+    x: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    *,
+    epsilon: float,
+    activation: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+    """Return activation((x - mean) / sqrt(var + epsilon) * scale + bias).
+
+    Args:
+      x: (..., C), floating point.
+      mean: and `var`, `scale`, `bias`: (C,), float32 or wider.
+      epsilon: keeps the root from zero.
+      activation: of each element; None: none. It is differentiated where it stands, so
+        that between `x` and the result nothing is kept for the gradient.
+
+    Returns:
+      (..., C) in the dtype of `mean`.
+    """
+    factor = scale * lax.rsqrt(var + epsilon)
+    return _normalize(activation, x, mean, factor, bias)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _normalize(activation, x, mean, factor, bias):
+    y = _affine(x, mean, factor, bias)
+    return y if activation is None else activation(y)
+
+
+@_normalize.defjvp
+def _normalize_jvp(activation, primals, tangents):
+    x, mean, factor, bias = primals
+    dx, dmean, dfactor, dbias = tangents
+    # Transposed, this takes two sums over the elements, for a channel's constant part
+    # and for its factor; written out term by term, it would take three.
+    constant = dbias - factor * dmean
+    centered = x.astype(mean.dtype) - per_channel(mean, x.ndim)
+    dy = dx.astype(mean.dtype) * per_channel(factor, x.ndim)
+    dy = dy + centered * per_channel(dfactor, x.ndim) + per_channel(constant, x.ndim)
+    y = _affine(x, mean, factor, bias)
+    return (y, dy) if activation is None else jax.jvp(activation, (y,), (dy,))
+
+
+def _affine(x, mean, factor, bias):
+    mean, factor, bias = (per_channel(v, x.ndim) for v in (mean, factor, bias))
+    return (x.astype(mean.dtype) - mean) * factor + bias
+
+
+def per_channel(vector: jax.Array, ndim: int) -> jax.Array:
+    """Return a (C,) vector as (1, ..., 1, C), to go with a tensor of `ndim` axes."""
+    return vector.reshape((1,) * (ndim - 1) + vector.shape)
 
 
 def _pair(name, value):
@@ -104,36 +165,133 @@ def _conv(x, kernel, strides, pads, kernel_dilation):
 
 def _shift(x, kernel, strides, pads, kernel_dilation):
     """Lower to one multiply-add per tap, of shifted views; XLA fuses them."""
-    # The cast comes first, so that the gradient, too, is added up in the wide dtype.
+    geometry = {"strides": strides, "pads": pads, "kernel_dilation": kernel_dilation}
+    return _shifted_sum_p.bind(x, kernel, **geometry)
+
+
+def _shifted_sum(x, kernel, *, strides, pads, kernel_dilation):
+    kernel = kernel.astype(accumulator_dtype(x.dtype))
+    y = None
+    for i, j, view in _views(x, kernel.shape[:2], strides, pads, kernel_dilation):
+        product = view * kernel[i : i + 1, j : j + 1]
+        y = product if y is None else y + product
+    return y.astype(x.dtype)
+
+
+def _tap_products(x, g, *, kernel_size, strides, pads, kernel_dilation):
+    """Sum x times g over images and pixels, for each tap: the kernel's gradient.
+
+    A sum per tap would read both tensors nine times from memory. Where they are large,
+    a few images are added up at a time, elementwise, while they are in the cache.
+    """
+
+    def products(x, g):
+        g = g.astype(accumulator_dtype(g.dtype))
+        views = _views(x, kernel_size, strides, pads, kernel_dilation)
+        return [view * g for _, _, view in views]
+
+    n, per_image = len(g), math.prod(g.shape[1:])
+    chunk = math.gcd(n, 2 ** max(0, round(math.log2(2**16 / per_image))))
+    if n * per_image < 2**20 or chunk == n:
+        sums = products(x, g)
+    else:
+        chunks = [a.reshape(n // chunk, chunk, *a.shape[1:]) for a in (x, g)]
+
+        def add(totals, pair):
+            return jax.tree.map(jnp.add, totals, products(*pair)), None
+
+        zeros = jnp.zeros((chunk, *g.shape[1:]), accumulator_dtype(g.dtype))
+        sums, _ = lax.scan(add, [zeros] * math.prod(kernel_size), chunks)
+    gradient = jnp.stack([total.sum((0, 1, 2)) for total in sums])
+    return gradient.reshape(*kernel_size, 1, x.shape[-1]).astype(x.dtype)
+
+
+def _spread(g, kernel, image_size, *, strides, pads, kernel_dilation):
+    """Convolve g, its pixels `strides` apart, with the kernel turned about.
+
+    This is the gradient of the input, whose rows and columns are `image_size`.
+    """
+    rows, columns = ((0, 0, stride - 1) for stride in strides)
+    g = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), rows, columns, (0, 0, 0)))
+    edges = []
+    for axis in range(2):
+        reach = (kernel.shape[axis] - 1) * kernel_dilation[axis]
+        low = reach - pads[axis][0]
+        high = image_size[axis] + pads[axis][0] - g.shape[1 + axis]
+        edges.append((low, high))
+    return _shift(g, kernel[::-1, ::-1], (1, 1), tuple(edges), kernel_dilation)
+
+
+def _make_bilinear(name, function, static_names):
+    """Make a primitive of a function that is linear in each of two arrays.
+
+    So its gradients can be ours: XLA's gradient of a shifted sum pads nine times over.
+    A `custom_vjp` would do as much, but there would be no forward mode.
+    """
+    primitive = Primitive(name)
+    primitive.def_impl(jax.jit(function, static_argnames=static_names))
+    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
+
+    @primitive.def_abstract_eval
+    def abstract_eval(a, b, **static):
+        result = jax.eval_shape(partial(function, **static), a, b)
+        return jax.core.ShapedArray(result.shape, result.dtype)
+
+    def batch(arrays, axes, **static):
+        return jax.vmap(partial(function, **static), axes)(*arrays), 0
+
+    batching.primitive_batchers[primitive] = batch
+    return primitive
+
+
+_GEOMETRY = ("strides", "pads", "kernel_dilation")
+_shifted_sum_p = _make_bilinear("shifted_sum", _shifted_sum, _GEOMETRY)
+_tap_products_p = _make_bilinear(
+    "tap_products", _tap_products, ("kernel_size", *_GEOMETRY)
+)
+
+
+def _input_gradient(g, x, kernel, **geometry):
+    return _spread(g, kernel, x.aval.shape[1:3], **geometry)
+
+
+def _kernel_gradient(g, x, kernel, **geometry):
+    kernel_size = kernel.aval.shape[:2]
+    return _tap_products_p.bind(x, g, kernel_size=kernel_size, **geometry)
+
+
+def _tap_products_input_gradient(kernel, x, g, kernel_size, **geometry):
+    return _spread(g, kernel, x.aval.shape[1:3], **geometry)
+
+
+def _tap_products_output_gradient(kernel, x, g, kernel_size, **geometry):
+    return _shifted_sum_p.bind(x, kernel, **geometry)
+
+
+ad.defbilinear(_shifted_sum_p, _input_gradient, _kernel_gradient)
+ad.defbilinear(
+    _tap_products_p, _tap_products_input_gradient, _tap_products_output_gradient
+)
+
+
+def _views(x, kernel_size, strides, pads, kernel_dilation):
+    """Yield (i, j, what tap (i, j) of the kernel sees), each in the wide dtype."""
     dtype = accumulator_dtype(x.dtype)
-    kernel, wide = kernel.astype(dtype), x.astype(dtype)
     edges = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
-    padded = lax.pad(wide, jnp.zeros((), dtype), edges)
-    out_size = [
-        (size - (k - 1) * dilation - 1) // stride + 1
-        for size, k, dilation, stride in zip(
-            padded.shape[1:3], kernel.shape[:2], kernel_dilation, strides, strict=True
+    padded = lax.pad(x.astype(dtype), jnp.zeros((), dtype), edges)
+    n, height, width, channels = padded.shape
+    spans = [
+        size - (k - 1) * dilation
+        for size, k, dilation in zip(
+            (height, width), kernel_size, kernel_dilation, strict=True
         )
     ]
-    n, _, _, channels = x.shape
-    y = None
-    for i in range(kernel.shape[0]):
-        for j in range(kernel.shape[1]):
+    for i in range(kernel_size[0]):
+        for j in range(kernel_size[1]):
             top, left = i * kernel_dilation[0], j * kernel_dilation[1]
-            view = lax.slice(
-                padded,
-                (0, top, left, 0),
-                (
-                    n,
-                    top + (out_size[0] - 1) * strides[0] + 1,
-                    left + (out_size[1] - 1) * strides[1] + 1,
-                    channels,
-                ),
-                (1, *strides, 1),
-            )
-            product = view * kernel[i : i + 1, j : j + 1]
-            y = product if y is None else y + product
-    return y.astype(x.dtype)
+            start = (0, top, left, 0)
+            limit = (n, top + spans[0], left + spans[1], channels)
+            yield i, j, lax.slice(padded, start, limit, (1, *strides, 1))
 
 
 def _auto(x, kernel, strides, pads, kernel_dilation):

@@ -1,6 +1,7 @@
 """Depthwise and pointwise convolution against the same sums in float64."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
+from jax.test_util import check_grads
 
 from dwsep_jax import ops
 from tests.numerics import relative_error
@@ -29,6 +31,8 @@ CASES = {
     "one pixel": dict(shape=(3, 1, 1, 2)),
     "one channel": dict(shape=(2, 5, 5, 1)),
 }
+# Above 2**20 elements, the kernel's gradient is added up in chunks of images.
+LARGE = dict(shape=(18, 32, 33, 64), strides=(1, 1), kernel_dilation=(1, 2))
 
 
 def make_inputs(shape, kernel_size=(3, 3), dtype=np.float32, seed=0, **options):
@@ -71,9 +75,9 @@ def test_depthwise_conv_equals_exact_sum(case, lowering):
     assert relative_error(got, want) < 1e-6
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES.values(), LARGE], ids=[*CASES, "large"])
 def test_gradients_of_both_lowerings_agree(case):
-    x, kernel, options = make_inputs(**CASES[case])
+    x, kernel, options = make_inputs(**case)
 
     def gradients(lowering, dtype):
         @jax.jit
@@ -115,6 +119,39 @@ def test_forward_mode_and_second_derivatives(lowering):
     ) / (2 * step)
     second = jnp.vdot(jax.grad(sum_of_squares)(kernel), direction)
     np.testing.assert_allclose(second, numeric, rtol=2e-2)
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+def test_gradients_of_the_kernels_gradient(lowering):
+    options = dict(strides=(2, 1), padding=((0, 3), (1, 0)), kernel_dilation=(2, 1))
+    x, kernel, _ = make_inputs((2, 6, 5, 2))
+
+    def f(x, kernel):
+        y = ops.depthwise_conv(x, kernel, lowering=lowering, **options)
+        return jnp.sum(jnp.sin(y))
+
+    def g(x, kernel):
+        return jnp.sum(jnp.cos(jax.grad(f, 1)(x, kernel)))
+
+    with jax.enable_x64(True):
+        check_grads(g, (x.astype(np.float64), kernel.astype(np.float64)), order=1)
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+@pytest.mark.parametrize("in_axes", [(0, None), (None, 0), (0, 0)])
+def test_gradients_under_vmap_equal_a_loop(in_axes, lowering):
+    x, kernel, _ = make_inputs((2, 5, 5, 3))
+    xs = np.stack([x, x[::-1]]) if in_axes[0] == 0 else x
+    kernels = np.stack([kernel, 2 * kernel]) if in_axes[1] == 0 else kernel
+
+    def f(x, kernel):
+        return jnp.sum(jnp.sin(ops.depthwise_conv(x, kernel, lowering=lowering)))
+
+    got = jax.vmap(jax.grad(f, (0, 1)), in_axes)(xs, kernels)
+    for i in range(2):
+        pair = (v[i] if axis == 0 else v for v, axis in zip((xs, kernels), in_axes))
+        for many, one in zip(got, jax.grad(f, (0, 1))(*pair)):
+            np.testing.assert_allclose(many[i], one, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
@@ -252,3 +289,57 @@ def test_same_padding_is_that_of_lax():
         )
         got = ops.depthwise_conv(x, kernel, strides=strides, lowering="shift")
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", [None, nn.relu, nn.swish])
+def test_normalize_and_its_derivatives_equal_the_formula(activation):
+    rng = np.random.default_rng(0)
+    x = rng.normal(2, 3, size=(3, 4, 5, 6))
+    vectors = [rng.normal(size=6), rng.uniform(1, 2, 6), *rng.normal(size=(2, 6))]
+
+    def formula(x, mean, var, scale, bias):
+        mean, var, scale, bias = (
+            ops.per_channel(v, 4) for v in (mean, var, scale, bias)
+        )
+        y = (x - mean) / jnp.sqrt(var + 0.1) * scale + bias
+        return y if activation is None else activation(y)
+
+    def ours(*args):
+        return ops.normalize(*args, epsilon=0.1, activation=activation)
+
+    def loss(f):
+        return lambda *args: jnp.sum(jnp.sin(f(*args)))
+
+    with jax.enable_x64(True):
+        args = (jnp.asarray(x), *map(jnp.asarray, vectors))
+        np.testing.assert_allclose(ours(*args), formula(*args), rtol=1e-12)
+        everything = tuple(range(5))
+        got, want = (jax.grad(loss(f), everything)(*args) for f in (ours, formula))
+        for one, other in zip(got, want):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+        _, forward = jax.jvp(loss(ours), args, got)
+        np.testing.assert_allclose(forward, sum(jnp.vdot(g, g) for g in got))
+
+
+def test_gradient_of_normalize_takes_two_sums_over_the_elements():
+    x, vector = jnp.ones((2, 3, 3, 4)), jnp.ones(4)
+
+    def gradients(g, *args):
+        f = partial(ops.normalize, epsilon=0.1, activation=nn.relu)
+        return jax.vjp(f, *args)[1](g)
+
+    jaxpr = jax.make_jaxpr(gradients)(x, x, *[vector] * 4)
+    inputs = [
+        e.invars[0].aval.shape for e in jaxpr.eqns if e.primitive.name == "reduce_sum"
+    ]
+    assert inputs.count(x.shape) == 2
+
+
+def test_eager_calls_of_equal_shapes_compile_nothing_more(caplog):
+    x, kernel, _ = make_inputs((1, 4, 4, 2), seed=1)
+    ops.depthwise_conv(x, kernel, lowering="shift")
+    with jax.log_compiles():
+        ops.depthwise_conv(2 * x, kernel, lowering="shift")
+        assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
+        ops.depthwise_conv(x[:, 1:], kernel, lowering="shift")
+        assert [r for r in caplog.records if "Compiling" in r.getMessage()]
