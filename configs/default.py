@@ -24,6 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.cutout = 0
     # Beta(a, a) parameter of mixup; 0: off.
     c.mixup = 0.0
+    # Share of each label that is spread over all classes; 0: off.
+    c.label_smoothing = 0.0
 
     # Network: `separable` or `standard`, the convolution in the dense blocks.
     c.conv = "separable"
@@ -56,29 +58,50 @@ def get_config() -> ml_collections.ConfigDict:
     # Of depthwise convolutions: auto, conv or shift. Changes speed alone.
     c.lowering = "auto"
 
-    # Optimization: sgd (Nesterov momentum), adam or rmsprop.
+    # Optimization: sgd (Nesterov momentum), adam, adamw, rmsprop or lion.
     c.optimizer = "sgd"
-    # Peak learning rate; unset: a usual one for the optimizer and the batch size.
+    # Peak learning rate; unset: what suits the optimizer and the batch size.
     c.learning_rate = config_dict.placeholder(float)
-    # Decay of the gradient's running mean: sgd and rmsprop momentum, adam's beta1.
+    # Decay of the gradient's running mean: sgd and rmsprop momentum, beta1 of others.
     c.momentum = 0.9
-    # Decoupled decay of kernels, times the learning rate; unset: a usual one.
+    # Decoupled decay of kernels, times the learning rate; unset: what suits.
     c.weight_decay = config_dict.placeholder(float)
-    # Shape of the learning rate over the run: cosine or constant.
+    # Shape of the learning rate over the run: cosine, onecycle, step, exponential,
+    # constant or plateau (lowered when the validation loss no longer falls).
     c.schedule = "cosine"
-    # Epochs over which the learning rate rises linearly from zero; unset: a twentieth.
+    # Epochs over which the learning rate rises linearly from zero; unset: a twentieth
+    # of the run, a quarter with onecycle.
     c.warmup_epochs = config_dict.placeholder(float)
+    # With plateau: by what the learning rate is multiplied,
+    c.plateau_factor = 0.2
+    # after how many epochs without a lower validation loss.
+    c.plateau_patience = 5
+    # Gradients of a larger norm are scaled down to it; 0: off.
+    c.clip_norm = 0.0
+    # Decay of a running average of the weights, which then is evaluated; 0: off.
+    c.ema_decay = 0.0
     # Images per training step.
     c.batch_size = 128
     # Passes over the training images.
     c.num_epochs = 100
+    # Epochs without a better validation accuracy after which a run ends; then its best
+    # epoch is evaluated, not its last; 0: off.
+    c.early_stopping = 0
+    # By how much more an accuracy must be better, as a share of 1.
+    c.min_change = 0.001
 
     # Program. Draws the initial weights, the order, augmentation and dropout.
     c.seed = 0
+    # Training steps per program that is sent to the device; unset: 1 on CPU, else 16.
+    c.steps_per_dispatch = config_dict.placeholder(int)
     # Images per evaluation step; changes speed alone.
     c.eval_batch_size = 512
     # cpu, gpu or tpu; unset: the best that jax finds.
     c.platform = config_dict.placeholder(str)
+    # Have a GPU compute the same bits each time, and more slowly; a CPU always does.
+    c.deterministic = False
+    # Write TensorBoard events.
+    c.tensorboard = False
     # Progress bar; off: one line per epoch.
     c.progress = True
     return c

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
-Augment = Callable[[jax.Array, jax.Array], jax.Array]
+Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def normalize(images: jax.Array) -> jax.Array:
@@ -78,14 +79,25 @@ def mixup(
     return blended, share * labels + (1 - share) * labels[other]
 
 
-def make_augment(*, flip: bool, shift: int, cutout_size: int) -> Augment:
-    """Return (key, uint8 images) -> float32 images in [-1, 1], each changed at random.
+def make_augment(
+    *,
+    flip: bool,
+    shift: int,
+    cutout_size: int,
+    mixup_alpha: float,
+    label_smoothing: float,
+    num_classes: int,
+) -> Augment:
+    """Return (key, images, labels) -> (images, labels), changed at random.
 
-    Order: flip, shift, normalize, cutout.
+    uint8 images (N, H, W, C) become float32 in [-1, 1]: flip, shift, normalize, cutout,
+    mixup. Classes, int (N,), become probabilities (N, num_classes) with mixup or label
+    smoothing, which gives a share of `label_smoothing` to all classes alike (Szegedy et
+    al. 2016).
     """
 
-    def augment(key, images):
-        flip_key, shift_key, cutout_key = jax.random.split(key, 3)
+    def augment(key, images, labels):
+        flip_key, shift_key, cutout_key, mixup_key = jax.random.split(key, 4)
         if flip:
             images = random_flip(flip_key, images)
         if shift:
@@ -93,6 +105,11 @@ def make_augment(*, flip: bool, shift: int, cutout_size: int) -> Augment:
         images = normalize(images)
         if cutout_size:
             images = cutout(cutout_key, images, cutout_size)
-        return images
+        if mixup_alpha or label_smoothing:
+            labels = jax.nn.one_hot(labels, num_classes)
+            labels = optax.smooth_labels(labels, label_smoothing)
+        if mixup_alpha:
+            images, labels = mixup(mixup_key, images, labels, mixup_alpha)
+        return images, labels
 
     return augment

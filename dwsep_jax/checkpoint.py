@@ -1,8 +1,10 @@
 """Checkpoints on disk: the latest and the best. The only module that imports orbax."""
 
 import hashlib
+import json
 import os
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +14,10 @@ from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from dwsep_jax.errors import UserError
+from dwsep_jax.files import write_atomically
 
 Tree = Any
+_SUMS = "SHA256SUMS.json"
 
 
 class Restored(NamedTuple):
@@ -27,17 +31,22 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of a run: the latest, and the one of the greatest score.
 
-    Saves are synchronous and atomic, and carry a checksum of every array: orbax itself
-    restores a flipped bit in silence. Use as a context manager.
+    Saves are synchronous and atomic, and carry a checksum of every array and every
+    file: orbax itself restores a flipped bit in silence. Use as a context manager.
     """
 
-    def __init__(self, workdir: str | os.PathLike):
-        """Open `workdir`/checkpoints, and make it where it is not there."""
+    def __init__(self, workdir: str | os.PathLike, read_only: bool = False):
+        """Open `workdir`/checkpoints; make it where it is not there, to write."""
         self._directory = pathlib.Path(workdir).resolve() / "checkpoints"
+        if read_only and not self._directory.is_dir():
+            self._manager = None
+            return
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_names=("arrays", "metadata"),
             options=ocp.CheckpointManagerOptions(
+                create=not read_only,
+                read_only=read_only,
                 enable_async_checkpointing=False,
                 preservation_policy=policy.AnyPreservationPolicy(
                     [
@@ -52,14 +61,15 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception):
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
 
     def save(self, epoch: int, tree: Tree, metadata: dict[str, Any], score: float):
         """Save after an epoch: arrays, and metadata that JSON can hold.
 
         A score that is not finite counts as the worst.
         """
-        metadata = {"checksums": checksums(tree), **metadata}
+        metadata = {"leaves": describe_leaves(tree), **metadata}
         saved = self._manager.save(
             epoch,
             args=ocp.args.Composite(
@@ -71,25 +81,45 @@ class Checkpoints:
         )
         if not saved:
             raise UserError(f"no checkpoint of epoch {epoch} in {self._directory}")
+        # A kill in between leaves a checkpoint that its leaves alone vouch for.
+        directory = self._directory / str(epoch)
+        write_atomically(directory / _SUMS, json.dumps(_sums(directory), indent=1))
+
+    def epochs(self) -> list[int]:
+        """Return the epochs that there are checkpoints of, damaged ones included."""
+        return sorted(self._manager.all_steps()) if self._manager else []
 
     def restore_latest(self, like: Tree) -> Restored | None:
         """Return the newest checkpoint that is whole, or None where there is none.
-
-        A damaged one is reported and passed over.
 
         Args:
           like: a tree of the structure, shapes and dtypes to restore.
 
         Raises:
-          UserError: if there are checkpoints, each damaged or of another network.
+          UserError: as `restore`.
         """
-        epochs = sorted(self._manager.all_steps(), reverse=True)
+        return self.restore(self.epochs()[::-1], like)
+
+    def restore(self, epochs: Sequence[int], like: Tree) -> Restored | None:
+        """Return the first of some checkpoints that is whole; None if there are none.
+
+        A damaged one is reported and passed over.
+
+        Args:
+          epochs: of the checkpoints, in order of preference.
+          like: a tree of the structure, shapes and dtypes to restore.
+
+        Raises:
+          UserError: if each is damaged, or one is of another network.
+        """
         reasons = []
         for epoch in epochs:
             try:
                 return self._restore(epoch, like)
-            except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+            except (UserError, MemoryError, PermissionError):
                 raise  # The checkpoint is not at fault.
+            except jax.errors.JaxRuntimeError:
+                raise
             # Orbax has no common error: a damaged file raises any of a dozen types.
             except Exception as error:
                 reason = str(error).partition("\n")[0][:200]
@@ -108,39 +138,74 @@ class Checkpoints:
 
         Else the next save of such an epoch would be refused.
         """
-        for later in self._manager.all_steps():
+        for later in self.epochs():
             if later > epoch:
                 self._manager.delete(later)
 
     def _restore(self, epoch, like):
+        directory = self._directory / str(epoch)
+        if (directory / _SUMS).exists():
+            _check_equal(json.loads((directory / _SUMS).read_bytes()), _sums(directory))
+        args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+        metadata = dict(self._manager.restore(epoch, args=args)["metadata"])
+        leaves = metadata.pop("leaves")
+        self._refuse_another_network(epoch, leaves, like)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored = self._manager.restore(
-            epoch,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardRestore(target),
-                metadata=ocp.args.JsonRestore(),
-            ),
-        )
-        metadata = dict(restored["metadata"])
-        expected, found = metadata.pop("checksums"), checksums(restored["arrays"])
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                raise ValueError(f"the checksum of {name} does not match")
-        return Restored(epoch, restored["arrays"], metadata)
+        args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target))
+        tree = self._manager.restore(epoch, args=args)["arrays"]
+        _check_equal(leaves, describe_leaves(tree))
+        return Restored(epoch, tree, metadata)
+
+    def _refuse_another_network(self, epoch, leaves, like):
+        there = {name: leaf.rpartition(" ")[0] for name, leaf in leaves.items()}
+        here = {
+            name: leaf.rpartition(" ")[0]
+            for name, leaf in describe_leaves(like, digest=lambda leaf: "-").items()
+        }
+        for name in [*here, *there]:
+            if there.get(name) != here.get(name):
+                raise UserError(
+                    f"the checkpoint of epoch {epoch} in {self._directory} is of "
+                    f"another network: {name} is {there.get(name, 'missing')} there, "
+                    f"{here.get(name, 'missing')} here; choose another --workdir"
+                )
 
 
-def checksums(tree: Tree) -> dict[str, str]:
-    """Return the SHA-256 of every leaf by its path; dtype and shape count."""
+def describe_leaves(tree: Tree, digest: Callable | None = None) -> dict[str, str]:
+    """Return dtype, shape and SHA-256 of every leaf, by its path.
 
-    def digest(leaf):
+    Args:
+      tree: of arrays or, with a `digest` that needs no values, of their shapes.
+      digest: what to write in place of the SHA-256.
+    """
+
+    def describe(leaf):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
-        header = f"{array.dtype.str}{array.shape}".encode()
-        return hashlib.sha256(header + array.tobytes()).hexdigest()
+        shape = "x".join(map(str, leaf.shape)) or "scalar"
+        return f"{np.dtype(leaf.dtype).name} {shape} {(digest or _sha256)(leaf)}"
 
     leaves, _ = jax.tree.flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): digest(leaf) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path): describe(leaf) for path, leaf in leaves}
+
+
+def _sha256(array):
+    return hashlib.sha256(np.asarray(array).tobytes()).hexdigest()
+
+
+def _sums(directory):
+    """Return the SHA-256 of every file below, by its path."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and not path.name.startswith(_SUMS)
+    }
+
+
+def _check_equal(expected, found):
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(f"the checksum of {name} does not match")
 
 
 def _score(metrics):

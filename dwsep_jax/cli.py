@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import errno
 import importlib.util
 import os
 import pathlib
@@ -10,6 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from errno import EDQUOT, ENOSPC
 from typing import NamedTuple
 
 from absl import flags
@@ -236,8 +236,15 @@ def _describe_error(error: Exception) -> str:
     """Return type and first line of an error that nobody foresaw."""
     message = str(error).strip()
     text = type(error).__name__ + (f": {message.splitlines()[0]}" if message else "")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    # Orbax and XLA have errors of their own for what the system reports.
+    is_os_error = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT)
+    if is_os_error or os.strerror(ENOSPC) in message or os.strerror(EDQUOT) in message:
         text += "; free some space and give the same command again"
+    elif isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in message:
+        text += (
+            "; out of memory: take a smaller --config.batch_size, "
+            "--config.eval_batch_size or network, and another --workdir"
+        )
     return f"{text} (--debug shows the traceback)"
 
 

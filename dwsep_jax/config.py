@@ -61,8 +61,9 @@ def _is_integer(value: Any) -> bool:
 def _integer(
     example: str, low: int, high: int | None = None, must_be: str | None = None
 ) -> Field:
+    upper = "" if high is None else f" and at most {high:,}"
     return Field(
-        must_be or f"an integer of at least {low}",
+        must_be or f"an integer of at least {low}{upper}",
         example,
         lambda v: _is_integer(v) and low <= v and (high is None or v <= high),
     )
@@ -86,25 +87,28 @@ FIELDS = {
     "validation_size": _integer("5000", 1),
     "split_seed": _SEED,
     "flip": _flag("false"),
-    "shift": _integer("4", 0),
-    "cutout": _integer("8", 0),
-    "mixup": _number("0.2", "of at least 0", lambda v: v >= 0),
+    "shift": _integer("4", 0, 64),
+    "cutout": _integer("8", 0, 1024),
+    "mixup": _number("0.2", "from 0 to 100", lambda v: 0 <= v <= 100),
+    "label_smoothing": _number(
+        "0.1", "of at least 0 and below 1", lambda v: 0 <= v < 1
+    ),
     "conv": _text("separable"),
-    "growth_rate": _integer("24", 1),
+    "growth_rate": _integer("24", 1, 4096),
     "block_sizes": Field(
-        "a tuple of integers of at least 1, one per block",
+        "a tuple of integers from 1 to 256, one per block",
         "6,6,6,6",
         lambda v: (
             isinstance(v, tuple)
             and len(v) > 0
-            and all(_is_integer(size) and size >= 1 for size in v)
+            and all(_is_integer(size) and 1 <= size <= 256 for size in v)
         ),
     ),
-    "bottleneck": _integer("4", 0),
+    "bottleneck": _integer("4", 0, 64),
     "reduction": _number("0.5", "above 0 and at most 1", lambda v: 0 < v <= 1),
-    "stem_width": _number("2.0", "above 0", lambda v: v > 0),
+    "stem_width": _number("2.0", "above 0 and at most 64", lambda v: 0 < v <= 64),
     "stem_stride": _integer("2", 1, 2, "1 or 2"),
-    "kernel_size": _integer("3", 1),
+    "kernel_size": _integer("3", 1, 31),
     "activation": _text("relu"),
     "inner_norm": _flag("true"),
     "inner_activation": _flag("true"),
@@ -113,24 +117,35 @@ FIELDS = {
     "dtype": _text("float32"),
     "lowering": _text("auto"),
     "optimizer": _text("sgd"),
-    "learning_rate": _optional(_number("0.1", "above 0", lambda v: v > 0), float),
+    "learning_rate": _optional(
+        _number("0.1", "above 0 and at most 1000", lambda v: 0 < v <= 1000), float
+    ),
     "momentum": _number("0.9", "of at least 0 and below 1", lambda v: 0 <= v < 1),
     "weight_decay": _optional(
         _number("5e-4", "of at least 0", lambda v: v >= 0), float
     ),
     "schedule": _text("cosine"),
     "warmup_epochs": _optional(_number("5", "of at least 0", lambda v: v >= 0), float),
-    "batch_size": _integer("128", 1),
-    "num_epochs": _integer("100", 1),
+    "plateau_factor": _number("0.2", "above 0 and below 1", lambda v: 0 < v < 1),
+    "plateau_patience": _integer("5", 1, 10**6),
+    "clip_norm": _number("1.0", "of at least 0", lambda v: v >= 0),
+    "ema_decay": _number("0.999", "of at least 0 and below 1", lambda v: 0 <= v < 1),
+    "batch_size": _integer("128", 1, 10**6),
+    "num_epochs": _integer("100", 1, 10**6),
+    "early_stopping": _integer("10", 0, 10**6),
+    "min_change": _number("0.001", "of at least 0 and below 1", lambda v: 0 <= v < 1),
     "seed": _SEED,
-    "eval_batch_size": _integer("512", 1),
+    "steps_per_dispatch": _optional(_integer("16", 1, 10**4), int),
+    "eval_batch_size": _integer("512", 1, 10**5),
     "platform": _optional(_text("gpu"), str),
+    "deterministic": _flag("true"),
+    "tensorboard": _flag("true"),
     "progress": _flag("false"),
 }
 
 # They change no result, but for the last bits of an evaluation's sums: free to differ
 # when a run goes on, no part of a workdir's name.
-EXEMPT = frozenset({"data_dir", "progress", "eval_batch_size"})
+EXEMPT = frozenset({"data_dir", "progress", "eval_batch_size", "tensorboard"})
 
 
 def validate(config: ConfigDict) -> None:
@@ -144,11 +159,20 @@ def validate(config: ConfigDict) -> None:
         if not field.is_valid(config[name]):
             raise ConfigError(describe(name, config[name]))
     warmup_epochs = config.warmup_epochs or 0
-    if config.schedule == "cosine" and warmup_epochs >= config.num_epochs:
+    decays = config.schedule not in ("constant", "plateau")
+    if decays and warmup_epochs >= config.num_epochs:
         raise ConfigError(
             f"--config.warmup_epochs={config.warmup_epochs}: must be less than "
-            f"--config.num_epochs={config.num_epochs} with the cosine schedule; "
-            f"e.g. --config.warmup_epochs={config.num_epochs / 10:g}"
+            f"--config.num_epochs={config.num_epochs} with the {config.schedule} "
+            f"schedule; e.g. --config.warmup_epochs={config.num_epochs / 10:g}"
+        )
+    waits_longer = config.plateau_patience >= config.early_stopping > 0
+    if config.schedule == "plateau" and waits_longer:
+        raise ConfigError(
+            f"--config.early_stopping={config.early_stopping}: would end the run "
+            "before the plateau schedule lowers the rate; must be more than "
+            f"--config.plateau_patience={config.plateau_patience}, or 0; "
+            f"e.g. --config.early_stopping={3 * config.plateau_patience}"
         )
 
 

@@ -1,6 +1,5 @@
 """What a person sees of a run: tables, and a progress bar where there is a terminal."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import rich.box
@@ -49,7 +48,6 @@ class EpochProgress:
 
     def __init__(self, config: ConfigDict, steps_per_epoch: int):
         self._num_epochs = config.num_epochs
-        self._steps_per_epoch = steps_per_epoch
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -68,23 +66,38 @@ class EpochProgress:
     def __exit__(self, *exception):
         self._bar.stop()
 
-    def steps(self, epoch: int) -> Iterator[int]:
-        """Yield the steps of an epoch, each counted from zero, and move the bar."""
+    def start_epoch(self, epoch: int) -> None:
+        """Move the bar back to the start of an epoch, counted from zero."""
         description = f"epoch {epoch + 1}/{self._num_epochs}"
         self._bar.reset(self._task, description=description)
-        for step in range(self._steps_per_epoch):
-            yield step
-            self._bar.advance(self._task)
+
+    def advance(self, num_steps: int) -> None:
+        """Move the bar."""
+        self._bar.advance(self._task, num_steps)
 
 
-def format_epoch(row: dict[str, Any], num_epochs: int) -> str:
+def format_epoch(row: dict[str, Any], num_epochs: int, seconds_left: float) -> str:
     """Return the line of an epoch's row of metrics.jsonl."""
+    ema = ""
+    if "ema_val_accuracy" in row:
+        ema = f" ({row['ema_val_accuracy']:.2%} averaged)"
     return (
         f"epoch {row['epoch']:>{len(str(num_epochs))}}/{num_epochs}"
         f"  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:6.2%}"
         f"  validation loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:6.2%}"
-        f"  {row['images_per_second']:,.0f} images/s"
+        f"{ema}  {row['images_per_second']:,.0f} images/s"
+        f"  {format_seconds(seconds_left)} left"
     )
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as 45 s, 12 min 05 s or 3 h 07 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
 
 
 def print_evaluation(evaluation: dict[str, Any], network: str) -> None:

@@ -1,5 +1,6 @@
 """Evaluation: every example of a split counted once."""
 
+import functools
 import io
 import json
 import os
@@ -16,20 +17,27 @@ from dwsep_jax.console import print_evaluation
 from dwsep_jax.data import Dataset, Split, load
 from dwsep_jax.environment import describe_environment
 from dwsep_jax.errors import UserError, choose
+from dwsep_jax.figures import draw_run
 from dwsep_jax.files import write_atomically
+from dwsep_jax.history import score
 from dwsep_jax.metrics import calibration, classification_report
-from dwsep_jax.step import TrainState, eval_step, make_train_state
+from dwsep_jax.step import TrainState, averaged, eval_step, make_train_state
 from dwsep_jax.summary import describe_network, summarize
 
 
-@jax.jit
-def _eval_step(state, images, labels, mask):
-    batch = {"image": normalize(images), "label": labels, "mask": mask}
-    return eval_step(state, batch)
+@functools.cache
+def _jit_eval_step(deterministic):
+    def step(state, images, labels, mask):
+        batch = {"image": normalize(images), "label": labels, "mask": mask}
+        return eval_step(state, batch)
+
+    # A CPU takes the option, and has no need of it.
+    options = {"xla_gpu_deterministic_ops": deterministic}
+    return jax.jit(step, compiler_options=options)
 
 
 def evaluate(
-    state: TrainState, split: Split, batch_size: int
+    state: TrainState, split: Split, batch_size: int, deterministic: bool = False
 ) -> tuple[dict[str, float], np.ndarray]:
     """Evaluate a state on all examples of a split.
 
@@ -39,6 +47,7 @@ def evaluate(
     Returns:
       {loss, accuracy}, and the probabilities of the classes, float32 (N, K).
     """
+    step = _jit_eval_step(deterministic)
     total, probabilities = None, []
     for start in range(0, len(split.labels), batch_size):
         images = split.images[start : start + batch_size]
@@ -47,7 +56,7 @@ def evaluate(
         mask = np.arange(batch_size) < len(labels)
         images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
         labels = np.pad(labels, (0, missing))
-        metrics, batch_probabilities = _eval_step(state, images, labels, mask)
+        metrics, batch_probabilities = step(state, images, labels, mask)
         total = metrics if total is None else total.merge(metrics)
         probabilities.append(batch_probabilities)
     values = {name: float(value) for name, value in total.compute().items()}
@@ -63,6 +72,8 @@ def evaluate_and_write(
 ) -> dict[str, Any]:
     """Evaluate a state on a split, and write its evaluation and predictions.
 
+    Where there is a running average of the weights, it is evaluated in their place.
+
     Writes evaluation.json and predictions.npz for `test`, evaluation-<split>.json and
     predictions-<split>.npz for the others.
 
@@ -75,12 +86,15 @@ def evaluate_and_write(
         "test": dataset.test,
     }
     split = choose("split", split_name, splits)
-    values, probabilities = evaluate(state, split, config.eval_batch_size)
+    weights = state if state.ema is None else averaged(state)
+    values, probabilities = evaluate(
+        weights, split, config.eval_batch_size, config.deterministic
+    )
     steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
     evaluation = {
         "schema": 1,
         "split": split_name,
-        "weights": "raw",
+        "weights": "raw" if state.ema is None else "ema",
         "epoch": int(state.step) // steps_per_epoch,
         "num_examples": len(split.labels),
         **values,
@@ -111,10 +125,26 @@ def read_evaluation(workdir: str | os.PathLike, epoch: int) -> dict[str, Any] | 
         return None
 
 
+def restore_to_evaluate(
+    config: ConfigDict, checkpoints: Checkpoints, state: TrainState
+) -> TrainState | None:
+    """Return the state of the last epoch, or of the best one with early stopping.
+
+    The best is that of the greatest validation accuracy; None where there is none.
+    """
+    latest = checkpoints.restore_latest(state)
+    if latest is None or not config.early_stopping:
+        return latest and latest.tree
+    rows = {row["epoch"]: row for row in latest.metadata["history"]}
+    epochs = [epoch for epoch in checkpoints.epochs() if epoch in rows]
+    by_score = sorted(epochs, key=lambda epoch: score(rows[epoch]), reverse=True)
+    return checkpoints.restore(by_score, state).tree
+
+
 def evaluate_workdir(
     config: ConfigDict, workdir: str | os.PathLike, split_name: str
 ) -> None:
-    """Evaluate the latest checkpoint of a run on a split; write and print the result.
+    """Evaluate what a run has trained on a split; write, draw and print the result.
 
     Args:
       config: the resolved configuration of the run.
@@ -126,13 +156,14 @@ def evaluate_workdir(
     """
     dataset = load(config)
     state = make_train_state(config, dataset)
-    with Checkpoints(workdir) as checkpoints:
-        restored = checkpoints.restore_latest(state)
-    if restored is None:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        state = restore_to_evaluate(config, checkpoints, state)
+    if state is None:
         raise UserError(
             f"{workdir} has no checkpoint yet; train it with --mode=train first"
         )
-    evaluation = evaluate_and_write(config, workdir, dataset, restored.tree, split_name)
+    evaluation = evaluate_and_write(config, workdir, dataset, state, split_name)
+    draw_run(workdir)
     image_shape = dataset.train.images.shape[1:]
     parts = summarize(config, len(dataset.class_names), image_shape)
     print_evaluation(evaluation, describe_network(config, parts))

@@ -11,14 +11,28 @@ from flax import linen as nn
 from flax import struct
 from ml_collections import ConfigDict
 
-from dwsep_jax.augment import Augment, mixup
-from dwsep_jax.data import Dataset
+from dwsep_jax.augment import Augment
+from dwsep_jax.data import Dataset, batch_indices
 from dwsep_jax.errors import ConfigError
 from dwsep_jax.metrics import Metrics, measure
 from dwsep_jax.models import create_model
-from dwsep_jax.optim import make_optimizer, make_schedule
+from dwsep_jax.optim import Plateau, make_optimizer, make_plateau, make_schedule
 
 Batch = dict[str, jax.Array]
+
+
+class Average(struct.PyTreeNode):
+    """A running average of the weights, with batch statistics of its own.
+
+    Attributes:
+      params: as in `TrainState`.
+      batch_stats: as in `TrainState`.
+      decay: share of the old average that a step keeps in the long run, float32.
+    """
+
+    params: Any
+    batch_stats: Any
+    decay: jax.Array
 
 
 class TrainState(struct.PyTreeNode):
@@ -30,6 +44,8 @@ class TrainState(struct.PyTreeNode):
       batch_stats: running batch statistics.
       opt_state: state of the optimizer.
       key: random key of all steps; never changes, a step's keys come of (key, step).
+      ema: the running average of the weights; None where there is none.
+      plateau: scales the learning rate, by `optim.update_plateau`.
       apply_fn: `model.apply`.
       tx: the optimizer.
     """
@@ -39,6 +55,8 @@ class TrainState(struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     key: jax.Array
+    ema: Average | None
+    plateau: Plateau
     apply_fn: Callable = struct.field(pytree_node=False)
     tx: optax.GradientTransformation = struct.field(pytree_node=False)
 
@@ -61,10 +79,12 @@ def create_train_state(
     tx: optax.GradientTransformation,
     image_shape: tuple[int, ...],
     keys: RunKeys,
+    ema_decay: float = 0.0,
 ) -> TrainState:
     """Draw initial parameters for images of shape (H, W, C).
 
-    The model is called as `model.apply(variables, images, train=...)`.
+    The model is called as `model.apply(variables, images, train=...)`. With a decay
+    above 0 the state keeps a running average of the weights.
     """
 
     @jax.jit
@@ -80,6 +100,8 @@ def create_train_state(
         batch_stats=batch_stats,
         opt_state=tx.init(params),
         key=keys.steps,
+        ema=Average(params, batch_stats, jnp.float32(ema_decay)) if ema_decay else None,
+        plateau=make_plateau(),
         apply_fn=model.apply,
         tx=tx,
     )
@@ -113,7 +135,7 @@ def _state_maker(config, dataset):
     tx = make_optimizer(config, make_schedule(config, steps_per_epoch))
     image_shape = dataset.train.images.shape[1:]
     keys = make_run_keys(config.seed)
-    return partial(create_train_state, model, tx, image_shape, keys)
+    return partial(create_train_state, model, tx, image_shape, keys, config.ema_decay)
 
 
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -144,25 +166,37 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
 
     grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+    updates = jax.tree.map(lambda u: state.plateau.multiplier * u, updates)
+    params = optax.apply_updates(state.params, updates)
     hard_labels = labels if labels.ndim == 1 else labels.argmax(axis=-1)
     metrics = measure(losses, logits, hard_labels, jnp.ones(losses.shape, bool))
     state = state.replace(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
+        ema=state.ema and _update_average(state.ema, state.step, params, batch_stats),
     )
     return state, metrics
 
 
+def _update_average(ema, step, params, batch_stats):
+    """Move the average; while it is young, it forgets faster than by its decay."""
+    age = step.astype(jnp.float32)
+    share = 1 - jnp.minimum(ema.decay, (1 + age) / (10 + age))
+    return ema.replace(
+        params=optax.incremental_update(params, ema.params, share),
+        batch_stats=optax.incremental_update(batch_stats, ema.batch_stats, share),
+    )
+
+
+def averaged(state: TrainState) -> TrainState:
+    """Return the state with the average of the weights in their place."""
+    return state.replace(params=state.ema.params, batch_stats=state.ema.batch_stats)
+
+
 def train_on_indices(
-    state: TrainState,
-    data: Batch,
-    indices: jax.Array,
-    *,
-    augment: Augment,
-    mixup_alpha: float,
-    num_classes: int,
+    state: TrainState, data: Batch, indices: jax.Array, augment: Augment
 ) -> tuple[TrainState, Metrics]:
     """Gather a batch from data on the device, augment it, and take a `train_step`.
 
@@ -171,17 +205,56 @@ def train_on_indices(
       data: `image`, uint8 (M, H, W, C); `label`, int (M,).
       indices: which examples, int (N,).
       augment: as `augment.make_augment` returns it.
-      mixup_alpha: as in `augment.mixup`; 0: no mixup.
-      num_classes: K.
     """
-    augment_key, _ = _step_keys(state)
-    image_key, mixup_key = jax.random.split(augment_key)
-    images = augment(image_key, data["image"][indices])
-    labels = data["label"][indices]
-    if mixup_alpha:
-        labels = jax.nn.one_hot(labels, num_classes)
-        images, labels = mixup(mixup_key, images, labels, mixup_alpha)
+    key, _ = _step_keys(state)
+    images, labels = augment(key, data["image"][indices], data["label"][indices])
     return train_step(state, {"image": images, "label": labels})
+
+
+def train_many(
+    state: TrainState,
+    total: Metrics,
+    data: Batch,
+    permutation: jax.Array,
+    *,
+    augment: Augment,
+    batch_size: int,
+    num_steps: int,
+) -> tuple[TrainState, Metrics, jax.Array]:
+    """Take the next steps of an epoch, in the order of a permutation.
+
+    Args:
+      state: the state before; its step says where in the epoch it is.
+      total: metrics to which those of the steps are added.
+      data: as for `train_on_indices`.
+      permutation: the epoch's order of the M examples, int (M,).
+      augment: as for `train_on_indices`.
+      batch_size: examples per step.
+      num_steps: steps to take.
+
+    Returns:
+      The state after; the metrics; the loss of each step, float32 (num_steps,), NaN
+      where the step has left a parameter that is not finite.
+    """
+    steps_per_epoch = permutation.shape[0] // batch_size
+
+    def take_step(carry, _):
+        state, total = carry
+        step_in_epoch = state.step % steps_per_epoch
+        indices = batch_indices(permutation, step_in_epoch, batch_size)
+        state, metrics = train_on_indices(state, data, indices, augment)
+        loss = metrics.compute()["loss"].astype(jnp.float32)
+        loss = jnp.where(jnp.isfinite(optax.tree.norm(state.params)), loss, jnp.nan)
+        merged = total.merge(metrics)
+        # clu counts in int64 where jax has 64 bits, but starts in int32.
+        keep_dtype = lambda old, new: new.astype(old.dtype)  # noqa: E731
+        return (state, jax.tree.map(keep_dtype, total, merged)), loss
+
+    if num_steps == 1:  # A loop of one would only hide the step from the compiler.
+        carry, loss = take_step((state, total), None)
+        return *carry, loss[None]
+    carry, losses = jax.lax.scan(take_step, (state, total), length=num_steps)
+    return *carry, losses
 
 
 def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwsep_jax.checkpoint import Checkpoints, checksums
+from dwsep_jax.checkpoint import Checkpoints, describe_leaves
 from dwsep_jax.errors import UserError
 
 
@@ -36,7 +36,7 @@ def test_restored_arrays_and_metadata_are_those_saved(tmp_path):
         restored = checkpoints.restore_latest(make_tree())
     assert restored.epoch == 1
     assert restored.metadata == {"history": [0]}
-    assert checksums(restored.tree) == checksums(make_tree(1.0))
+    assert describe_leaves(restored.tree) == describe_leaves(make_tree(1.0))
     assert restored.tree["key"].dtype == make_tree()["key"].dtype
 
 
@@ -67,9 +67,10 @@ def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(tmp_path):
 
 def test_an_array_that_changed_is_noticed(tmp_path):
     save_all(tmp_path, [0.9, 0.1])
+    (tmp_path / "checkpoints" / "2" / "SHA256SUMS.json").unlink()
     (metadata,) = (tmp_path / "checkpoints" / "2" / "metadata").rglob("metadata")
     content = json.loads(metadata.read_text())
-    content["checksums"]["['weights']"] = checksums(make_tree(5.0))["['weights']"]
+    content["leaves"]["['weights']"] = describe_leaves(make_tree(5.0))["['weights']"]
     metadata.write_text(json.dumps(content))
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore_latest(make_tree()).epoch == 1
@@ -88,12 +89,72 @@ def test_when_none_is_whole_it_says_so(tmp_path):
 def test_a_tree_of_another_shape_is_refused(tmp_path):
     save_all(tmp_path, [0.5])
     other = make_tree() | {"weights": jnp.zeros((5, 8))}
-    message = "epoch 1: ValueError"
+    message = r"another network: \['weights'\] is float32 \d.* there, float32 5x8 here"
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=message):
         checkpoints.restore_latest(other)
 
 
-def test_checksums_tell_dtype_shape_and_value_apart():
+def test_a_tree_of_other_leaves_is_refused_by_the_first(tmp_path):
+    save_all(tmp_path, [0.5])
+    more = make_tree() | {"more": jnp.zeros(3)}
+    fewer = make_tree()
+    del fewer["weights"]
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(
+            UserError, match=r"'more'. is missing there, float32 3 here"
+        ):
+            checkpoints.restore_latest(more)
+        with pytest.raises(UserError, match=r"'weights'. is float32 .* missing here"):
+            checkpoints.restore_latest(fewer)
+
+
+def test_epochs_are_restored_in_the_order_asked_for(tmp_path):
+    save_all(tmp_path, [0.9, 0.1])
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.epochs() == [1, 2]
+        assert checkpoints.restore([1, 2], make_tree()).epoch == 1
+        path = largest_file(tmp_path / "checkpoints" / "1" / "arrays")
+        path.write_bytes(path.read_bytes()[:-1])
+        assert checkpoints.restore([1, 2], make_tree()).epoch == 2
+        assert checkpoints.restore([], make_tree()) is None
+
+
+def test_to_read_makes_no_directory(tmp_path):
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.epochs() == []
+        assert checkpoints.restore_latest(make_tree()) is None
+    assert list(tmp_path.iterdir()) == []
+    save_all(tmp_path, [0.5])
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.restore_latest(make_tree()).epoch == 1
+
+
+def test_a_flipped_bit_in_any_file_is_noticed(tmp_path):
+    save_all(tmp_path, [0.9, 0.1])
+    files = [p for p in (tmp_path / "checkpoints" / "2").rglob("*") if p.is_file()]
+    assert len(files) > 5
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(make_tree()).epoch == 2
+        for path in files:
+            content = path.read_bytes()
+            if not content:
+                continue
+            damaged = bytearray(content)
+            damaged[len(content) // 2] ^= 1
+            path.write_bytes(damaged)
+            assert checkpoints.restore_latest(make_tree()).epoch == 1, path
+            path.write_bytes(content)
+        assert checkpoints.restore_latest(make_tree()).epoch == 2
+
+
+def test_without_sums_of_its_files_the_leaves_vouch_for_a_checkpoint(tmp_path):
+    save_all(tmp_path, [0.9, 0.1])
+    (tmp_path / "checkpoints" / "2" / "SHA256SUMS.json").unlink()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(make_tree()).epoch == 2
+
+
+def test_describe_leaves_tell_dtype_shape_and_value_apart():
     arrays = [
         jnp.zeros(4),
         jnp.zeros((2, 2)),
@@ -102,4 +163,4 @@ def test_checksums_tell_dtype_shape_and_value_apart():
         jax.random.key(0),
         jax.random.key(1),
     ]
-    assert len({checksums([array])["[0]"] for array in arrays}) == len(arrays)
+    assert len({describe_leaves([array])["[0]"] for array in arrays}) == len(arrays)

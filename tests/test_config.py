@@ -64,17 +64,18 @@ INVALID = {
     "validation_size": [0, -1, 1.5, None, True],
     "split_seed": [-1, 2**32],
     "flip": [1, "true", None],
-    "shift": [-1, 1.0],
-    "cutout": [-1],
-    "mixup": [-0.1, NAN, INF, None, True, "1"],
+    "shift": [-1, 65, 1.0],
+    "cutout": [-1, 1025],
+    "mixup": [-0.1, 101, NAN, INF, None, True, "1"],
+    "label_smoothing": [-0.1, 1.0, NAN],
     "conv": ["", None],
-    "growth_rate": [0, None],
-    "block_sizes": [(), (0,), (6, 1.5), (True,), 6, "6,6", ("6",), [6], None],
-    "bottleneck": [-1],
+    "growth_rate": [0, 4097, None],
+    "block_sizes": [(), (0,), (6, 1.5), (True,), (257,), 6, "6,6", ("6",), [6], None],
+    "bottleneck": [-1, 65],
     "reduction": [0.0, 1.01, NAN],
-    "stem_width": [0.0, -1.0, INF],
+    "stem_width": [0.0, -1.0, 65.0, INF],
     "stem_stride": [0, 3, 1.0],
-    "kernel_size": [0],
+    "kernel_size": [0, 32],
     "activation": [None],
     "inner_norm": [0],
     "inner_activation": ["no"],
@@ -83,16 +84,25 @@ INVALID = {
     "dtype": [None],
     "lowering": [1],
     "optimizer": [None],
-    "learning_rate": [0.0, -1.0, NAN, INF, "0.1"],
+    "learning_rate": [0.0, -1.0, 1001.0, NAN, INF, "0.1"],
     "momentum": [-0.1, 1.0],
     "weight_decay": [-1e-9, NAN],
     "schedule": [""],
     "warmup_epochs": [-1.0, NAN],
-    "batch_size": [0, -1],
-    "num_epochs": [0, 1.5],
+    "plateau_factor": [0.0, 1.0],
+    "plateau_patience": [0],
+    "clip_norm": [-1.0, INF],
+    "ema_decay": [-0.1, 1.0, 1],
+    "batch_size": [0, -1, 10**6 + 1],
+    "num_epochs": [0, 1.5, 10**6 + 1],
+    "early_stopping": [-1, 0.5],
+    "min_change": [-0.001, 1.0],
     "seed": [-1, 2**32, 1.0, None],
-    "eval_batch_size": [0],
+    "steps_per_dispatch": [0, -1, 1.5, 10**4 + 1],
+    "eval_batch_size": [0, 10**5 + 1],
     "platform": ["", 1],
+    "deterministic": [1, None],
+    "tensorboard": ["yes"],
     "progress": [None, 1],
 }
 
@@ -131,10 +141,23 @@ def test_limits_are_part_of_what_is_valid(changes):
     validate(make_config(**changes))
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle", "step", "exponential"])
 @pytest.mark.parametrize("warmup_epochs", [5.0, 6.0])
-def test_warmup_leaves_room_for_cosine(warmup_epochs):
-    with pytest.raises(ConfigError, match=r"warmup_epochs=.*num_epochs=5.*=0\.5$"):
-        validate(make_config(warmup_epochs=warmup_epochs, num_epochs=5))
+def test_warmup_leaves_room_for_decay(warmup_epochs, schedule):
+    config = make_config(warmup_epochs=warmup_epochs, num_epochs=5, schedule=schedule)
+    message = rf"warmup_epochs=.*num_epochs=5 with the {schedule} schedule.*=0\.5$"
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+@pytest.mark.parametrize("early_stopping", [1, 5])
+def test_early_stopping_leaves_time_for_the_plateau(early_stopping):
+    changes = {"schedule": "plateau", "early_stopping": early_stopping}
+    with pytest.raises(ConfigError, match=r"plateau_patience=5, or 0; e\.g\. .*=15$"):
+        validate(make_config(**changes))
+    validate(make_config(**changes | {"early_stopping": 6}))
+    validate(make_config(**changes | {"early_stopping": 0}))
+    validate(make_config(early_stopping=early_stopping))
 
 
 def test_unknown_and_missing_fields_are_named():
@@ -261,6 +284,7 @@ def test_later_start_reuses_what_was_resolved(tmp_path):
 def test_exempt_fields_are_those_of_the_present_request(tmp_path):
     open_workdir(tmp_path, make_config(data_dir="/old"), resolve)
     changes = {"data_dir": "/new", "progress": False, "eval_batch_size": 7}
+    changes |= {"tensorboard": True}
     for config in (
         open_workdir(tmp_path, make_config(**changes), never_resolve),
         load_config(tmp_path, make_config(**changes)),

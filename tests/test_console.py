@@ -31,7 +31,11 @@ def test_the_bar_is_shown_on_a_terminal_if_it_is_wanted(
     output = screen(is_terminal)
     config = tiny.make_config(progress=progress, num_epochs=7)
     with console.EpochProgress(config, steps_per_epoch=3) as bar:
-        assert list(bar.steps(epoch=1)) == [0, 1, 2]
+        bar.start_epoch(0)
+        bar.advance(3)
+        bar.start_epoch(1)
+        bar.advance(2)
+        bar.advance(1)
         bar._bar.refresh()
     assert ("epoch 2/7" in output.getvalue()) == shown
     assert ("3/3 steps" in output.getvalue()) == shown
@@ -53,3 +57,33 @@ def test_long_lines_and_tables_are_not_cut(screen):
     console.print_table("Title", ["y" * 60, "z" * 60], [["a", "b"]])
     assert "x" * 200 in output.getvalue()
     assert "z" * 60 in output.getvalue()
+
+
+ROW = dict(epoch=3, train_loss=0.5, train_accuracy=0.8, val_loss=0.25, val_accuracy=0.9)
+
+
+def test_the_line_of_an_epoch():
+    line = console.format_epoch(ROW | {"images_per_second": 1234.5}, 100, 3725.0)
+    assert line == (
+        "epoch   3/100  train loss 0.5000 accuracy 80.00%  validation loss 0.2500 "
+        "accuracy 90.00%  1,234 images/s  1 h 02 min left"
+    )
+    averaged = ROW | {"images_per_second": 1.0, "ema_val_accuracy": 0.95}
+    assert "90.00% (95.00% averaged)  1 images" in console.format_epoch(
+        averaged, 3, 0.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (725.0, "12 min 05 s"),
+        (3599.7, "1 h 00 min"),
+        (360000.0, "100 h 00 min"),
+    ],
+)
+def test_durations_are_written_for_people(seconds, text):
+    assert console.format_seconds(seconds) == text

@@ -40,10 +40,11 @@ def test_every_example_counts_once(state, dataset, batch_size):
 
 
 def test_the_step_is_compiled_once_for_all_splits(state, dataset):
-    before = evaluate_lib._eval_step._cache_size()
+    jitted = evaluate_lib._jit_eval_step(False)
+    before = jitted._cache_size()
     for split in (dataset.train, dataset.validation, dataset.test):
         evaluate_lib.evaluate(state, split, 7)
-    assert evaluate_lib._eval_step._cache_size() == before + 1
+    assert jitted._cache_size() == before + 1
 
 
 def test_files_hold_what_the_contract_says(state, dataset, tmp_path):

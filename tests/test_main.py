@@ -236,27 +236,32 @@ MISTAKES = {
     ),
     "text for integer": (
         [DIGITS, "--config.growth_rate=wide"],
-        "--config.growth_rate=wide: must be an integer of at least 1; "
+        "--config.growth_rate=wide: must be an integer of at least 1 and at most "
+        "4,096; "
         "e.g. --config.growth_rate=24",
     ),
     "float for integer": (
         [DIGITS, "--config.num_epochs=1e3"],
-        "--config.num_epochs=1e3: must be an integer of at least 1; "
+        "--config.num_epochs=1e3: must be an integer of at least 1 and at most "
+        "1,000,000; "
         "e.g. --config.num_epochs=100",
     ),
     "None for integer": (
         [DIGITS, "--config.batch_size=None"],
-        "--config.batch_size=None: must be an integer of at least 1; "
+        "--config.batch_size=None: must be an integer of at least 1 and at most "
+        "1,000,000; "
         "e.g. --config.batch_size=128",
     ),
     "None for number": (
         [DIGITS, "--config.learning_rate=None"],
-        "--config.learning_rate=None: must be a finite number above 0, or left out; "
+        "--config.learning_rate=None: must be a finite number above 0 and at most "
+        "1000, or left out; "
         "e.g. --config.learning_rate=0.1",
     ),
     "nan": (
         [DIGITS, "--config.learning_rate=nan"],
-        "--config.learning_rate=nan: must be a finite number above 0, or left out; "
+        "--config.learning_rate=nan: must be a finite number above 0 and at most 1000, "
+        "or left out; "
         "e.g. --config.learning_rate=0.1",
     ),
     "inf": (
@@ -301,17 +306,17 @@ MISTAKES = {
     ),
     "tuple with spaces": (
         [DIGITS, "--config.block_sizes=6 6"],
-        "--config.block_sizes=6 6: must be a tuple of integers of at least 1, one per "
+        "--config.block_sizes=6 6: must be a tuple of integers from 1 to 256, one per "
         "block; e.g. --config.block_sizes=6,6,6,6",
     ),
     "empty tuple": (
         [DIGITS, "--config.block_sizes=()"],
-        "--config.block_sizes=: must be a tuple of integers of at least 1, one per "
+        "--config.block_sizes=: must be a tuple of integers from 1 to 256, one per "
         "block; e.g. --config.block_sizes=6,6,6,6",
     ),
     "tuple of zero": (
         [DIGITS, "--config.block_sizes=6,0"],
-        "--config.block_sizes=6,0: must be a tuple of integers of at least 1, one per "
+        "--config.block_sizes=6,0: must be a tuple of integers from 1 to 256, one per "
         "block; e.g. --config.block_sizes=6,6,6,6",
     ),
     "long warmup": (
@@ -442,7 +447,23 @@ ERRORS = {
     "memory": (
         MemoryError("\nof the host"),
         1,
-        "error: MemoryError: of the host (--debug shows the traceback)\n",
+        "error: MemoryError: of the host; out of memory: take a smaller "
+        "--config.batch_size, --config.eval_batch_size or network, and another "
+        "--workdir (--debug shows the traceback)\n",
+    ),
+    "memory of the device": (
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nMore"),
+        1,
+        "error: RuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.; "
+        "out of memory: take a smaller --config.batch_size, --config.eval_batch_size "
+        "or network, and another --workdir (--debug shows the traceback)\n",
+    ),
+    "disk, in orbax": (
+        ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [28]"),
+        1,
+        "error: ValueError: RESOURCE_EXHAUSTED: Error writing: No space left on device "
+        "[28]; free some space and give the same command again (--debug shows the "
+        "traceback)\n",
     ),
     "disk": (
         OSError(28, "No space left on device", "/w/metrics.jsonl"),
@@ -592,7 +613,7 @@ def test_main_runs_from_any_directory(tmp_path, absolute):
     result = run_python(str(ROOT / "main.py"), f"--config={config}", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
-        "error: --config.shift=-1: must be an integer of at least 0; "
-        "e.g. --config.shift=4\n"
+        "error: --config.shift=-1: must be an integer of at least 0 and at "
+        "most 64; e.g. --config.shift=4\n"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]

@@ -110,7 +110,8 @@ def test_imports_run_one_way():
     order = [
         *("errors", "files", "console", "datasets", "ops", "layers", "models", "data"),
         *("augment", "optim", "metrics", "step", "checkpoint", "efficiency"),
-        *("environment", "summary", "config", "evaluate", "train", "cli"),
+        *("environment", "summary", "config", "history", "events", "figures"),
+        *("evaluate", "epoch", "start", "train", "cli"),
     ]
     rank = {name: i for i, name in enumerate(order)}
     package = ROOT / "dwsep_jax"

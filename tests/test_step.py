@@ -9,9 +9,11 @@ import optax
 import pytest
 from flax import linen as nn
 
-from dwsep_jax import step
-from dwsep_jax.augment import make_augment, normalize
+from dwsep_jax import augment as augment_lib
+from dwsep_jax import optim, step
+from dwsep_jax.augment import normalize
 from dwsep_jax.errors import ConfigError
+from dwsep_jax.metrics import Metrics
 from tests import tiny
 
 
@@ -104,25 +106,23 @@ def test_dropout_differs_from_step_to_step(state, train_step, batch):
     assert first.compute()["loss"] != second.compute()["loss"]
 
 
+def make_augment(**options):
+    off = dict(flip=False, shift=0, cutout_size=0, mixup_alpha=0.0, label_smoothing=0.0)
+    return augment_lib.make_augment(**off | options, num_classes=tiny.NUM_CLASSES)
+
+
 @pytest.mark.parametrize("mixup_alpha", [0.0, 0.5])
 def test_train_on_indices_gathers_and_augments_anew_each_step(state, mixup_alpha):
     split = tiny.make_dataset().train
     arrays = {"image": jnp.asarray(split.images), "label": jnp.asarray(split.labels)}
     seen = []
 
-    def spy(key, images):
-        augmented = make_augment(flip=True, shift=1, cutout_size=0)(key, images)
-        jax.debug.callback(lambda x: seen.append(np.asarray(x)), augmented)
-        return augmented
+    def spy(key, images, labels):
+        plain = make_augment(flip=True, shift=1)(key, images, labels)
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), plain[0])
+        return make_augment(mixup_alpha=mixup_alpha)(key, images, labels)
 
-    take_step = jax.jit(
-        partial(
-            step.train_on_indices,
-            augment=spy,
-            mixup_alpha=mixup_alpha,
-            num_classes=tiny.NUM_CLASSES,
-        )
-    )
+    take_step = jax.jit(partial(step.train_on_indices, augment=spy))
     indices = jnp.arange(8, 16)
     new, first = take_step(state, arrays, indices)
     _, again = take_step(state, arrays, indices)
@@ -138,11 +138,10 @@ def test_train_on_indices_gathers_and_augments_anew_each_step(state, mixup_alpha
 def test_mixup_changes_the_labels_that_are_trained_on(state):
     split = tiny.make_dataset().train
     arrays = {"image": jnp.asarray(split.images), "label": jnp.asarray(split.labels)}
-    augment = make_augment(flip=False, shift=0, cutout_size=0)
     losses = []
     for alpha in (0.0, 1.0):
-        take = partial(step.train_on_indices, augment=augment, mixup_alpha=alpha)
-        take = jax.jit(partial(take, num_classes=tiny.NUM_CLASSES))
+        augment = make_augment(mixup_alpha=alpha)
+        take = jax.jit(partial(step.train_on_indices, augment=augment))
         _, metrics = take(state, arrays, jnp.arange(8))
         losses.append(float(metrics.compute()["loss"]))
     assert losses[0] != losses[1]
@@ -191,42 +190,28 @@ def test_a_sharded_batch_gives_the_step_of_a_whole_one(state, train_step, batch)
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_augmentation_mixup_and_dropout_draw_by_keys_of_their_own(state, monkeypatch):
+def test_augmentation_and_dropout_draw_by_keys_of_their_own(state):
     keys = []
     split = tiny.make_dataset().train
     arrays = {"image": jnp.asarray(split.images), "label": jnp.asarray(split.labels)}
-    mixup = step.mixup
 
-    def spy_augment(key, images):
+    def spy_augment(key, images, labels):
         keys.append(key)
-        return normalize(images)
-
-    def spy_mixup(key, *args):
-        keys.append(key)
-        return mixup(key, *args)
+        return normalize(images), labels
 
     def spy_apply(*args, rngs, **options):
         keys.append(rngs["dropout"])
         return state.apply_fn(*args, rngs=rngs, **options)
 
-    monkeypatch.setattr(step, "mixup", spy_mixup)
-
     def collect(state):
         keys.clear()
         spied = state.replace(apply_fn=spy_apply)
-        step.train_on_indices(
-            spied,
-            arrays,
-            jnp.arange(8),
-            augment=spy_augment,
-            mixup_alpha=0.5,
-            num_classes=tiny.NUM_CLASSES,
-        )
+        step.train_on_indices(spied, arrays, jnp.arange(8), augment=spy_augment)
         return [jax.random.key_data(key) for key in keys]
 
     drawn = [tuple(key.tolist()) for key in jax.jit(collect)(state)]
-    assert len(drawn) == 3
-    assert len(set(drawn)) == 3
+    assert len(drawn) == 2
+    assert len(set(drawn)) == 2
 
 
 def test_a_model_without_batch_statistics_or_dropout_can_be_trained(batch):
@@ -241,3 +226,100 @@ def test_a_model_without_batch_statistics_or_dropout_can_be_trained(batch):
     new, first = step.train_step(state, batch)
     _, second = step.train_step(new, batch)
     assert second.compute()["loss"] < first.compute()["loss"]
+
+
+@pytest.fixture(scope="module")
+def averaging():
+    """Return the state of a run with a running average that forgets fast."""
+    config = tiny.make_config(ema_decay=0.15)
+    return step.make_train_state(config, tiny.make_dataset())
+
+
+def test_the_average_follows_weights_and_statistics_by_its_decay(
+    averaging, train_step, batch
+):
+    params, stats = averaging.params, averaging.batch_stats
+    state = averaging
+    # (1 + 0) / (10 + 0) = 0.1, then 2 / 11 = 0.18, which is above the decay.
+    for decay in (0.1, 0.15):
+        state, _ = train_step(state, batch)
+        mix = lambda a, b, d=decay: d * a + (1 - d) * b  # noqa: E731
+        params = jax.tree.map(mix, params, state.params)
+        stats = jax.tree.map(mix, stats, state.batch_stats)
+    got = step.averaged(state)
+    for a, b in zip(
+        jax.tree.leaves((got.params, got.batch_stats)), jax.tree.leaves((params, stats))
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_the_average_does_not_change_the_training(averaging, state, train_step, batch):
+    assert state.ema is None
+    with_average, _ = train_step(averaging, batch)
+    without, _ = train_step(state, batch)
+    assert_equal(with_average.params, without.params)
+
+
+def test_the_plateau_multiplier_scales_the_step(state, train_step, batch):
+    whole, _ = train_step(state, batch)
+    plateau = state.plateau._replace(multiplier=jnp.float32(0.25))
+    quarter, _ = train_step(state.replace(plateau=plateau), batch)
+    for old, a, b in zip(
+        *map(jax.tree.leaves, (state.params, whole.params, quarter.params))
+    ):
+        np.testing.assert_allclose(b - old, 0.25 * (a - old), rtol=1e-3, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def epoch_of_steps(state):
+    """Return a function that takes the five steps of an epoch in some programs."""
+    split = tiny.make_dataset().train
+    arrays = {"image": jnp.asarray(split.images), "label": jnp.asarray(split.labels)}
+    permutation = jnp.flip(jnp.arange(44))
+    augment = make_augment(flip=True)
+
+    @partial(jax.jit, static_argnames="num_steps")
+    def run(state, total, num_steps):
+        return step.train_many(
+            state,
+            total,
+            arrays,
+            permutation,
+            augment=augment,
+            batch_size=8,
+            num_steps=num_steps,
+        )
+
+    def take(state, sizes):
+        total, losses = Metrics.empty(), []
+        for num_steps in sizes:
+            state, total, some = run(state, total, num_steps)
+            losses.append(some)
+        return state, total, np.concatenate(losses)
+
+    return take
+
+
+def test_several_steps_a_dispatch_are_the_steps_one_by_one(state, epoch_of_steps):
+    one_by_one, total, losses = epoch_of_steps(state, [1] * 5)
+    for sizes in ([5], [2, 2, 1]):
+        many, many_total, many_losses = epoch_of_steps(state, sizes)
+        np.testing.assert_allclose(many_losses, losses, rtol=1e-4)
+        assert int(many.step) == 5
+        for a, b in zip(
+            jax.tree.leaves(one_by_one.params), jax.tree.leaves(many.params)
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+        assert many_total.compute()["accuracy"] == total.compute()["accuracy"]
+    np.testing.assert_allclose(total.compute()["loss"], losses.mean(), rtol=1e-6)
+
+
+def test_a_parameter_that_is_not_finite_shows_in_the_loss(state, epoch_of_steps):
+    # The loss of the first step is of the parameters before it.
+    broken = state.replace(
+        plateau=optim.make_plateau()._replace(multiplier=jnp.float32(jnp.inf))
+    )
+    _, _, losses = epoch_of_steps(broken, [1])
+    assert np.isnan(losses).all()
+    _, _, losses = epoch_of_steps(state, [1])
+    assert np.isfinite(losses).all()

@@ -3,14 +3,17 @@
 import itertools
 import json
 import shutil
+import struct
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwsep_jax import data, evaluate, train
+from dwsep_jax import data, epoch, evaluate, train
 from dwsep_jax import step as step_lib
-from dwsep_jax.checkpoint import checksums
+from dwsep_jax.checkpoint import Checkpoints, describe_leaves
 from dwsep_jax.config import load_config
 from dwsep_jax.datasets.prepare import locked
 from dwsep_jax.errors import ConfigError, UserError
@@ -27,6 +30,10 @@ def _tiny_data(monkeypatch):
 @pytest.fixture(scope="module")
 def dataset():
     return tiny.make_dataset()
+
+
+def make_resolved(**changes):
+    return train.resolve(tiny.make_config(**changes), tiny.make_dataset())
 
 
 class Interrupted(Exception):
@@ -65,9 +72,11 @@ def test_a_run_learns_and_leaves_its_files(tmp_path, capsys):
     assert evaluation["accuracy"] > 0.9
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
-        *("config.json", "metrics.jsonl", "checkpoints"),
+        *("config.json", "metrics.jsonl", "checkpoints", "figures"),
         *("evaluation.json", "predictions.npz"),
     }
+    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert figures == {"curves.png", "confusion_matrix.png", "reliability.png"}
     shown = capsys.readouterr().out
     for text in (
         "block0/layer0/conv/depthwise/kernel",
@@ -94,20 +103,17 @@ def test_an_evaluation_of_other_weights_is_replaced(tmp_path, monkeypatch):
     config = tiny.make_config(num_epochs=2)
     path = tmp_path / "evaluation.json"
 
-    def stop(*args):
-        raise Interrupted
-
     # Broken off after one epoch, evaluated, trained to the end, killed before the
     # evaluation.
     with monkeypatch.context() as patch:
-        patch.setattr(train, "append_row", stop)
+        patch.setattr(train, "append_row", interrupt)
         with pytest.raises(Interrupted):
             run(config, tmp_path)
     monkeypatch.setattr(evaluate, "load", lambda config: tiny.make_dataset())
     evaluate.evaluate_workdir(load_config(tmp_path), tmp_path, "test")
     assert json.loads(path.read_text())["epoch"] == 1
     with monkeypatch.context() as patch:
-        patch.setattr(train, "evaluate_and_write", stop)
+        patch.setattr(train, "evaluate_and_write", interrupt)
         with pytest.raises(Interrupted):
             run(config, tmp_path)
     assert not path.exists()
@@ -149,7 +155,9 @@ def flip_bytes(directory):
 def test_a_run_broken_off_goes_on_to_the_same_end(
     tmp_path, monkeypatch, capsys, damage
 ):
-    config = tiny.make_config(num_epochs=3, mixup=0.2, cutout=2)
+    config = tiny.make_config(
+        num_epochs=3, mixup=0.2, cutout=2, ema_decay=0.9, schedule="plateau"
+    )
     whole = run(config, tmp_path / "whole")
     append_row, save = train.append_row, train.Checkpoints.save
 
@@ -184,10 +192,10 @@ def test_a_run_broken_off_goes_on_to_the_same_end(
 
 def test_two_runs_of_a_seed_are_equal_and_of_two_seeds_are_not(dataset):
     def last_state(seed):
-        config = tiny.make_config(num_epochs=1, seed=seed)
+        config = make_resolved(num_epochs=1, seed=seed)
         first = make_train_state(config, dataset)
         ((last, _),) = train.train_epochs(config, dataset, first, [])
-        return checksums(last.params)
+        return describe_leaves(last.params)
 
     assert last_state(0) == last_state(0)
     assert last_state(0) != last_state(1)
@@ -196,21 +204,21 @@ def test_two_runs_of_a_seed_are_equal_and_of_two_seeds_are_not(dataset):
 def test_every_example_is_trained_on_once_an_epoch(monkeypatch, dataset):
     seen = []
 
-    def record(state, arrays, indices, **how):
+    def record(state, arrays, indices, augment):
         jax.debug.callback(lambda i: seen.append(np.asarray(i)), indices)
-        return train_on_indices(state, arrays, indices, **how)
+        return train_on_indices(state, arrays, indices, augment)
 
-    train_on_indices = train.train_on_indices
-    monkeypatch.setattr(train, "train_on_indices", record)
-    config = tiny.make_config(num_epochs=2, batch_size=11)
+    train_on_indices = step_lib.train_on_indices
+    monkeypatch.setattr(step_lib, "train_on_indices", record)
+    config = make_resolved(num_epochs=2, batch_size=11)
     state = make_train_state(config, dataset)
     for _ in train.train_epochs(config, dataset, state, []):
         pass
     jax.effects_barrier()
     epochs = np.concatenate(seen).reshape(2, 44)
-    for epoch, order in enumerate(epochs):
+    for i, order in enumerate(epochs):
         assert sorted(order) == list(range(44))
-        want = data.epoch_permutation(make_run_keys(0).order, epoch, 44)
+        want = data.epoch_permutation(make_run_keys(0).order, i, 44)
         np.testing.assert_array_equal(order, want)
     assert not np.array_equal(epochs[0], epochs[1])
 
@@ -235,13 +243,62 @@ def test_what_cannot_be_run_leaves_no_workdir_that_refuses_the_right_one(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("num_epochs", [1, 3])
-def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy(tmp_path, num_epochs):
-    config = tiny.make_config(learning_rate=1e30, num_epochs=num_epochs)
-    with pytest.raises(UserError, match=r"loss is nan in epoch 1; .* below 1e\+30"):
+@pytest.mark.parametrize("steps_per_dispatch", [1, 3])
+@pytest.mark.parametrize("bad_step", [2, 5, 8])
+def test_a_step_that_is_not_finite_stops_the_run_and_is_named(
+    tmp_path, monkeypatch, bad_step, steps_per_dispatch
+):
+    train_step = step_lib.train_step
+
+    def explode(state, batch):
+        factor = jnp.where(state.step == bad_step - 1, jnp.inf, 1.0)
+        return train_step(state, batch | {"image": factor * batch["image"]})
+
+    monkeypatch.setattr(step_lib, "train_step", explode)
+    config = tiny.make_config(num_epochs=3, steps_per_dispatch=steps_per_dispatch)
+    message = (
+        rf"^step {bad_step} left a loss or a parameter .* lower --config\.learning"
+    )
+    with pytest.raises(UserError, match=message):
         run(config, tmp_path)
-    assert list((tmp_path / "checkpoints").iterdir()) == []
-    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    # Five steps an epoch: the epochs before are kept.
+    whole = (bad_step - 1) // 5
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == whole
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.epochs() == [1] * whole
+
+
+def test_losses_are_read_while_later_steps_run(dataset, monkeypatch):
+    config = make_resolved(num_epochs=1, batch_size=1)
+    state = make_train_state(config, dataset)
+    arrays = {"image": dataset.train.images, "label": dataset.train.labels}
+    programs = epoch.compile_programs(config, dataset, state, arrays)
+    assert len(programs) == 44
+    dispatched, read = [], []
+
+    def dispatch(state, total, arrays, permutation):
+        dispatched.append(len(dispatched))
+        return state, total, np.full(1, np.nan if len(dispatched) == 3 else 0.0)
+
+    def advance(num_steps):
+        read.append(num_steps)
+
+    progress = types.SimpleNamespace(advance=advance)
+    fake = [epoch.Program(1, dispatch)] * 44
+    with pytest.raises(UserError, match=r"^step 3 left"):
+        epoch.train_epoch(fake, state, arrays, np.arange(44), progress)
+    # Not at once, but long before the end of the epoch.
+    assert len(dispatched) == 3 + 32
+
+
+def test_an_evaluation_that_is_not_finite_stops_the_run(dataset):
+    config = make_resolved(num_epochs=1)
+    state = make_train_state(config, dataset)
+    nan = jax.tree.map(lambda s: s * jnp.nan, state.batch_stats)
+    message = r"train_eval_loss is nan after step 0; try a learning_rate below 0\.1"
+    with pytest.raises(UserError, match=message):
+        train.evaluate_epoch(config, dataset, state.replace(batch_stats=nan))
 
 
 def test_two_processes_do_not_share_a_workdir(tmp_path):
@@ -253,7 +310,7 @@ def test_two_processes_do_not_share_a_workdir(tmp_path):
 def test_rows_hold_what_their_names_say(dataset, monkeypatch):
     ticks = itertools.count()
     monkeypatch.setattr(train.time, "perf_counter", lambda: float(next(ticks)))
-    config = tiny.make_config(num_epochs=1)
+    config = make_resolved(num_epochs=1)
     state = make_train_state(config, dataset)
     ((state, row),) = train.train_epochs(config, dataset, state, [])
     for prefix, split in [
@@ -281,45 +338,14 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(tmp_path, monkeypatc
     assert seen == [row["val_accuracy"] for row in rows]
 
 
-def program_of(dataset, **changes):
-    config = train.resolve(tiny.make_config(**changes), dataset)
-    state = jax.eval_shape(step_lib._state_maker(config, dataset))
-    arrays = {"image": dataset.train.images, "label": dataset.train.labels}
-    step = train.make_step(config, tiny.NUM_CLASSES)
-    permutation = jax.ShapeDtypeStruct((44,), np.int32)
-    return str(jax.make_jaxpr(step)(state, Metrics.empty(), arrays, permutation))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"flip": False},
-        {"shift": 2},
-        {"shift": 0},
-        {"cutout": 2},
-        {"mixup": 0.1},
-        {"batch_size": 4},
-        {"dropout_rate": 0.1},
-        {"optimizer": "adam"},
-        {"momentum": 0.5},
-        {"schedule": "constant"},
-        {"warmup_epochs": 1.0},
-        {"num_epochs": 3},
-    ],
-    ids=str,
-)
-def test_fields_of_the_training_reach_the_step(dataset, change):
-    assert program_of(dataset, **change) != program_of(dataset)
-
-
 def test_the_training_step_lowers_for_tpu(dataset):
-    config = train.resolve(tiny.make_config(mixup=0.2, cutout=2), dataset)
+    config = make_resolved(mixup=0.2, cutout=2)
     state = make_train_state(config, dataset)
-    step = train.make_step(config, tiny.NUM_CLASSES)
+    steps = epoch.make_steps(config, tiny.NUM_CLASSES)
     arrays = {"image": dataset.train.images, "label": dataset.train.labels}
 
     def take(params, batch_stats, opt_state, key_data, arrays, permutation):
-        new, total = step(
+        new, total, _ = steps(
             state.replace(
                 params=params,
                 batch_stats=batch_stats,
@@ -329,6 +355,7 @@ def test_the_training_step_lowers_for_tpu(dataset):
             Metrics.empty(),
             arrays,
             permutation,
+            num_steps=2,
         )
         return new.params, new.opt_state, total.compute()
 
@@ -345,7 +372,7 @@ def test_the_training_step_lowers_for_tpu(dataset):
 
 
 def test_a_run_passes_in_64_bits_with_the_same_dtypes(dataset):
-    config = tiny.make_config(num_epochs=1)
+    config = make_resolved(num_epochs=1, steps_per_dispatch=2)
     with jax.enable_x64(True):
         state = make_train_state(config, dataset)
         dtypes = {leaf.dtype for leaf in jax.tree.leaves(state.params)}
@@ -368,3 +395,184 @@ def test_evaluating_a_workdir_reads_its_latest_checkpoint(
     assert "validation accuracy" in capsys.readouterr().out
     with pytest.raises(UserError, match="no checkpoint yet"):
         evaluate.evaluate_workdir(load_config(tmp_path), tmp_path / "no", "test")
+
+
+def settle(monkeypatch, accuracies):
+    """Let the validation accuracy of each epoch be what is given."""
+    evaluate_epoch = train.evaluate_epoch
+
+    def fake(config, dataset, state):
+        row = evaluate_epoch(config, dataset, state)
+        return row | {"val_accuracy": accuracies[int(state.step) // 5 - 1]}
+
+    monkeypatch.setattr(train, "evaluate_epoch", fake)
+
+
+def test_a_settled_run_stops_and_its_best_epoch_is_evaluated(
+    tmp_path, monkeypatch, capsys
+):
+    settle(monkeypatch, [0.5, 0.9, 0.9005, 0.8, 0.95, 0.95])
+    config = tiny.make_config(num_epochs=6, early_stopping=2)
+    rows = run(config, tmp_path)
+    assert len(rows) == 4
+    path = tmp_path / "evaluation.json"
+    # 0.9005 is no change to wait for, but still the best.
+    assert json.loads(path.read_text())["epoch"] == 3
+    shown = capsys.readouterr().out
+    assert "the cosine schedule is planned for all 6 epochs" in shown
+    assert "stopped early: in 2 epochs" in shown
+    assert "of the cosine schedule was at 26% of its peak; the best epoch is 3" in shown
+    # It stays stopped, and an evaluation of it is one of the same epoch.
+    path.unlink()
+    assert len(run(config, tmp_path)) == 4
+    assert json.loads(path.read_text())["epoch"] == 3
+    monkeypatch.setattr(evaluate, "load", lambda config: tiny.make_dataset())
+    evaluate.evaluate_workdir(load_config(tmp_path), tmp_path, "validation")
+    evaluation = json.loads((tmp_path / "evaluation-validation.json").read_text())
+    assert evaluation["epoch"] == 3
+
+
+def test_a_run_that_does_not_settle_is_trained_to_the_end(
+    tmp_path, monkeypatch, capsys
+):
+    settle(monkeypatch, [0.5, 0.4, 0.6, 0.55])
+    rows = run(tiny.make_config(num_epochs=4, early_stopping=2), tmp_path)
+    assert len(rows) == 4
+    assert "all epochs are trained; the best epoch is 3" in capsys.readouterr().out
+    assert json.loads((tmp_path / "evaluation.json").read_text())["epoch"] == 3
+
+
+def test_where_the_best_is_damaged_the_latest_is_evaluated(tmp_path, monkeypatch):
+    settle(monkeypatch, [0.9, 0.5, 0.5])
+    config = tiny.make_config(num_epochs=3, early_stopping=3)
+    run(config, tmp_path)
+    flip_bytes(tmp_path / "checkpoints" / "1" / "arrays")
+    (tmp_path / "evaluation.json").unlink()
+    run(config, tmp_path)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["epoch"] == 3
+
+
+def test_the_running_average_is_evaluated_beside_and_in_the_end(tmp_path, dataset):
+    config = tiny.make_config(num_epochs=2, ema_decay=0.5)
+    rows = run(config, tmp_path)
+    assert rows[-1]["ema_val_loss"] != rows[-1]["val_loss"]
+    state = make_train_state(config, dataset)
+    with Checkpoints(tmp_path) as checkpoints:
+        state = checkpoints.restore_latest(state).tree
+    average = step_lib.averaged(state)
+    values, _ = evaluate.evaluate(average, dataset.validation, 8)
+    assert rows[-1]["ema_val_loss"] == pytest.approx(values["loss"])
+    assert rows[-1]["ema_val_accuracy"] == pytest.approx(values["accuracy"])
+    values, _ = evaluate.evaluate(average, dataset.test, 8)
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert evaluation["weights"] == "ema"
+    assert evaluation["loss"] == pytest.approx(values["loss"])
+
+
+def test_the_plateau_lowers_the_rate_in_the_program_and_in_the_rows(
+    tmp_path, monkeypatch
+):
+    evaluate_epoch = train.evaluate_epoch
+    losses = [1.0, 1.0, 0.5, 0.5]
+
+    def fake(config, dataset, state):
+        row = evaluate_epoch(config, dataset, state)
+        return row | {"val_loss": losses[int(state.step) // 5 - 1]}
+
+    monkeypatch.setattr(train, "evaluate_epoch", fake)
+    changes = dict(schedule="plateau", plateau_patience=1, plateau_factor=0.25)
+    rows = run(tiny.make_config(num_epochs=4, **changes), tmp_path)
+    rates = [row["learning_rate"] for row in rows]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.025, 0.025], rtol=1e-6)
+    state = make_train_state(make_resolved(), tiny.make_dataset())
+    with Checkpoints(tmp_path) as checkpoints:
+        plateau = checkpoints.restore_latest(state).tree.plateau
+    assert plateau.multiplier == 0.0625
+
+
+def test_several_steps_a_dispatch_train_the_same_run(tmp_path):
+    one = run(tiny.make_config(num_epochs=2), tmp_path / "one")
+    many = run(tiny.make_config(num_epochs=2, steps_per_dispatch=3), tmp_path / "many")
+    for a, b in zip(one, many, strict=True):
+        assert a["step"] == b["step"]
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-3)
+        assert a["train_accuracy"] == b["train_accuracy"]
+
+
+def test_steps_per_dispatch_is_fixed_at_the_first_start(tmp_path):
+    run(tiny.make_config(num_epochs=1), tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["requested"]["steps_per_dispatch"] is None
+    assert content["resolved"]["steps_per_dispatch"] == 1
+
+
+def test_compilation_is_no_part_of_the_elapsed_time(dataset, monkeypatch, capsys):
+    def slow(*args):
+        clock[0] += 1000.0
+        return compile_programs(*args)
+
+    clock, compile_programs = [0.0], train.compile_programs
+    monkeypatch.setattr(train, "compile_programs", slow)
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    config = make_resolved(num_epochs=1)
+    state = make_train_state(config, dataset)
+    monkeypatch.setattr(epoch, "train_epoch", None)
+
+    def no_training(programs, state, arrays, permutation, progress):
+        clock[0] += 2.0
+        return state, {"loss": 1.0, "accuracy": 0.5}
+
+    monkeypatch.setattr(train, "train_epoch", no_training)
+    ((_, row),) = train.train_epochs(config, dataset, state, [])
+    assert row["elapsed_seconds"] == 2.0
+    assert row["images_per_second"] == 20.0
+    shown = capsys.readouterr().out
+    assert "compiled the training step in" in shown
+    assert "compiled the evaluation step in" in shown
+
+
+def test_tensorboard_events_hold_all_rows_once(tmp_path, monkeypatch):
+    config = tiny.make_config(num_epochs=2, tensorboard=True, ema_decay=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "append_row", interrupt)
+        with pytest.raises(Interrupted):
+            run(config, tmp_path)
+    rows = run(config, tmp_path)
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    assert read_scalars(path) == {
+        (tag, row["step"]): np.float32(row[name])
+        for row in rows
+        for name, tag in {
+            "train_loss": "loss/train",
+            "train_eval_loss": "loss/train_eval",
+            "val_loss": "loss/val",
+            "ema_val_loss": "loss/ema_val",
+            "train_accuracy": "accuracy/train",
+            "train_eval_accuracy": "accuracy/train_eval",
+            "val_accuracy": "accuracy/val",
+            "ema_val_accuracy": "accuracy/ema_val",
+            "learning_rate": "run/learning_rate",
+            "images_per_second": "run/images_per_second",
+            "elapsed_seconds": "run/elapsed_seconds",
+            "epoch": "run/epoch",
+        }.items()
+    }
+
+
+def interrupt(*args):
+    raise Interrupted
+
+
+def read_scalars(path):
+    """Return {(tag, step): value} of an event file, none of them there twice."""
+    from tensorboardX.proto import event_pb2
+
+    content, scalars = path.read_bytes(), {}
+    while content:
+        (size,) = struct.unpack("<Q", content[:8])
+        event = event_pb2.Event.FromString(content[12 : 12 + size])
+        content = content[12 + size + 4 :]
+        for value in event.summary.value:
+            assert (value.tag, event.step) not in scalars
+            scalars[value.tag, event.step] = np.float32(value.simple_value)
+    return scalars

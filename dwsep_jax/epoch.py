@@ -1,0 +1,117 @@
+"""The programs of an epoch: compiled once, dispatched without waiting."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dwsep_jax import console, data
+from dwsep_jax.augment import make_augment
+from dwsep_jax.errors import UserError
+from dwsep_jax.metrics import Metrics
+from dwsep_jax.step import Batch, TrainState, train_many
+
+# So many programs are under way before the losses of the first are read.
+_MAX_DISPATCHED = 32
+
+Steps = Callable[..., tuple[TrainState, Metrics, jax.Array]]
+
+
+class Program(NamedTuple):
+    """Some steps: (state, total, arrays, permutation) -> (state, total, losses)."""
+
+    num_steps: int
+    run: Steps
+
+
+def make_steps(config: ConfigDict, num_classes: int) -> Steps:
+    """Return `step.train_many` for a configuration; it lacks only `num_steps`."""
+    augment = make_augment(
+        flip=config.flip,
+        shift=config.shift,
+        cutout_size=config.cutout,
+        mixup_alpha=config.mixup,
+        label_smoothing=config.label_smoothing,
+        num_classes=num_classes,
+    )
+    return partial(train_many, augment=augment, batch_size=config.batch_size)
+
+
+def compile_programs(
+    config: ConfigDict, dataset: data.Dataset, state: TrainState, arrays: Batch
+) -> list[Program]:
+    """Compile the programs whose steps, one after the other, make an epoch.
+
+    All take `steps_per_dispatch` steps but the last, which takes what is left.
+    """
+    start = time.perf_counter()
+    steps = make_steps(config, len(dataset.class_names))
+    # A CPU takes the option, and has no need of it.
+    options = {"xla_gpu_deterministic_ops": config.deterministic}
+    permutation = jax.ShapeDtypeStruct(dataset.train.labels.shape, jnp.int32)
+    whole, rest = divmod(
+        dataset.steps_per_epoch(config.batch_size), config.steps_per_dispatch
+    )
+    programs = []
+    for num_steps, count in ((config.steps_per_dispatch, whole), (rest, min(rest, 1))):
+        if count:
+            jitted = jax.jit(
+                partial(steps, num_steps=num_steps),
+                donate_argnums=(0, 1),
+                compiler_options=options,
+            )
+            lowered = jitted.lower(state, Metrics.empty(), arrays, permutation)
+            programs += [Program(num_steps, lowered.compile())] * count
+    console.say(f"compiled the training step in {time.perf_counter() - start:.1f} s")
+    return programs
+
+
+def train_epoch(
+    programs: list[Program],
+    state: TrainState,
+    arrays: Batch,
+    permutation: jax.Array,
+    progress: console.EpochProgress,
+) -> tuple[TrainState, dict[str, float]]:
+    """Run the programs of an epoch, and read their losses late.
+
+    Args:
+      programs: as `compile_programs` returns them.
+      state: the state before, which is given up.
+      arrays: `image`, uint8 (M, H, W, C), and `label`, int (M,), on the device.
+      permutation: the order of the M examples.
+      progress: is told of the steps.
+
+    Returns:
+      The state after, and the means of the metrics over the epoch.
+
+    Raises:
+      UserError: naming the first step with a loss or parameter that is not finite.
+    """
+    total, step, dispatched = Metrics.empty(), int(state.step), deque()
+    for program in programs:
+        state, total, losses = program.run(state, total, arrays, permutation)
+        dispatched.append((step, losses))
+        step += program.num_steps
+        if len(dispatched) > _MAX_DISPATCHED:
+            _check_finite(*dispatched.popleft())
+        progress.advance(program.num_steps)
+    for first_step, losses in dispatched:
+        _check_finite(first_step, losses)
+    return state, {name: float(value) for name, value in total.compute().items()}
+
+
+def _check_finite(first_step, losses):
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        raise UserError(
+            f"step {first_step + bad[0] + 1:,} left a loss or a parameter that is not "
+            "finite; try a lower --config.learning_rate, or --config.clip_norm=1. What "
+            "was saved after the epochs before is kept"
+        )

@@ -1,0 +1,217 @@
+"""Every field of the configuration changes what it says: a program, a state, a file."""
+
+import io
+
+import jax
+import numpy as np
+import pytest
+
+from dwsep_jax import cli, console, data, epoch, step, train
+from dwsep_jax.config import FIELDS
+from dwsep_jax.datasets import cache
+from dwsep_jax.metrics import Metrics
+from dwsep_jax.step import make_train_state
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return tiny.make_dataset()
+
+
+def resolved(dataset, **changes):
+    return train.resolve(tiny.make_config(**changes), dataset)
+
+
+def program(dataset, **changes):
+    """Return the program of a training step as text; its inputs hold no values."""
+    config = resolved(dataset, **changes)
+    state = jax.eval_shape(step._state_maker(config, dataset))
+    arrays = {"image": dataset.train.images, "label": dataset.train.labels}
+    steps = epoch.make_steps(config, tiny.NUM_CLASSES)
+    permutation = jax.ShapeDtypeStruct((44,), np.int32)
+
+    def take(state, arrays, permutation):
+        return steps(state, Metrics.empty(), arrays, permutation, num_steps=1)
+
+    return str(jax.make_jaxpr(take)(state, arrays, permutation))
+
+
+IN_THE_PROGRAM = {
+    "flip": False,
+    "shift": 2,
+    "cutout": 2,
+    "mixup": 0.1,
+    "label_smoothing": 0.1,
+    "conv": "standard",
+    "growth_rate": 6,
+    "block_sizes": (1, 2),
+    "bottleneck": 2,
+    "reduction": 0.25,
+    "stem_width": 1.0,
+    "stem_stride": 2,
+    "kernel_size": 5,
+    "activation": "swish",
+    "inner_norm": True,
+    "inner_activation": True,
+    "dropout_rate": 0.1,
+    "norm_momentum": 0.5,
+    "dtype": "bfloat16",
+    "lowering": "conv",
+    "optimizer": "adam",
+    "momentum": 0.5,
+    "schedule": "step",
+    "warmup_epochs": 1.0,
+    "clip_norm": 1.0,
+    "ema_decay": 0.5,
+    "batch_size": 4,
+    "num_epochs": 3,
+}
+
+
+@pytest.mark.parametrize("field", IN_THE_PROGRAM)
+def test_the_program_of_a_step_changes(dataset, field):
+    assert program(dataset, **{field: IN_THE_PROGRAM[field]}) != program(dataset)
+
+
+IN_THE_STATE = {"seed": 1, "learning_rate": 0.2, "weight_decay": 0.1}
+
+
+@pytest.mark.parametrize("field", IN_THE_STATE)
+def test_the_state_before_the_first_step_changes(dataset, field):
+    def values(**changes):
+        state = make_train_state(resolved(dataset, **changes), dataset)
+        state = state.replace(key=jax.random.key_data(state.key))
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state)])
+
+    changed = values(**{field: IN_THE_STATE[field]})
+    assert not np.array_equal(changed, values())
+
+
+IN_THE_DATA = {
+    "dataset": "other",
+    "data_dir": "/elsewhere",
+    "validation_size": 6,
+    "split_seed": 1,
+}
+
+
+@pytest.mark.parametrize("field", IN_THE_DATA)
+def test_the_data_change(monkeypatch, field):
+    splits = {"train": tiny.make_split(30, 0), "test": tiny.make_split(9, 1)}
+    loaded = (("red", "green", "blue"), splits)
+    monkeypatch.setattr(cache, "load", lambda *args: loaded)
+
+    def load(**changes):
+        seen = []
+        monkeypatch.setattr(data, "_find_or_prepare", lambda *args: seen.append(args))
+        config = tiny.make_config(**{"validation_size": 3} | changes)
+        return seen, data.load(config).validation.ids.tolist()
+
+    assert load(**{field: IN_THE_DATA[field]}) != load()
+
+
+def finished(dataset, rows, **changes):
+    return train.is_finished(resolved(dataset, num_epochs=9, **changes), rows)
+
+
+def test_early_stopping_and_min_change_end_a_run(dataset):
+    rows = [{"val_accuracy": accuracy} for accuracy in (0.5, 0.502, 0.504)]
+    assert not finished(dataset, rows)
+    assert not finished(dataset, rows, early_stopping=2)
+    assert finished(dataset, rows, early_stopping=2, min_change=0.01)
+    assert not finished(dataset, rows, early_stopping=3, min_change=0.01)
+
+
+def test_the_plateau_waits_and_lowers_as_it_is_told(dataset):
+    def multipliers(**changes):
+        config = resolved(dataset, schedule="plateau", **changes)
+        state = make_train_state(config, dataset)
+        for _ in range(6):
+            state = train.lower_rate_on_plateau(config, state, 1.0)
+            yield float(state.plateau.multiplier)
+
+    default = list(multipliers())
+    assert default == pytest.approx([1, 1, 1, 1, 1, 0.2])
+    changed = list(multipliers(plateau_factor=0.5))
+    assert changed == pytest.approx([1, 1, 1, 1, 1, 0.5])
+    changed = list(multipliers(plateau_patience=2))
+    assert changed == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04])
+
+
+def test_steps_per_dispatch_and_deterministic_reach_the_programs(dataset, monkeypatch):
+    seen = []
+    jit = jax.jit
+
+    def spy(*args, compiler_options=None, **options):
+        seen.append(compiler_options)
+        return jit(*args, **options)
+
+    def sizes(**changes):
+        seen.clear()
+        config = resolved(dataset, **changes)
+        state = make_train_state(config, dataset)
+        arrays = {"image": dataset.train.images, "label": dataset.train.labels}
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "jit", spy)
+            programs = epoch.compile_programs(config, dataset, state, arrays)
+        return [program.num_steps for program in programs]
+
+    assert sizes() == [1, 1, 1, 1, 1]
+    assert {"xla_gpu_deterministic_ops": False} in seen
+    assert sizes(steps_per_dispatch=3) == [3, 2]
+    assert sizes(deterministic=True) == [1, 1, 1, 1, 1]
+    assert {"xla_gpu_deterministic_ops": True} in seen
+
+
+def test_eval_batch_size_and_deterministic_reach_the_evaluation(dataset, monkeypatch):
+    seen = set()
+
+    def fake(state, split, batch_size, deterministic):
+        seen.add((batch_size, deterministic))
+        return {"loss": 1.0, "accuracy": 1.0}, None
+
+    monkeypatch.setattr(train, "evaluate", fake)
+    state = make_train_state(resolved(dataset), dataset)
+    for changes in ({}, {"eval_batch_size": 5}, {"deterministic": True}):
+        train.evaluate_epoch(resolved(dataset, **changes), dataset, state)
+    assert seen == {(8, False), (5, False), (8, True)}
+
+
+def test_tensorboard_writes_events(dataset, monkeypatch, tmp_path):
+    monkeypatch.setattr(data, "load", lambda config: dataset)
+    for name, changes in {"off": {}, "on": {"tensorboard": True}}.items():
+        config = tiny.make_config(num_epochs=1, **changes)
+        train.train_and_evaluate(config, tmp_path / name)
+    assert not (tmp_path / "off" / "tensorboard").exists()
+    assert any((tmp_path / "on" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_shows_a_bar(monkeypatch, progress):
+    output = io.StringIO()
+    terminal = console._make_console(file=output, force_terminal=True)
+    monkeypatch.setattr(console, "_console", terminal)
+    with console.EpochProgress(tiny.make_config(progress=progress), 5) as bar:
+        bar.start_epoch(0)
+    assert ("epoch 1/2" in output.getvalue()) == progress
+
+
+def test_platform_is_selected(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(jax.config, "update", lambda *args: chosen.append(args))
+    cli.select_platform(tiny.make_config().platform)
+    cli.select_platform(tiny.make_config(platform="cpu").platform)
+    assert chosen == [("jax_platforms", "cpu")]
+
+
+IN_THE_LOOP = {
+    *("early_stopping", "min_change", "plateau_factor", "plateau_patience"),
+    *("steps_per_dispatch", "deterministic", "eval_batch_size"),
+    *("tensorboard", "progress", "platform"),
+}
+
+
+def test_no_field_is_left_out():
+    tested = [*IN_THE_PROGRAM, *IN_THE_STATE, *IN_THE_DATA, *IN_THE_LOOP]
+    assert sorted(tested) == sorted(FIELDS)
