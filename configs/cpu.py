@@ -1,8 +1,6 @@
-"""The network for somebody without a GPU: narrow, at half the resolution.
+"""The network for somebody without a GPU: at half the resolution, few wide layers.
 
-73,900 parameters. On CIFAR-10. On 2 CPU cores (jax 0.10.2, float32), training steps of
-128 images make 372 images/s, so 30 epochs take about an hour. Their accuracy is not
-measured yet.
+145,690 parameters, 8.9 M multiply-adds per image. On CIFAR-10.
 
     python main.py --config=configs/cpu.py
 """
@@ -13,9 +11,10 @@ from configs import default
 def get_config():
     """Return the configuration."""
     c = default.get_config()
-    c.growth_rate = 12
-    c.block_sizes = (4, 4, 4, 4)
-    c.bottleneck = 4
+    c.growth_rate = 48
+    c.block_sizes = (2, 3, 3, 2)
+    c.stem_width = 1.0
     c.stem_stride = 2
-    c.num_epochs = 30
+    c.dropout_rate = 0.0  # so small a network does not overfit in so few epochs
+    c.num_epochs = 36
     return c

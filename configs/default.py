@@ -55,7 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.norm_momentum = 0.9
     # Dtype of activations; parameters, statistics and logits stay float32.
     c.dtype = "float32"
-    # Of depthwise convolutions: auto, conv or shift. Changes speed alone.
+    # Of depthwise convolutions and transitions: auto, conv, shift. Changes speed alone.
     c.lowering = "auto"
 
     # Optimization: sgd (Nesterov momentum), adam, adamw, rmsprop or lion.

@@ -192,7 +192,7 @@ def _tap_products(x, g, *, kernel_size, strides, pads, kernel_dilation):
 
     n, per_image = len(g), math.prod(g.shape[1:])
     chunk = math.gcd(n, 2 ** max(0, round(math.log2(2**16 / per_image))))
-    if n * per_image < 2**20 or chunk == n:
+    if n * per_image < 2**18 or chunk == n:
         sums = products(x, g)
     else:
         chunks = [a.reshape(n // chunk, chunk, *a.shape[1:]) for a in (x, g)]

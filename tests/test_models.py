@@ -13,6 +13,7 @@ from configs import default, separable, standard
 from dwsep_jax import models
 from dwsep_jax.errors import ConfigError
 from dwsep_jax.layers import SeparableConv, StandardConv
+from tests import tiny
 from tests.numerics import relative_error
 
 KEY = jax.random.key(0)
@@ -348,3 +349,29 @@ def test_create_model_reads_a_config_dict():
     model = models.create_model(separable.get_config(), 7)
     assert model.num_classes == 7
     assert model.block_sizes == (6, 6, 6, 6)
+
+
+@pytest.mark.parametrize("conv", ["separable", "standard"])
+def test_halving_first_changes_neither_parameters_nor_gradients(conv):
+    images = np.random.default_rng(0).normal(size=(2, 9, 8, 3)).astype(np.float32)
+    results = []
+    for lowering in ("conv", "auto"):
+        config = tiny.make_config(conv=conv, block_sizes=(1, 1, 1), lowering=lowering)
+        model = models.create_model(config, 3)
+        variables = jax.jit(model.init)(jax.random.key(0), images)
+
+        def loss(params, model=model, stats=variables["batch_stats"]):
+            logits, _ = model.apply(
+                {"params": params, "batch_stats": stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(1)},
+            )
+            return (logits**2).sum()
+
+        gradients = jax.jit(jax.grad(loss))(variables["params"])
+        results.append((variables["params"], gradients))
+    for reference, other in zip(*results):
+        for a, b in zip(jax.tree.leaves(reference), jax.tree.leaves(other)):
+            assert relative_error(b, a) < 1e-5

@@ -31,8 +31,8 @@ CASES = {
     "one pixel": dict(shape=(3, 1, 1, 2)),
     "one channel": dict(shape=(2, 5, 5, 1)),
 }
-# Above 2**20 elements, the kernel's gradient is added up in chunks of images.
-LARGE = dict(shape=(18, 32, 33, 64), strides=(1, 1), kernel_dilation=(1, 2))
+# Above 2**18 elements, the kernel's gradient is added up in chunks of images.
+LARGE = dict(shape=(18, 16, 33, 32), strides=(1, 1), kernel_dilation=(1, 2))
 
 
 def make_inputs(shape, kernel_size=(3, 3), dtype=np.float32, seed=0, **options):
