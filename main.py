@@ -17,7 +17,8 @@ Flags:
               Replaces one field. configs/default.py describes every field.
   --mode      train (the default): train, or go on with a run that was broken off, and
               evaluate on test.
-              evaluate: count every example of --split once, with the latest weights.
+              evaluate: count every example of --split once, with the latest weights, or
+              the best with early stopping, of a run that is finished or under way.
   --workdir   Where the run's files are; default: runs/, a name from the config file,
               and the fields replaced.
   --split     What --mode=evaluate reads: test (the default), validation or train.

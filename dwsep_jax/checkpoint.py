@@ -4,15 +4,16 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
+from dwsep_jax.console import say
 from dwsep_jax.errors import UserError
 from dwsep_jax.files import write_atomically
 
@@ -38,16 +39,20 @@ class Checkpoints:
     def __init__(self, workdir: str | os.PathLike, read_only: bool = False):
         """Open `workdir`/checkpoints; make it where it is not there, to write."""
         self._directory = pathlib.Path(workdir).resolve() / "checkpoints"
+        self._read_only = read_only
         if read_only and not self._directory.is_dir():
             self._manager = None
             return
+        if not read_only:
+            for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished)
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_names=("arrays", "metadata"),
             options=ocp.CheckpointManagerOptions(
                 create=not read_only,
-                read_only=read_only,
                 enable_async_checkpointing=False,
+                best_fn=_score,  # Else it would not read the scores of earlier starts.
                 preservation_policy=policy.AnyPreservationPolicy(
                     [
                         policy.LatestN(1),
@@ -98,6 +103,14 @@ class Checkpoints:
         Raises:
           UserError: as `restore`.
         """
+        epochs = self.epochs()
+        try:
+            return self.restore(epochs[::-1], like)
+        except UserError:
+            if not self._read_only:
+                raise
+        # The run that is under way may have replaced them in the meantime.
+        self._manager.reload()
         return self.restore(self.epochs()[::-1], like)
 
     def restore(self, epochs: Sequence[int], like: Tree) -> Restored | None:
@@ -124,7 +137,7 @@ class Checkpoints:
             except Exception as error:
                 reason = str(error).partition("\n")[0][:200]
                 reasons.append(f"epoch {epoch}: {type(error).__name__}: {reason}")
-                logging.warning("passing over the checkpoint of %s", reasons[-1])
+                say(f"passing over the damaged checkpoint of {reasons[-1]}")
         if reasons:
             raise UserError(
                 f"no checkpoint in {self._directory} can be restored "

@@ -164,3 +164,47 @@ def test_describe_leaves_tell_dtype_shape_and_value_apart():
         jax.random.key(1),
     ]
     assert len({describe_leaves([array])["[0]"] for array in arrays}) == len(arrays)
+
+
+def test_a_reader_finds_what_a_run_under_way_has_replaced(tmp_path):
+    save_all(tmp_path, [0.5])
+    with Checkpoints(tmp_path, read_only=True) as reader:
+        assert reader.epochs() == [1]
+        with Checkpoints(tmp_path) as writer:
+            writer.save(2, make_tree(7.0), {}, score=0.9)
+        assert epochs_on_disk(tmp_path) == [2]
+        assert reader.restore_latest(make_tree()).epoch == 2
+
+
+def test_what_a_killed_save_left_is_removed_by_a_writer_alone(tmp_path):
+    save_all(tmp_path, [0.5])
+    rest = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    rest.mkdir()
+    (rest / "file").write_text("x")
+    with Checkpoints(tmp_path, read_only=True):
+        assert rest.exists()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert not rest.exists()
+        assert checkpoints.epochs() == [1]
+
+
+def test_a_damaged_checkpoint_is_reported(tmp_path, capsys):
+    save_all(tmp_path, [0.9, 0.1])
+    path = largest_file(tmp_path / "checkpoints" / "2" / "arrays")
+    path.write_bytes(path.read_bytes()[:-1])
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.restore_latest(make_tree())
+    shown = capsys.readouterr().out
+    assert "passing over the damaged checkpoint of epoch 2: ValueError: the" in shown
+    assert path.name in shown
+
+
+def test_the_best_is_known_after_a_restart(tmp_path):
+    save_all(tmp_path, [0.5, 0.9])
+    for epoch, score in ((3, 0.1), (4, 0.2)):
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(epoch, make_tree(), {}, score)
+    assert epochs_on_disk(tmp_path) == [2, 4]
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(5, make_tree(), {}, 0.95)
+    assert epochs_on_disk(tmp_path) == [5]

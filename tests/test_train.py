@@ -421,7 +421,7 @@ def test_a_settled_run_stops_and_its_best_epoch_is_evaluated(
     shown = capsys.readouterr().out
     assert "the cosine schedule is planned for all 6 epochs" in shown
     assert "stopped early: in 2 epochs" in shown
-    assert "of the cosine schedule was at 26% of its peak; the best epoch is 3" in shown
+    assert "of the cosine schedule was at 30% of its peak; the best epoch is 3" in shown
     # It stays stopped, and an evaluation of it is one of the same epoch.
     path.unlink()
     assert len(run(config, tmp_path)) == 4
