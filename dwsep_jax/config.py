@@ -1,5 +1,6 @@
 """The configuration of a run: what its fields may be, and its place in a workdir."""
 
+import contextlib
 import copy
 import difflib
 import fnmatch
@@ -277,7 +278,12 @@ def open_workdir(
         _refuse_other_files(path.parent)
     except OSError as error:
         raise _cannot_use(workdir, error) from error
-    resolved = resolve(copy.deepcopy(requested))
+    try:
+        resolved = resolve(copy.deepcopy(requested))
+    except ConfigError:
+        with contextlib.suppress(OSError):  # Others' files may lie there.
+            path.parent.rmdir()
+        raise
     content = {
         "schema": _SCHEMA,
         "requested": to_dict(requested),

@@ -1,6 +1,7 @@
 """Where a run took place: devices and versions, for the files that it leaves."""
 
 import importlib.metadata
+import os
 import pathlib
 import platform
 import subprocess
@@ -28,6 +29,12 @@ def describe_environment(dtype: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "git_commit": _git_commit(),
     }
+
+
+def memory_bytes() -> int:
+    """Return the memory of the device, or of the machine where the device shares it."""
+    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    return limit or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _version(package):

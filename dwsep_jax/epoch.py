@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from dwsep_jax import console, data
 from dwsep_jax.augment import make_augment
+from dwsep_jax.environment import memory_bytes
 from dwsep_jax.errors import UserError
 from dwsep_jax.metrics import Metrics
 from dwsep_jax.step import Batch, TrainState, train_many
@@ -67,9 +68,25 @@ def compile_programs(
                 compiler_options=options,
             )
             lowered = jitted.lower(state, Metrics.empty(), arrays, permutation)
-            programs += [Program(num_steps, lowered.compile())] * count
+            compiled = lowered.compile()
+            _check_memory(compiled, config)
+            programs += [Program(num_steps, compiled)] * count
     console.say(f"compiled the training step in {time.perf_counter() - start:.1f} s")
     return programs
+
+
+def _check_memory(compiled, config):
+    """Raise `UserError` if the program needs more memory than there is."""
+    usage = compiled.memory_analysis()
+    if usage is None:
+        return
+    needed, available = usage.peak_memory_in_bytes, memory_bytes()
+    if needed > available:
+        raise UserError(
+            f"a training step needs {needed / 2**30:.1f} GiB of memory, and there are "
+            f"{available / 2**30:.1f}; take a smaller --config.batch_size than "
+            f"{config.batch_size} or a smaller network, and another --workdir"
+        )
 
 
 def train_epoch(

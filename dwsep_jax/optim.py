@@ -46,10 +46,10 @@ def _lion(momentum):
 
 OPTIMIZERS = {
     "sgd": Recipe(_sgd, 0.1, 5e-3, 1.0),
-    "adam": Recipe(_adam, 3e-3, 0.0, 0.5),
-    "adamw": Recipe(_adam, 3e-3, 0.05, 0.5),
-    "rmsprop": Recipe(_rmsprop, 3e-4, 0.05, 0.5),
-    "lion": Recipe(_lion, 3e-4, 0.5, 0.5),
+    "adam": Recipe(_adam, 5e-3, 0.0, 0.5),
+    "adamw": Recipe(_adam, 5e-3, 0.05, 0.5),
+    "rmsprop": Recipe(_rmsprop, 5e-4, 0.05, 0.5),
+    "lion": Recipe(_lion, 1e-3, 0.5, 0.5),
 }
 
 

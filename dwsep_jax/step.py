@@ -119,9 +119,23 @@ def make_train_state(config: ConfigDict, dataset: Dataset) -> TrainState:
     return jax.jit(_state_maker(config, dataset), compiler_options=options)()
 
 
-def check_train_state(config: ConfigDict, dataset: Dataset) -> None:
-    """Raise what `make_train_state` would raise, without computing anything."""
-    jax.eval_shape(_state_maker(config, dataset))
+def check_train_state(config: ConfigDict, dataset: Dataset, memory_bytes: int) -> None:
+    """Raise what `make_train_state` would raise, without computing anything.
+
+    Raises:
+      ConfigError: also if the state, with gradients, would not fit into the memory.
+    """
+    state = jax.eval_shape(_state_maker(config, dataset))
+    state_bytes, parameter_bytes = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        for tree in (state, state.params)
+    )
+    if state_bytes + parameter_bytes > memory_bytes:
+        raise ConfigError(
+            f"growth_rate={config.growth_rate} and block_sizes={config.block_sizes} "
+            f"make {parameter_bytes // 4:,} parameters; to train them takes more than "
+            f"the {memory_bytes / 2**30:.0f} GiB of memory here; take fewer"
+        )
 
 
 def _state_maker(config, dataset):

@@ -16,6 +16,7 @@ from dwsep_jax import console, data, optim
 from dwsep_jax.checkpoint import Checkpoints
 from dwsep_jax.config import open_workdir
 from dwsep_jax.datasets.prepare import locked
+from dwsep_jax.environment import memory_bytes
 from dwsep_jax.epoch import compile_programs, train_epoch
 from dwsep_jax.errors import UserError
 from dwsep_jax.evaluate import (
@@ -76,7 +77,7 @@ def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
     if config.steps_per_dispatch is None:
         # XLA's loops make convolutions slow on CPU, where a dispatch costs little.
         config.steps_per_dispatch = 1 if jax.default_backend() == "cpu" else 16
-    check_train_state(config, dataset)
+    check_train_state(config, dataset, memory_bytes())
     return config
 
 

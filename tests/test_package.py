@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 import tomllib
 
 import numpy as np
@@ -154,6 +155,61 @@ def test_a_whole_run_from_the_command_line_without_tensorflow(tmp_path):
     assert again.returncode == 0, again.stderr
     evaluation = json.loads((workdir / "evaluation-train.json").read_text())
     assert evaluation["num_examples"] == 1437 - 100
+
+
+HOLD_THE_THIRD_SAVE = """
+import os, pathlib, sys, time
+import dwsep_jax.checkpoint as checkpoint
+write = checkpoint.write_atomically
+def hold(path, text):
+    if path.parent.name == "3":
+        pathlib.Path(os.environ["HOME"], "held").touch()
+        time.sleep(1000)
+    write(path, text)
+checkpoint.write_atomically = hold
+"""
+
+
+def test_a_run_killed_inside_a_save_ends_with_the_same_bits(tmp_path):
+    code = "import sys, main; sys.exit(main.main(sys.argv))"
+    home = pathlib.Path(os.environ["HOME"])
+    home.mkdir(exist_ok=True)
+
+    def arguments(name):
+        return [
+            f"--config={ROOT}/configs/digits.py",
+            "--config.num_epochs=4",
+            "--config.growth_rate=4",
+            "--config.block_sizes=1,1",
+            "--config.ema_decay=0.9",
+            "--config.mixup=0.2",
+            f"--config.data_dir={tmp_path}/data",
+            f"--workdir={tmp_path / name}",
+        ]
+
+    def result_of(name):
+        rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        times = ("images_per_second", "elapsed_seconds")
+        rows = [json.loads(row) for row in rows]
+        (path,) = (tmp_path / name / "checkpoints/4/metadata").rglob("metadata")
+        leaves = json.loads(path.read_text())["leaves"]
+        return [{k: v for k, v in r.items() if k not in times} for r in rows], leaves
+
+    assert python(code, *arguments("whole")).returncode == 0
+    command = [sys.executable, "-c", HOLD_THE_THIRD_SAVE + code, *arguments("killed")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST_COMPILE}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as run:
+        while not (home / "held").exists():
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.kill()
+    rows = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == [1, 2]
+    again = python(code, *arguments("killed"))
+    assert again.returncode == 0, again.stderr
+    # Its bytes were on disk, and only the sums of its files were not.
+    assert "resuming after epoch 3, step 123" in again.stdout
+    assert result_of("killed") == result_of("whole")
 
 
 def readme_examples():

@@ -239,8 +239,25 @@ def test_what_cannot_be_run_leaves_no_workdir_that_refuses_the_right_one(
     tmp_path, change
 ):
     with pytest.raises(ConfigError, match=r"is unknown|batch_size=45 is|block_sizes w"):
-        train.train_and_evaluate(tiny.make_config(**change), tmp_path)
+        train.train_and_evaluate(tiny.make_config(**change), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_does_not_fit_into_the_memory_is_refused(tmp_path, monkeypatch):
+    # 575 parameters, their momentum, statistics and gradients.
+    monkeypatch.setattr(train, "memory_bytes", lambda: 575 * 12)
+    config = tiny.make_config()
+    message = r"growth_rate=4 and .*\(1, 1\) make 575 parameters; .* GiB of memory here"
+    with pytest.raises(ConfigError, match=message):
+        train.train_and_evaluate(config, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_that_does_not_fit_into_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(epoch, "memory_bytes", lambda: 1000)
+    message = r"a training step needs .* GiB .* a smaller --config\.batch_size than 8 "
+    with pytest.raises(UserError, match=message):
+        run(tiny.make_config(), tmp_path)
 
 
 @pytest.mark.parametrize("steps_per_dispatch", [1, 3])

@@ -1,0 +1,80 @@
+"""Do the default rates suit? Every optimizer with every schedule, and three rates each.
+
+Trains configs/digits.py for 15 epochs each time, 45 runs in all; prints two Markdown
+tables: accuracies on validation and test of the last epoch. About 20 minutes on 2 CPU
+cores. What `dwsep_jax/optim.py` says of its rates was found this way.
+
+    python benchmarks/recipes.py
+"""
+
+import sys
+import time
+
+from ml_collections import ConfigDict
+
+from configs import digits
+from dwsep_jax import console, data, optim, train
+from dwsep_jax.errors import UserError
+from dwsep_jax.evaluate import evaluate
+from dwsep_jax.step import averaged, make_train_state
+
+NUM_EPOCHS = 15
+RATE_FACTORS = (1 / 3, 1, 3)
+
+
+def make_config(**changes) -> ConfigDict:
+    """Return the digits configuration, shortened and with a running average."""
+    config = digits.get_config()
+    config.num_epochs = NUM_EPOCHS
+    config.ema_decay = 0.99
+    config.progress = False
+    config.update(changes)
+    return config
+
+
+def measure(config: ConfigDict) -> str:
+    """Train, and return one cell of the table."""
+    dataset = data.load(config)
+    config = train.resolve(config, dataset)
+    state = make_train_state(config, dataset)
+    start = time.perf_counter()
+    try:
+        for trained, row in train.train_epochs(config, dataset, state, []):
+            state, last = trained, row
+    except UserError as error:
+        return f"stopped: {str(error).partition(';')[0]}"
+    raw, _ = evaluate(state, dataset.test, config.eval_batch_size)
+    ema, _ = evaluate(averaged(state), dataset.test, config.eval_batch_size)
+    print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return (
+        f"{last['val_accuracy']:.1%}, {raw['accuracy']:.2%} (average: "
+        f"{last['ema_val_accuracy']:.1%}, {ema['accuracy']:.2%})"
+    )
+
+
+def print_table(columns: list[str], rows: dict[str, list[ConfigDict]]) -> None:
+    """Print a Markdown table, row by row as it is measured."""
+    print(f"| optimizer | {' | '.join(columns)} |")
+    print("| --- " * (len(columns) + 1) + "|")
+    for name, configs in rows.items():
+        print(f"| {name} | {' | '.join(map(measure, configs))} |", flush=True)
+
+
+def main() -> None:
+    """Measure both tables."""
+    console.say = lambda text: None
+    print("Accuracy on validation, test (and of the running average)\n")
+    rows, schedules = {}, list(optim.SCHEDULES)
+    for name in optim.OPTIMIZERS:
+        rows[name] = [make_config(optimizer=name, schedule=s) for s in schedules]
+    print_table(schedules, rows)
+    print()
+    for name in optim.OPTIMIZERS:
+        rate = optim.resolve(make_config(optimizer=name)).learning_rate
+        rates = [rate * factor for factor in RATE_FACTORS]
+        rows[name] = [make_config(optimizer=name, learning_rate=r) for r in rates]
+    print_table([f"rate x {factor:.2g}" for factor in RATE_FACTORS], rows)
+
+
+if __name__ == "__main__":
+    main()
