@@ -22,6 +22,7 @@ _MODULES = {
     "create_train_state": "step",
     "make_run_keys": "step",
     "train_step": "step",
+    "train_many": "step",
     "eval_step": "step",
     "count_macs": "efficiency",
 }

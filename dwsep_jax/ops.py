@@ -119,18 +119,18 @@ def _normalize_jvp(activation, primals, tangents):
     x, mean, factor, bias = primals
     dx, dmean, dfactor, dbias = tangents
     # Transposed, this takes two sums over the elements, for a channel's constant part
-    # and for its factor; written out term by term, it would take three.
-    constant = dbias - factor * dmean
-    centered = x.astype(mean.dtype) - per_channel(mean, x.ndim)
+    # and for its factor, and needs x alone: a centered x would be one more tensor.
+    constant = dbias - factor * dmean - mean * dfactor
     dy = dx.astype(mean.dtype) * per_channel(factor, x.ndim)
-    dy = dy + centered * per_channel(dfactor, x.ndim) + per_channel(constant, x.ndim)
+    dy = dy + x.astype(mean.dtype) * per_channel(dfactor, x.ndim)
+    dy = dy + per_channel(constant, x.ndim)
     y = _affine(x, mean, factor, bias)
     return (y, dy) if activation is None else jax.jvp(activation, (y,), (dy,))
 
 
 def _affine(x, mean, factor, bias):
-    mean, factor, bias = (per_channel(v, x.ndim) for v in (mean, factor, bias))
-    return (x.astype(mean.dtype) - mean) * factor + bias
+    constant = per_channel(bias - mean * factor, x.ndim)
+    return x.astype(mean.dtype) * per_channel(factor, x.ndim) + constant
 
 
 def per_channel(vector: jax.Array, ndim: int) -> jax.Array:
@@ -165,20 +165,24 @@ def _conv(x, kernel, strides, pads, kernel_dilation):
 
 def _shift(x, kernel, strides, pads, kernel_dilation):
     """Lower to one multiply-add per tap, of shifted views; XLA fuses them."""
-    geometry = {"strides": strides, "pads": pads, "kernel_dilation": kernel_dilation}
-    return _shifted_sum_p.bind(x, kernel, **geometry)
+    # Padded here, so that the gradient of the kernel takes what is padded already.
+    edges = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
+    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
+    return _shifted_sum_p.bind(
+        x, kernel, strides=strides, kernel_dilation=kernel_dilation
+    )
 
 
-def _shifted_sum(x, kernel, *, strides, pads, kernel_dilation):
+def _shifted_sum(x, kernel, *, strides, kernel_dilation):
     kernel = kernel.astype(accumulator_dtype(x.dtype))
     y = None
-    for i, j, view in _views(x, kernel.shape[:2], strides, pads, kernel_dilation):
+    for i, j, view in _views(x, kernel.shape[:2], strides, kernel_dilation):
         product = view * kernel[i : i + 1, j : j + 1]
         y = product if y is None else y + product
     return y.astype(x.dtype)
 
 
-def _tap_products(x, g, *, kernel_size, strides, pads, kernel_dilation):
+def _tap_products(x, g, *, kernel_size, strides, kernel_dilation):
     """Sum x times g over images and pixels, for each tap: the kernel's gradient.
 
     A sum per tap would read both tensors nine times from memory. Where they are large,
@@ -187,7 +191,7 @@ def _tap_products(x, g, *, kernel_size, strides, pads, kernel_dilation):
 
     def products(x, g):
         g = g.astype(accumulator_dtype(g.dtype))
-        views = _views(x, kernel_size, strides, pads, kernel_dilation)
+        views = _views(x, kernel_size, strides, kernel_dilation)
         return [view * g for _, _, view in views]
 
     n, per_image = len(g), math.prod(g.shape[1:])
@@ -206,7 +210,7 @@ def _tap_products(x, g, *, kernel_size, strides, pads, kernel_dilation):
     return gradient.reshape(*kernel_size, 1, x.shape[-1]).astype(x.dtype)
 
 
-def _spread(g, kernel, image_size, *, strides, pads, kernel_dilation):
+def _spread(g, kernel, image_size, *, strides, kernel_dilation):
     """Convolve g, its pixels `strides` apart, with the kernel turned about.
 
     This is the gradient of the input, whose rows and columns are `image_size`.
@@ -216,9 +220,7 @@ def _spread(g, kernel, image_size, *, strides, pads, kernel_dilation):
     edges = []
     for axis in range(2):
         reach = (kernel.shape[axis] - 1) * kernel_dilation[axis]
-        low = reach - pads[axis][0]
-        high = image_size[axis] + pads[axis][0] - g.shape[1 + axis]
-        edges.append((low, high))
+        edges.append((reach, image_size[axis] - g.shape[1 + axis]))
     return _shift(g, kernel[::-1, ::-1], (1, 1), tuple(edges), kernel_dilation)
 
 
@@ -244,7 +246,7 @@ def _make_bilinear(name, function, static_names):
     return primitive
 
 
-_GEOMETRY = ("strides", "pads", "kernel_dilation")
+_GEOMETRY = ("strides", "kernel_dilation")
 _shifted_sum_p = _make_bilinear("shifted_sum", _shifted_sum, _GEOMETRY)
 _tap_products_p = _make_bilinear(
     "tap_products", _tap_products, ("kernel_size", *_GEOMETRY)
@@ -274,12 +276,10 @@ ad.defbilinear(
 )
 
 
-def _views(x, kernel_size, strides, pads, kernel_dilation):
+def _views(x, kernel_size, strides, kernel_dilation):
     """Yield (i, j, what tap (i, j) of the kernel sees), each in the wide dtype."""
-    dtype = accumulator_dtype(x.dtype)
-    edges = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
-    padded = lax.pad(x.astype(dtype), jnp.zeros((), dtype), edges)
-    n, height, width, channels = padded.shape
+    x = x.astype(accumulator_dtype(x.dtype))
+    n, height, width, channels = x.shape
     spans = [
         size - (k - 1) * dilation
         for size, k, dilation in zip(
@@ -291,7 +291,7 @@ def _views(x, kernel_size, strides, pads, kernel_dilation):
             top, left = i * kernel_dilation[0], j * kernel_dilation[1]
             start = (0, top, left, 0)
             limit = (n, top + spans[0], left + spans[1], channels)
-            yield i, j, lax.slice(padded, start, limit, (1, *strides, 1))
+            yield i, j, lax.slice(x, start, limit, (1, *strides, 1))
 
 
 def _auto(x, kernel, strides, pads, kernel_dilation):
