@@ -44,6 +44,8 @@ def _lion(momentum):
     return optax.scale_by_lion(b1=momentum, b2=0.99)
 
 
+# Of rates about three apart the best, or the lower one where two are as good: measured
+# on digits (benchmarks/recipes.py), and sgd on CIFAR-10.
 OPTIMIZERS = {
     "sgd": Recipe(_sgd, 0.1, 5e-3, 1.0),
     "adam": Recipe(_adam, 5e-3, 0.0, 0.5),
