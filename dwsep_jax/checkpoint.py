@@ -2,16 +2,16 @@
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from dwsep_jax.console import say
 from dwsep_jax.errors import UserError
@@ -52,13 +52,6 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 create=not read_only,
                 enable_async_checkpointing=False,
-                best_fn=_score,  # Else it would not read the scores of earlier starts.
-                preservation_policy=policy.AnyPreservationPolicy(
-                    [
-                        policy.LatestN(1),
-                        policy.BestN(get_metric_fn=_score, reverse=False, n=1),
-                    ]
-                ),
             ),
         )
 
@@ -69,10 +62,21 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.close()
 
-    def save(self, epoch: int, tree: Tree, metadata: dict[str, Any], score: float):
-        """Save after an epoch: arrays, and metadata that JSON can hold.
+    def save(
+        self,
+        epoch: int,
+        tree: Tree,
+        metadata: dict[str, Any],
+        scores: Mapping[int, float],
+    ) -> None:
+        """Save after an epoch; then delete all but this one and the best.
 
-        A score that is not finite counts as the worst.
+        Args:
+          epoch: counted from one.
+          tree: of arrays.
+          metadata: what JSON can hold.
+          scores: of the epochs up to this one; a score that is missing or not finite is
+            the worst. Orbax's own would stop it from opening where they are damaged.
         """
         metadata = {"leaves": describe_leaves(tree), **metadata}
         saved = self._manager.save(
@@ -81,7 +85,6 @@ class Checkpoints:
                 arrays=ocp.args.StandardSave(tree),
                 metadata=ocp.args.JsonSave(metadata),
             ),
-            metrics={"score": score if np.isfinite(score) else float("-inf")},
             force=True,
         )
         if not saved:
@@ -89,6 +92,10 @@ class Checkpoints:
         # A kill in between leaves a checkpoint that its leaves alone vouch for.
         directory = self._directory / str(epoch)
         write_atomically(directory / _SUMS, json.dumps(_sums(directory), indent=1))
+        best = max(self.epochs(), key=lambda e: _finite(scores.get(e)))
+        for other in self.epochs():
+            if other not in (epoch, best):
+                self._manager.delete(other)
 
     def epochs(self) -> list[int]:
         """Return the epochs that there are checkpoints of, damaged ones included."""
@@ -221,5 +228,5 @@ def _check_equal(expected, found):
             raise ValueError(f"the checksum of {name} does not match")
 
 
-def _score(metrics):
-    return metrics["score"]
+def _finite(score):
+    return score if score is not None and math.isfinite(score) else -math.inf

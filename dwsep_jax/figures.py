@@ -230,8 +230,8 @@ def _draw_learning_rate(axes, rows, marker):
 
 def _mark_best_epoch(panels, rows):
     """Draw a line at the epoch with the best validation accuracy; return one."""
-    # The last of equals: it is the one whose checkpoint is kept.
-    best = max(reversed(rows), key=score)
+    # The first of equals: it is the one whose checkpoint is kept.
+    best = max(rows, key=score)
     weights = ", EMA" if "ema_val_accuracy" in best else ""
     look = {"color": GRAY, "linestyle": ":", "linewidth": 1.4, "zorder": 1}
     lines = [axes.axvline(best["epoch"], **look) for axes in panels]

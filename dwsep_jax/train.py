@@ -98,7 +98,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike, dataset: data.Dataset) -
         for trained, row in stack.enter_context(contextlib.closing(epochs)):
             state = trained
             history.append(row)
-            checkpoints.save(row["epoch"], state, {"history": history}, score(row))
+            scores = {row["epoch"]: score(row) for row in history}
+            checkpoints.save(row["epoch"], state, {"history": history}, scores)
             append_row(workdir, row)
             write_event(row)
             left = seconds_left(history, first, config.num_epochs)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,9 @@ def make_tree(value=0.0):
 
 def save_all(workdir, scores):
     with Checkpoints(workdir) as checkpoints:
-        for i, score in enumerate(scores):
-            checkpoints.save(i + 1, make_tree(i + 1.0), {"history": [i]}, score)
+        for i in range(len(scores)):
+            seen = dict(enumerate(scores[: i + 1], start=1))
+            checkpoints.save(i + 1, make_tree(i + 1.0), {"history": [i]}, seen)
 
 
 def epochs_on_disk(workdir):
@@ -143,6 +145,8 @@ def test_a_flipped_bit_in_any_file_is_noticed(tmp_path):
             damaged[len(content) // 2] ^= 1
             path.write_bytes(damaged)
             assert checkpoints.restore_latest(make_tree()).epoch == 1, path
+            with Checkpoints(tmp_path) as opened_later:
+                assert opened_later.restore_latest(make_tree()).epoch == 1, path
             path.write_bytes(content)
         assert checkpoints.restore_latest(make_tree()).epoch == 2
 
@@ -171,7 +175,7 @@ def test_a_reader_finds_what_a_run_under_way_has_replaced(tmp_path):
     with Checkpoints(tmp_path, read_only=True) as reader:
         assert reader.epochs() == [1]
         with Checkpoints(tmp_path) as writer:
-            writer.save(2, make_tree(7.0), {}, score=0.9)
+            writer.save(2, make_tree(7.0), {}, {1: 0.5, 2: 0.9})
         assert epochs_on_disk(tmp_path) == [2]
         assert reader.restore_latest(make_tree()).epoch == 2
 
@@ -200,11 +204,26 @@ def test_a_damaged_checkpoint_is_reported(tmp_path, capsys):
 
 
 def test_the_best_is_known_after_a_restart(tmp_path):
-    save_all(tmp_path, [0.5, 0.9])
+    scores = {1: 0.5, 2: 0.9}
+    save_all(tmp_path, list(scores.values()))
     for epoch, score in ((3, 0.1), (4, 0.2)):
+        scores[epoch] = score
         with Checkpoints(tmp_path) as checkpoints:
-            checkpoints.save(epoch, make_tree(), {}, score)
+            checkpoints.save(epoch, make_tree(), {}, scores)
     assert epochs_on_disk(tmp_path) == [2, 4]
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(5, make_tree(), {}, 0.95)
+        checkpoints.save(5, make_tree(), {}, scores | {5: 0.95})
     assert epochs_on_disk(tmp_path) == [5]
+
+
+def test_of_equal_epochs_the_first_is_the_best(tmp_path):
+    save_all(tmp_path, [0.5, 0.9, 0.9, 0.2])
+    assert epochs_on_disk(tmp_path) == [2, 4]
+
+
+def test_where_the_best_is_lost_the_best_of_the_rest_is_kept(tmp_path):
+    save_all(tmp_path, [0.9, 0.5])
+    shutil.rmtree(tmp_path / "checkpoints" / "1")
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, make_tree(), {}, {1: 0.9, 2: 0.5, 3: 0.1})
+    assert epochs_on_disk(tmp_path) == [2, 3]

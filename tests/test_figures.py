@@ -154,14 +154,14 @@ def test_a_learning_rate_of_zero_is_not_cut():
     assert not line.get_clip_on()
 
 
-def test_the_best_epoch_is_marked_the_last_of_equals():
+def test_the_best_epoch_is_marked_the_first_of_equals():
     rows = make_rows(5)
     for row, accuracy in zip(rows, [0.1, 0.81236, 0.5, 0.81236, 0.7]):
         row["val_accuracy"] = accuracy
     figure = figures._build_curves(rows)
     for axes in figure.axes:
-        assert list(axes.get_lines()[-1].get_xdata()) == [4, 4]
-    assert texts_of(figure)[-1] == "best validation accuracy: 81.24%, epoch 4"
+        assert list(axes.get_lines()[-1].get_xdata()) == [2, 2]
+    assert texts_of(figure)[-1] == "best validation accuracy: 81.24%, epoch 2"
 
 
 def test_the_best_epoch_is_that_of_the_weights_that_are_evaluated():

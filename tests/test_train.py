@@ -161,8 +161,8 @@ def test_a_run_broken_off_goes_on_to_the_same_end(
     whole = run(config, tmp_path / "whole")
     append_row, save = train.append_row, train.Checkpoints.save
 
-    def save_as_the_worst_yet(self, epoch, tree, metadata, score):
-        save(self, epoch, tree, metadata, score=-epoch)
+    def save_as_the_worst_yet(self, epoch, tree, metadata, scores):
+        save(self, epoch, tree, metadata, {e: -e for e in scores})
 
     monkeypatch.setattr(train.Checkpoints, "save", save_as_the_worst_yet)
 
@@ -346,13 +346,14 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(tmp_path, monkeypatc
     seen = []
     save = train.Checkpoints.save
 
-    def spy(self, epoch, tree, metadata, score):
-        seen.append(score)
-        save(self, epoch, tree, metadata, score)
+    def spy(self, epoch, tree, metadata, scores):
+        seen.append(scores)
+        save(self, epoch, tree, metadata, scores)
 
     monkeypatch.setattr(train.Checkpoints, "save", spy)
     rows = run(tiny.make_config(num_epochs=2), tmp_path)
-    assert seen == [row["val_accuracy"] for row in rows]
+    scores = {row["epoch"]: row["val_accuracy"] for row in rows}
+    assert seen == [{1: scores[1]}, scores]
 
 
 def test_the_training_step_lowers_for_tpu(dataset):
