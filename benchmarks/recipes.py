@@ -4,7 +4,7 @@ Trains configs/digits.py for 15 epochs each time, 45 runs in all; prints two Mar
 tables: accuracies on validation and test of the last epoch. About 20 minutes on 2 CPU
 cores. What `dwsep_jax/optim.py` says of its rates was found this way.
 
-    python benchmarks/recipes.py
+    python -m benchmarks.recipes
 """
 
 import sys

@@ -49,7 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.inner_norm = False
     # Activation between depthwise and pointwise.
     c.inner_activation = False
-    # Share of each dense layer's outputs that is dropped.
+    # Share of each dense layer's outputs that is dropped, rounded to 1/256.
     c.dropout_rate = 0.1
     # Share of the old value that running batch statistics keep at each step.
     c.norm_momentum = 0.9

@@ -39,7 +39,6 @@ class Checkpoints:
     def __init__(self, workdir: str | os.PathLike, read_only: bool = False):
         """Open `workdir`/checkpoints; make it where it is not there, to write."""
         self._directory = pathlib.Path(workdir).resolve() / "checkpoints"
-        self._read_only = read_only
         if read_only and not self._directory.is_dir():
             self._manager = None
             return
@@ -110,20 +109,12 @@ class Checkpoints:
         Raises:
           UserError: as `restore`.
         """
-        epochs = self.epochs()
-        try:
-            return self.restore(epochs[::-1], like)
-        except UserError:
-            if not self._read_only:
-                raise
-        # The run that is under way may have replaced them in the meantime.
-        self._manager.reload()
         return self.restore(self.epochs()[::-1], like)
 
     def restore(self, epochs: Sequence[int], like: Tree) -> Restored | None:
         """Return the first of some checkpoints that is whole; None if there are none.
 
-        A damaged one is reported and passed over.
+        A damaged one is reported and passed over; one that is gone is none.
 
         Args:
           epochs: of the checkpoints, in order of preference.
@@ -142,14 +133,16 @@ class Checkpoints:
                 raise
             # Orbax has no common error: a damaged file raises any of a dozen types.
             except Exception as error:
+                if not (self._directory / str(epoch)).exists():
+                    continue  # The run that is under way has replaced it.
                 reason = str(error).partition("\n")[0][:200]
                 reasons.append(f"epoch {epoch}: {type(error).__name__}: {reason}")
                 say(f"passing over the damaged checkpoint of {reasons[-1]}")
         if reasons:
             raise UserError(
                 f"no checkpoint in {self._directory} can be restored "
-                f"({'; '.join(reasons)}); delete the directory to start over, or take "
-                "another --workdir"
+                f"({'; '.join(reasons)}); delete {self._directory.parent} to start "
+                "over, or take another --workdir"
             )
         return None
 

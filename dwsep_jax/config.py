@@ -113,7 +113,11 @@ FIELDS = {
     "activation": _text("relu"),
     "inner_norm": _flag("true"),
     "inner_activation": _flag("true"),
-    "dropout_rate": _number("0.1", "of at least 0 and below 1", lambda v: 0 <= v < 1),
+    "dropout_rate": _number(
+        "0.1",
+        "that is 0, or from 1/256 to 255/256",
+        lambda v: v == 0 or 1 / 256 <= v <= 255 / 256,
+    ),
     "norm_momentum": _number("0.9", "of at least 0 and below 1", lambda v: 0 <= v < 1),
     "dtype": _text("float32"),
     "lowering": _text("auto"),
@@ -368,7 +372,7 @@ def _read(workdir: str | os.PathLike) -> tuple[ConfigDict, ConfigDict]:
 
 def _refuse_other_files(directory: pathlib.Path) -> None:
     """Raise `UserError` where something lies that a first start does not expect."""
-    expected = ("config.json.tmp", ".*", "*.log", "*.out", "*.err", "*.txt")
+    expected = ("config.json.*.tmp", ".*", "*.log", "*.out", "*.err", "*.txt")
     names = sorted(entry.name for entry in directory.iterdir())
     others = [n for n in names if not any(fnmatch.fnmatch(n, e) for e in expected)]
     if others:

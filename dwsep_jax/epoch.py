@@ -18,8 +18,8 @@ from dwsep_jax.errors import UserError
 from dwsep_jax.metrics import Metrics
 from dwsep_jax.step import Batch, TrainState, train_many
 
-# So many programs are under way before the losses of the first are read.
-_MAX_DISPATCHED = 32
+# With more steps than these under way, the losses of the first program are read.
+_MAX_STEPS_UNDER_WAY = 32
 
 Steps = Callable[..., tuple[TrainState, Metrics, jax.Array]]
 
@@ -111,16 +111,22 @@ def train_epoch(
     Raises:
       UserError: naming the first step with a loss or parameter that is not finite.
     """
-    total, step, dispatched = Metrics.empty(), int(state.step), deque()
+    total, done, under_way = Metrics.empty(), int(state.step), deque()
+
+    def finish_first():
+        nonlocal done
+        losses = under_way.popleft()
+        _check_finite(done, losses)
+        done += len(losses)
+        progress.advance(len(losses))
+
     for program in programs:
         state, total, losses = program.run(state, total, arrays, permutation)
-        dispatched.append((step, losses))
-        step += program.num_steps
-        if len(dispatched) > _MAX_DISPATCHED:
-            _check_finite(*dispatched.popleft())
-        progress.advance(program.num_steps)
-    for first_step, losses in dispatched:
-        _check_finite(first_step, losses)
+        under_way.append(losses)
+        if sum(map(len, under_way)) > _MAX_STEPS_UNDER_WAY:
+            finish_first()
+    while under_way:
+        finish_first()
     return state, {name: float(value) for name, value in total.compute().items()}
 
 

@@ -24,6 +24,9 @@ from dwsep_jax.metrics import calibration, classification_report
 from dwsep_jax.step import TrainState, averaged, eval_step, make_train_state
 from dwsep_jax.summary import describe_network, summarize
 
+_KEYS = ("split", "weights", "epoch", "num_examples", "loss", "accuracy", "precision")
+_KEYS += ("recall", "f1", "per_class", "confusion_matrix", "calibration", "environment")
+
 
 @functools.cache
 def _jit_eval_step(deterministic):
@@ -116,11 +119,12 @@ def evaluate_and_write(
 
 
 def read_evaluation(workdir: str | os.PathLike, epoch: int) -> dict[str, Any] | None:
-    """Return evaluation.json, or None unless it describes the weights of an epoch."""
+    """Return evaluation.json, or None unless it is whole and of an epoch's weights."""
     path = pathlib.Path(workdir) / "evaluation.json"
     try:
         evaluation = json.loads(path.read_bytes())
-        return evaluation if evaluation["epoch"] == epoch else None
+        is_whole = all(key in evaluation for key in _KEYS)
+        return evaluation if is_whole and evaluation["epoch"] == epoch else None
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         return None
 
@@ -138,7 +142,8 @@ def restore_to_evaluate(
     rows = {row["epoch"]: row for row in latest.metadata["history"]}
     epochs = [epoch for epoch in checkpoints.epochs() if epoch in rows]
     by_score = sorted(epochs, key=lambda epoch: score(rows[epoch]), reverse=True)
-    return checkpoints.restore(by_score, state).tree
+    best = checkpoints.restore(by_score, state)
+    return best and best.tree
 
 
 def evaluate_workdir(
@@ -156,14 +161,23 @@ def evaluate_workdir(
     """
     dataset = load(config)
     state = make_train_state(config, dataset)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        state = restore_to_evaluate(config, checkpoints, state)
-    if state is None:
-        raise UserError(
-            f"{workdir} has no checkpoint yet; train it with --mode=train first"
-        )
+    state = _restore_from_running(config, workdir, state)
     evaluation = evaluate_and_write(config, workdir, dataset, state, split_name)
-    draw_run(workdir)
     image_shape = dataset.train.images.shape[1:]
     parts = summarize(config, len(dataset.class_names), image_shape)
     print_evaluation(evaluation, describe_network(config, parts))
+    draw_run(workdir)
+
+
+def _restore_from_running(config, workdir, state):
+    """Restore from a run that may replace its checkpoints in the meantime."""
+    for _ in range(5):
+        with Checkpoints(workdir, read_only=True) as checkpoints:
+            restored = restore_to_evaluate(config, checkpoints, state)
+            if restored is not None:
+                return restored
+            if not checkpoints.epochs():
+                break
+    raise UserError(
+        f"{workdir} has no checkpoint yet; train it with --mode=train first"
+    )

@@ -19,7 +19,8 @@ class Events:
     def __init__(self, workdir: str | os.PathLike, history: Iterable[Row]):
         """Start anew from the rows so far, so that none is there twice or missing."""
         directory = pathlib.Path(workdir) / "tensorboard"
-        shutil.rmtree(directory, ignore_errors=True)
+        if directory.exists():
+            shutil.rmtree(directory)
         self._writer = SummaryWriter(str(directory))
         for row in history:
             self.write(row)

@@ -24,6 +24,8 @@ from dwsep_jax.history import score
 
 DOTS_PER_INCH = 150
 MAX_CLASSES_WITH_COUNTS = 20
+# Of a run and its evaluation on test, this one is written last.
+LAST_FIGURE = os.path.join("figures", "reliability.png")
 MAX_EPOCHS_WITH_MARKERS = 20
 
 # Okabe and Ito's palette, its purple replaced by Tol's darker one: told apart with any

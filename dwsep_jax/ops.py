@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType
 
 from dwsep_jax.errors import choose
 
@@ -98,24 +99,24 @@ def normalize(
       x: (..., C), floating point.
       mean: and `var`, `scale`, `bias`: (C,), float32 or wider.
       epsilon: keeps the root from zero.
-      activation: of each element; None: none. It is differentiated where it stands, so
-        that between `x` and the result nothing is kept for the gradient.
+      activation: of each element; None: none.
 
     Returns:
       (..., C) in the dtype of `mean`.
     """
     factor = scale * lax.rsqrt(var + epsilon)
-    return _normalize(activation, x, mean, factor, bias)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _normalize(activation, x, mean, factor, bias):
     y = _affine(x, mean, factor, bias)
     return y if activation is None else activation(y)
 
 
-@_normalize.defjvp
-def _normalize_jvp(activation, primals, tangents):
+@jax.custom_jvp
+def _affine(x, mean, factor, bias):
+    constant = per_channel(bias - mean * factor, x.ndim)
+    return x.astype(mean.dtype) * per_channel(factor, x.ndim) + constant
+
+
+@_affine.defjvp
+def _affine_jvp(primals, tangents):
     x, mean, factor, bias = primals
     dx, dmean, dfactor, dbias = tangents
     # Transposed, this takes two sums over the elements, for a channel's constant part
@@ -123,14 +124,7 @@ def _normalize_jvp(activation, primals, tangents):
     constant = dbias - factor * dmean - mean * dfactor
     dy = dx.astype(mean.dtype) * per_channel(factor, x.ndim)
     dy = dy + x.astype(mean.dtype) * per_channel(dfactor, x.ndim)
-    dy = dy + per_channel(constant, x.ndim)
-    y = _affine(x, mean, factor, bias)
-    return (y, dy) if activation is None else jax.jvp(activation, (y,), (dy,))
-
-
-def _affine(x, mean, factor, bias):
-    constant = per_channel(bias - mean * factor, x.ndim)
-    return x.astype(mean.dtype) * per_channel(factor, x.ndim) + constant
+    return _affine(x, mean, factor, bias), dy + per_channel(constant, x.ndim)
 
 
 def per_channel(vector: jax.Array, ndim: int) -> jax.Array:
@@ -168,9 +162,20 @@ def _shift(x, kernel, strides, pads, kernel_dilation):
     # Padded here, so that the gradient of the kernel takes what is padded already.
     edges = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
     x = lax.pad(x, jnp.zeros((), x.dtype), edges)
-    return _shifted_sum_p.bind(
-        x, kernel, strides=strides, kernel_dilation=kernel_dilation
-    )
+    geometry = {"strides": strides, "kernel_dilation": kernel_dilation}
+    if _names_axes(x) or _names_axes(kernel):
+        return _shifted_sum(x, kernel, **geometry)
+    return _shifted_sum_p.bind(x, kernel, **geometry)
+
+
+def _names_axes(array):
+    """Return whether the type of an array names axes of a mesh, explicit or manual.
+
+    Operations of jax know what to do with such types, under `shard_map` for one; a
+    primitive of ours would have to be taught.
+    """
+    axis_types = jax.typeof(array).sharding.mesh.axis_types or ()
+    return any(axis_type != AxisType.Auto for axis_type in axis_types)
 
 
 def _shifted_sum(x, kernel, *, strides, kernel_dilation):

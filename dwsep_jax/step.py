@@ -94,13 +94,16 @@ def create_train_state(
         return variables["params"], variables.get("batch_stats", {})
 
     params, batch_stats = init()
+    # Copied: one buffer cannot be given up twice, in the weights and in their average.
+    copies = jax.tree.map(jnp.copy, (params, batch_stats))
+    ema = Average(*copies, jnp.float32(ema_decay)) if ema_decay else None
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=tx.init(params),
         key=keys.steps,
-        ema=Average(params, batch_stats, jnp.float32(ema_decay)) if ema_decay else None,
+        ema=ema,
         plateau=make_plateau(),
         apply_fn=model.apply,
         tx=tx,
@@ -125,6 +128,12 @@ def check_train_state(config: ConfigDict, dataset: Dataset, memory_bytes: int) -
     Raises:
       ConfigError: also if the state, with gradients, would not fit into the memory.
     """
+    side = min(dataset.train.images.shape[1:3])
+    if max(config.shift, config.cutout - 1) >= side:
+        raise ConfigError(
+            f"shift={config.shift} or cutout={config.cutout} leaves nothing of images "
+            f"of {side} pixels; take a shift below {side} and a cutout of at most that"
+        )
     state = jax.eval_shape(_state_maker(config, dataset))
     state_bytes, parameter_bytes = (
         sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -26,7 +26,7 @@ from dwsep_jax.evaluate import (
     restore_to_evaluate,
 )
 from dwsep_jax.events import Events
-from dwsep_jax.figures import draw_run
+from dwsep_jax.figures import LAST_FIGURE, draw_run
 from dwsep_jax.history import (
     Row,
     append_row,
@@ -87,13 +87,13 @@ def run(config: ConfigDict, workdir: str | os.PathLike, dataset: data.Dataset) -
     network = print_start(config, dataset, state)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir))
-        state, history = resume(workdir, checkpoints, state)
-        if not is_finished(config, history):  # --mode=evaluate may have left one.
+        state, history = resume(config, workdir, checkpoints, state)
+        write_event, first = None, len(history)
+        if not is_finished(config, history):
+            # --mode=evaluate may have left one.
             pathlib.Path(workdir, "evaluation.json").unlink(missing_ok=True)
-        write_event = lambda row: None  # noqa: E731
-        if config.tensorboard:
-            write_event = stack.enter_context(Events(workdir, history)).write
-        first = len(history)
+            if config.tensorboard:
+                write_event = stack.enter_context(Events(workdir, history)).write
         epochs = train_epochs(config, dataset, state, history.copy())
         for trained, row in stack.enter_context(contextlib.closing(epochs)):
             state = trained
@@ -101,18 +101,23 @@ def run(config: ConfigDict, workdir: str | os.PathLike, dataset: data.Dataset) -
             scores = {row["epoch"]: score(row) for row in history}
             checkpoints.save(row["epoch"], state, {"history": history}, scores)
             append_row(workdir, row)
-            write_event(row)
+            if write_event is not None:
+                write_event(row)
             left = seconds_left(history, first, config.num_epochs)
             console.say(console.format_epoch(row, config.num_epochs, left))
         if config.early_stopping:
-            print_stop(config, history)
             state = restore_to_evaluate(config, checkpoints, state)
     epoch = int(state.step) // dataset.steps_per_epoch(config.batch_size)
-    evaluation = read_evaluation(workdir, epoch)
+    if config.early_stopping:
+        print_stop(config, history, epoch)
+    # Another process may have written one while this one trained.
+    evaluation = read_evaluation(workdir, epoch) if first == len(history) else None
     if evaluation is None:
         evaluation = evaluate_and_write(config, workdir, dataset, state, "test")
-        draw_run(workdir)
+        pathlib.Path(workdir, LAST_FIGURE).unlink(missing_ok=True)
     console.print_evaluation(evaluation, network)
+    if not pathlib.Path(workdir, LAST_FIGURE).exists():
+        draw_run(workdir)
     console.say(f"files: {workdir}")
 
 
@@ -124,7 +129,10 @@ def is_finished(config: ConfigDict, history: list[Row]) -> bool:
 
 
 def resume(
-    workdir: str | os.PathLike, checkpoints: Checkpoints, state: TrainState
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    checkpoints: Checkpoints,
+    state: TrainState,
 ) -> tuple[TrainState, list[Row]]:
     """Return the state to go on from and the rows of its epochs; both may be fresh.
 
@@ -137,7 +145,8 @@ def resume(
     if restored := checkpoints.restore_latest(state):
         checkpoints.discard_after(restored.epoch)
         state, history = restored.tree, restored.metadata["history"]
-        console.say(f"resuming after epoch {restored.epoch}, step {int(state.step):,}")
+        what = "finished" if is_finished(config, history) else "resuming"
+        console.say(f"{what} after epoch {restored.epoch}, step {int(state.step):,}")
     write_rows(workdir, history)
     return state, history
 
@@ -242,15 +251,16 @@ def compile_evaluation(
     console.say(f"compiled the evaluation step in {seconds:.1f} s")
 
 
-def print_stop(config: ConfigDict, history: list[Row]) -> None:
-    """Say why a run with early stopping ended, and what that means for its rate."""
-    best = max(history, key=score)
+def print_stop(config: ConfigDict, history: list[Row], epoch: int) -> None:
+    """Say why a run with early stopping ended, and which epoch is evaluated."""
     why = "all epochs are trained"
-    if is_settled(history, config.early_stopping, config.min_change):
+    if len(history) < config.num_epochs:
         share = history[-1]["learning_rate"] / config.learning_rate
         why = (
             f"stopped early: in {config.early_stopping} epochs no validation accuracy "
             f"was better by more than {config.min_change:g}; the learning rate of the "
             f"{config.schedule} schedule was at {share:.0%} of its peak"
         )
-    console.say(f"{why}; the best epoch is {best['epoch']}")
+    best = max(history, key=score)["epoch"]
+    lost = "" if best == epoch else f"; the checkpoint of the best, {best}, is lost"
+    console.say(f"{why}; epoch {epoch} is evaluated, the best that is kept{lost}")

@@ -83,7 +83,7 @@ def test_when_none_is_whole_it_says_so(tmp_path):
     for path in pathlib.Path(tmp_path, "checkpoints", "1", "arrays").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    message = "delete the directory to start over"
+    message = f"delete {tmp_path} to start over"
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=message):
         checkpoints.restore_latest(make_tree())
 
@@ -170,14 +170,18 @@ def test_describe_leaves_tell_dtype_shape_and_value_apart():
     assert len({describe_leaves([array])["[0]"] for array in arrays}) == len(arrays)
 
 
-def test_a_reader_finds_what_a_run_under_way_has_replaced(tmp_path):
+def test_a_reader_is_told_of_no_damage_where_a_run_replaced_a_checkpoint(
+    tmp_path, capsys
+):
     save_all(tmp_path, [0.5])
     with Checkpoints(tmp_path, read_only=True) as reader:
         assert reader.epochs() == [1]
         with Checkpoints(tmp_path) as writer:
             writer.save(2, make_tree(7.0), {}, {1: 0.5, 2: 0.9})
         assert epochs_on_disk(tmp_path) == [2]
-        assert reader.restore_latest(make_tree()).epoch == 2
+        # What is gone is not damaged.
+        assert reader.restore_latest(make_tree()) is None
+    assert capsys.readouterr().out == ""
 
 
 def test_what_a_killed_save_left_is_removed_by_a_writer_alone(tmp_path):

@@ -79,7 +79,7 @@ INVALID = {
     "activation": [None],
     "inner_norm": [0],
     "inner_activation": ["no"],
-    "dropout_rate": [-0.1, 1.0, NAN],
+    "dropout_rate": [-0.1, 0.001, 0.999, 1.0, NAN],
     "norm_momentum": [-0.1, 1.0],
     "dtype": [None],
     "lowering": [1],
@@ -364,7 +364,7 @@ def test_directory_of_other_things_is_refused(tmp_path):
 
 
 def test_directory_of_logs_is_accepted(tmp_path):
-    for name in (".gitkeep", "train.log", "slurm-1.out", "config.json.tmp"):
+    for name in (".gitkeep", "train.log", "slurm-1.out", "config.json.7.tmp"):
         (tmp_path / name).write_text("")
     open_workdir(tmp_path, make_config(), resolve)
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dwsep_jax import cli, console, data, epoch, step, train
+from dwsep_jax import cli, console, data, epoch, evaluate, step, train
 from dwsep_jax.config import FIELDS
 from dwsep_jax.datasets import cache
 from dwsep_jax.metrics import Metrics
@@ -176,6 +176,21 @@ def test_eval_batch_size_and_deterministic_reach_the_evaluation(dataset, monkeyp
     for changes in ({}, {"eval_batch_size": 5}, {"deterministic": True}):
         train.evaluate_epoch(resolved(dataset, **changes), dataset, state)
     assert seen == {(8, False), (5, False), (8, True)}
+
+
+def test_deterministic_reaches_the_last_evaluation(dataset, monkeypatch, tmp_path):
+    seen, jit_eval_step = [], evaluate._jit_eval_step
+
+    def spy(deterministic):
+        seen.append(deterministic)
+        return jit_eval_step(deterministic)
+
+    monkeypatch.setattr(evaluate, "_jit_eval_step", spy)
+    state = make_train_state(resolved(dataset), dataset)
+    for deterministic in (False, True):
+        config = resolved(dataset, deterministic=deterministic)
+        evaluate.evaluate_and_write(config, tmp_path, dataset, state, "validation")
+    assert seen == [False, True]
 
 
 def test_tensorboard_writes_events(dataset, monkeypatch, tmp_path):

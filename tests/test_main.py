@@ -276,8 +276,8 @@ MISTAKES = {
     ),
     "out of range": (
         [DIGITS, "--config.dropout_rate=1"],
-        "--config.dropout_rate=1.0: must be a finite number of at least 0 and below "
-        "1; e.g. --config.dropout_rate=0.1",
+        "--config.dropout_rate=1.0: must be a finite number that is 0, or from 1/256 "
+        "to 255/256; e.g. --config.dropout_rate=0.1",
     ),
     "negative, apart": (
         [DIGITS, "--config.seed", "-1"],

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
+from jax.sharding import AxisType
 from jax.test_util import check_grads
 
 from dwsep_jax import ops
@@ -333,6 +334,48 @@ def test_gradient_of_normalize_takes_two_sums_over_the_elements():
         e.invars[0].aval.shape for e in jaxpr.eqns if e.primitive.name == "reduce_sum"
     ]
     assert inputs.count(x.shape) == 2
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+def test_gradients_inside_a_shard_map_are_those_of_the_whole(lowering):
+    x, kernel, _ = make_inputs((4, 5, 5, 3))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+
+    def loss(kernel, x):
+        return jnp.sum(jnp.sin(ops.depthwise_conv(x, kernel, lowering=lowering)))
+
+    # The kernel is the same on both devices: its gradient is summed over them.
+    specs = dict(in_specs=(jax.P(), jax.P("data")), out_specs=jax.P())
+    got = jax.shard_map(jax.grad(loss), mesh=mesh, **specs)(kernel, x)
+    np.testing.assert_allclose(got, jax.grad(loss)(kernel, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+def test_gradients_on_an_explicit_mesh_are_those_of_the_whole(lowering):
+    x, kernel, _ = make_inputs((4, 5, 5, 3))
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(ops.depthwise_conv(x, kernel, lowering=lowering)))
+
+    want = jax.grad(loss, (0, 1))(x, kernel)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(x, jax.P("data"))
+        got = jax.jit(jax.grad(loss, (0, 1)))(sharded, jnp.asarray(kernel))
+        assert jax.typeof(got[0]) == jax.typeof(sharded)
+    for a, b in zip(got, want):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_an_activation_may_have_parameters_of_its_own():
+    x, vector = jnp.array([[-1.0, 2.0]]), jnp.ones(2)
+
+    def f(slope):
+        prelu = lambda y: jnp.where(y > 0, y, slope * y)  # noqa: E731
+        args = (x, 0 * vector, vector, vector, 0 * vector)
+        return ops.normalize(*args, epsilon=0.0, activation=prelu).sum()
+
+    assert jax.grad(f)(0.5) == -1.0
 
 
 def test_eager_calls_of_equal_shapes_compile_nothing_more(caplog):

@@ -212,6 +212,14 @@ def test_a_run_killed_inside_a_save_ends_with_the_same_bits(tmp_path):
     assert result_of("killed") == result_of("whole")
 
 
+def test_benchmarks_can_be_started_as_they_say():
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        command = f"python -m benchmarks.{path.stem}"
+        assert command in path.read_text()
+        result = python(f"import benchmarks.{path.stem}")
+        assert result.returncode == 0, result.stderr
+
+
 def readme_examples():
     text = (ROOT / "README.md").read_text()
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)

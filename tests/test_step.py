@@ -14,6 +14,7 @@ from dwsep_jax import optim, step
 from dwsep_jax.augment import normalize
 from dwsep_jax.errors import ConfigError
 from dwsep_jax.metrics import Metrics
+from dwsep_jax.models import create_model
 from tests import tiny
 
 
@@ -251,6 +252,27 @@ def test_the_average_follows_weights_and_statistics_by_its_decay(
         jax.tree.leaves((got.params, got.batch_stats)), jax.tree.leaves((params, stats))
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_state_with_an_average_can_be_given_up(batch):
+    config = tiny.make_config(ema_decay=0.5)
+    model = create_model(config, tiny.NUM_CLASSES)
+    keys = step.make_run_keys(0)
+    state = step.create_train_state(
+        model, optax.sgd(0.1), (8, 8, 3), keys, ema_decay=0.5
+    )
+    jax.jit(step.train_step, donate_argnums=0)(state, batch)
+
+
+@pytest.mark.parametrize(
+    "change", [{"shift": 8}, {"cutout": 9}, {"shift": 64, "cutout": 4}], ids=str
+)
+def test_augmentation_that_leaves_nothing_of_an_image_is_refused(change):
+    dataset = tiny.make_dataset()
+    step.check_train_state(tiny.make_config(shift=7, cutout=8), dataset, 10**9)
+    message = "leaves nothing of images of 8 pixels; take a shift below 8"
+    with pytest.raises(ConfigError, match=message):
+        step.check_train_state(tiny.make_config(**change), dataset, 10**9)
 
 
 def test_the_average_does_not_change_the_training(averaging, state, train_step, batch):

@@ -98,6 +98,11 @@ def test_a_run_learns_and_leaves_its_files(tmp_path, capsys):
     assert "test accuracy" in shown
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in before.items())
 
+    # What a kill or a full disk may have left undone is made up for.
+    (tmp_path / "figures" / "reliability.png").unlink()
+    run(config, tmp_path)
+    assert (tmp_path / "figures" / "reliability.png").exists()
+
 
 def test_an_evaluation_of_other_weights_is_replaced(tmp_path, monkeypatch):
     config = tiny.make_config(num_epochs=2)
@@ -120,7 +125,35 @@ def test_an_evaluation_of_other_weights_is_replaced(tmp_path, monkeypatch):
     # An evaluation of the first epoch, by a process that began before the second.
     path.write_text(json.dumps({"epoch": 1}))
     run(config, tmp_path)
-    assert json.loads(path.read_text())["epoch"] == 2
+    whole = json.loads(path.read_text())
+    assert whole["epoch"] == 2
+    # One that lacks what is to be printed.
+    path.write_text(json.dumps({"epoch": 2}))
+    run(config, tmp_path)
+    assert json.loads(path.read_text()) == whole
+
+
+def test_a_process_that_has_trained_evaluates_and_draws_by_itself(
+    tmp_path, monkeypatch
+):
+    settle(monkeypatch, [0.9, 0.5, 0.5])
+    monkeypatch.setattr(evaluate, "load", lambda config: tiny.make_dataset())
+    config = tiny.make_config(num_epochs=3, early_stopping=3)
+
+    def evaluate_beside(workdir, row):
+        append_row(workdir, row)
+        if row["epoch"] == 2:
+            evaluate.evaluate_workdir(load_config(workdir), workdir, "test")
+            evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+            assert evaluation["epoch"] == 1
+            drawn.append((tmp_path / "figures/curves.png").read_bytes())
+            (tmp_path / "evaluation.json").write_text("[]")
+
+    append_row, drawn = train.append_row, []
+    monkeypatch.setattr(train, "append_row", evaluate_beside)
+    run(config, tmp_path)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["epoch"] == 1
+    assert (tmp_path / "figures/curves.png").read_bytes() != drawn[0]
 
 
 def test_results_without_a_checkpoint_are_not_trained_over(tmp_path):
@@ -439,7 +472,7 @@ def test_a_settled_run_stops_and_its_best_epoch_is_evaluated(
     shown = capsys.readouterr().out
     assert "the cosine schedule is planned for all 6 epochs" in shown
     assert "stopped early: in 2 epochs" in shown
-    assert "of the cosine schedule was at 30% of its peak; the best epoch is 3" in shown
+    assert "of the cosine schedule was at 30% of its peak; epoch 3 is eval" in shown
     # It stays stopped, and an evaluation of it is one of the same epoch.
     path.unlink()
     assert len(run(config, tmp_path)) == 4
@@ -456,18 +489,25 @@ def test_a_run_that_does_not_settle_is_trained_to_the_end(
     settle(monkeypatch, [0.5, 0.4, 0.6, 0.55])
     rows = run(tiny.make_config(num_epochs=4, early_stopping=2), tmp_path)
     assert len(rows) == 4
-    assert "all epochs are trained; the best epoch is 3" in capsys.readouterr().out
+    assert "all epochs are trained; epoch 3 is evaluated" in capsys.readouterr().out
     assert json.loads((tmp_path / "evaluation.json").read_text())["epoch"] == 3
 
 
-def test_where_the_best_is_damaged_the_latest_is_evaluated(tmp_path, monkeypatch):
+def test_where_the_best_is_damaged_the_latest_is_evaluated(
+    tmp_path, monkeypatch, capsys
+):
     settle(monkeypatch, [0.9, 0.5, 0.5])
     config = tiny.make_config(num_epochs=3, early_stopping=3)
     run(config, tmp_path)
     flip_bytes(tmp_path / "checkpoints" / "1" / "arrays")
     (tmp_path / "evaluation.json").unlink()
+    capsys.readouterr()
     run(config, tmp_path)
     assert json.loads((tmp_path / "evaluation.json").read_text())["epoch"] == 3
+    shown = capsys.readouterr().out
+    assert "finished after epoch 3, step 15" in shown
+    assert "all epochs are trained; epoch 3 is evaluated" in shown
+    assert "the checkpoint of the best, 1, is lost" in shown
 
 
 def test_the_running_average_is_evaluated_beside_and_in_the_end(tmp_path, dataset):
