@@ -1,6 +1,7 @@
 """A small separable network on scikit-learn's 1,797 digits: nothing to download.
 
-98.9 % test accuracy (356 of 360 images) with seed 0, 2 minutes on 2 CPU cores.
+99.2 % test accuracy (357 of 360 images) with seed 0, 65 seconds on 2 CPU cores (jax
+0.10.2).
 
     python main.py --config=configs/digits.py
 """

@@ -31,6 +31,14 @@ def describe_environment(dtype: str, seed: int) -> dict[str, Any]:
     }
 
 
+def compiler_options(deterministic: bool) -> dict[str, Any] | None:
+    """Return what has XLA compute the same bits each time on a GPU.
+
+    A CPU takes the option too, and has no need of it.
+    """
+    return {"xla_gpu_deterministic_ops": True} if deterministic else None
+
+
 def memory_bytes() -> int:
     """Return the memory of the device, or of the machine where the device shares it."""
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dwsep_jax import console, data
 from dwsep_jax.augment import make_augment
-from dwsep_jax.environment import memory_bytes
+from dwsep_jax.environment import compiler_options, memory_bytes
 from dwsep_jax.errors import UserError
 from dwsep_jax.metrics import Metrics
 from dwsep_jax.step import Batch, TrainState, train_many
@@ -53,8 +53,6 @@ def compile_programs(
     """
     start = time.perf_counter()
     steps = make_steps(config, len(dataset.class_names))
-    # A CPU takes the option, and has no need of it.
-    options = {"xla_gpu_deterministic_ops": config.deterministic}
     permutation = jax.ShapeDtypeStruct(dataset.train.labels.shape, jnp.int32)
     whole, rest = divmod(
         dataset.steps_per_epoch(config.batch_size), config.steps_per_dispatch
@@ -65,7 +63,7 @@ def compile_programs(
             jitted = jax.jit(
                 partial(steps, num_steps=num_steps),
                 donate_argnums=(0, 1),
-                compiler_options=options,
+                compiler_options=compiler_options(config.deterministic),
             )
             lowered = jitted.lower(state, Metrics.empty(), arrays, permutation)
             compiled = lowered.compile()

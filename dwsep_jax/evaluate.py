@@ -15,7 +15,7 @@ from dwsep_jax.augment import normalize
 from dwsep_jax.checkpoint import Checkpoints
 from dwsep_jax.console import print_evaluation
 from dwsep_jax.data import Dataset, Split, load
-from dwsep_jax.environment import describe_environment
+from dwsep_jax.environment import compiler_options, describe_environment
 from dwsep_jax.errors import UserError, choose
 from dwsep_jax.figures import draw_run
 from dwsep_jax.files import write_atomically
@@ -34,9 +34,7 @@ def _jit_eval_step(deterministic):
         batch = {"image": normalize(images), "label": labels, "mask": mask}
         return eval_step(state, batch)
 
-    # A CPU takes the option, and has no need of it.
-    options = {"xla_gpu_deterministic_ops": deterministic}
-    return jax.jit(step, compiler_options=options)
+    return jax.jit(step, compiler_options=compiler_options(deterministic))
 
 
 def evaluate(

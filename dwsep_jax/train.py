@@ -112,11 +112,12 @@ def run(config: ConfigDict, workdir: str | os.PathLike, dataset: data.Dataset) -
         print_stop(config, history, epoch)
     # Another process may have written one while this one trained.
     evaluation = read_evaluation(workdir, epoch) if first == len(history) else None
+    last_figure = pathlib.Path(workdir, LAST_FIGURE)
     if evaluation is None:
         evaluation = evaluate_and_write(config, workdir, dataset, state, "test")
-        pathlib.Path(workdir, LAST_FIGURE).unlink(missing_ok=True)
+        last_figure.unlink(missing_ok=True)
     console.print_evaluation(evaluation, network)
-    if not pathlib.Path(workdir, LAST_FIGURE).exists():
+    if not last_figure.exists():
         draw_run(workdir)
     console.say(f"files: {workdir}")
 
