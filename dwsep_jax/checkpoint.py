@@ -49,7 +49,6 @@ class Checkpoints:
             self._directory,
             item_names=("arrays", "metadata"),
             options=ocp.CheckpointManagerOptions(
-                create=not read_only,
                 enable_async_checkpointing=False,
             ),
         )

@@ -50,6 +50,8 @@ def test_a_new_workdir_has_none(tmp_path):
 def test_the_latest_and_the_best_are_kept_and_nan_is_no_best(tmp_path):
     save_all(tmp_path, [0.1, 0.9, float("nan"), 0.3, 0.2])
     assert epochs_on_disk(tmp_path) == [2, 5]
+    save_all(tmp_path / "nan first", [float("nan"), 0.2, 0.1])
+    assert epochs_on_disk(tmp_path / "nan first") == [2, 3]
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore_latest(make_tree()).epoch == 5
 
