@@ -26,3 +26,12 @@ def test_what_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="killed here"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
+
+
+def test_two_processes_write_under_different_names(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(os, "replace", lambda old, new: seen.append(str(old)))
+    for pid in (1, 2):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        write_atomically(tmp_path / "a", "x")
+    assert len(set(seen)) == 2
