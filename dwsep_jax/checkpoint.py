@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,13 @@ from dwsep_jax.files import write_atomically
 
 Tree = Any
 _SUMS = "SHA256SUMS.json"
+# What is raised although the checkpoint that is read may be whole.
+_NOT_ITS_FAULT = (
+    UserError,
+    MemoryError,
+    PermissionError,
+    jax.errors.JaxRuntimeError,
+)
 
 
 class Restored(NamedTuple):
@@ -76,7 +83,8 @@ class Checkpoints:
           scores: of the epochs up to this one; a score that is missing or not finite is
             the worst. Orbax's own would stop it from opening where they are damaged.
         """
-        metadata = {"leaves": describe_leaves(tree), **metadata}
+        leaves, sums = describe_leaves(tree), checksums(tree)
+        metadata = {"leaves": leaves, "checksums": sums, **metadata}
         saved = self._manager.save(
             epoch,
             args=ocp.args.Composite(
@@ -126,9 +134,7 @@ class Checkpoints:
         for epoch in epochs:
             try:
                 return self._restore(epoch, like)
-            except (UserError, MemoryError, PermissionError):
-                raise  # The checkpoint is not at fault.
-            except jax.errors.JaxRuntimeError:
+            except _NOT_ITS_FAULT:
                 raise
             # Orbax has no common error: a damaged file raises any of a dozen types.
             except Exception as error:
@@ -160,20 +166,15 @@ class Checkpoints:
             _check_equal(json.loads((directory / _SUMS).read_bytes()), _sums(directory))
         args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
         metadata = dict(self._manager.restore(epoch, args=args)["metadata"])
-        leaves = metadata.pop("leaves")
-        self._refuse_another_network(epoch, leaves, like)
+        self._refuse_another_network(epoch, metadata.pop("leaves"), like)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target))
         tree = self._manager.restore(epoch, args=args)["arrays"]
-        _check_equal(leaves, describe_leaves(tree))
+        _check_equal(metadata.pop("checksums"), checksums(tree))
         return Restored(epoch, tree, metadata)
 
-    def _refuse_another_network(self, epoch, leaves, like):
-        there = {name: leaf.rpartition(" ")[0] for name, leaf in leaves.items()}
-        here = {
-            name: leaf.rpartition(" ")[0]
-            for name, leaf in describe_leaves(like, digest=lambda leaf: "-").items()
-        }
+    def _refuse_another_network(self, epoch, there, like):
+        here = describe_leaves(like)
         for name in [*here, *there]:
             if there.get(name) != here.get(name):
                 raise UserError(
@@ -183,26 +184,28 @@ class Checkpoints:
                 )
 
 
-def describe_leaves(tree: Tree, digest: Callable | None = None) -> dict[str, str]:
-    """Return dtype, shape and SHA-256 of every leaf, by its path.
+def describe_leaves(tree: Tree) -> dict[str, str]:
+    """Return dtype and shape of every leaf by its path; arrays or their shapes do."""
+    return {
+        name: f"{leaf.dtype} {'x'.join(map(str, leaf.shape)) or 'scalar'}"
+        for name, leaf in _leaves_by_path(tree).items()
+    }
 
-    Args:
-      tree: of arrays or, with a `digest` that needs no values, of their shapes.
-      digest: what to write in place of the SHA-256.
-    """
 
-    def describe(leaf):
+def checksums(tree: Tree) -> dict[str, str]:
+    """Return the SHA-256 of every leaf's values by its path."""
+
+    def digest(leaf):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        shape = "x".join(map(str, leaf.shape)) or "scalar"
-        return f"{np.dtype(leaf.dtype).name} {shape} {(digest or _sha256)(leaf)}"
+        return hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
 
+    return {name: digest(leaf) for name, leaf in _leaves_by_path(tree).items()}
+
+
+def _leaves_by_path(tree):
     leaves, _ = jax.tree.flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): describe(leaf) for path, leaf in leaves}
-
-
-def _sha256(array):
-    return hashlib.sha256(np.asarray(array).tobytes()).hexdigest()
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def _sums(directory):

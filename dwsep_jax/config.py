@@ -153,6 +153,10 @@ FIELDS = {
 EXEMPT = frozenset({"data_dir", "progress", "eval_batch_size", "tensorboard"})
 
 
+# They are not planned for all `num_epochs`.
+STEADY_SCHEDULES = frozenset({"constant", "plateau"})
+
+
 def validate(config: ConfigDict) -> None:
     """Check the names of the fields, each value by itself, then what contradicts.
 
@@ -164,7 +168,7 @@ def validate(config: ConfigDict) -> None:
         if not field.is_valid(config[name]):
             raise ConfigError(describe(name, config[name]))
     warmup_epochs = config.warmup_epochs or 0
-    decays = config.schedule not in ("constant", "plateau")
+    decays = config.schedule not in STEADY_SCHEDULES
     if decays and warmup_epochs >= config.num_epochs:
         raise ConfigError(
             f"--config.warmup_epochs={config.warmup_epochs}: must be less than "

@@ -1,4 +1,4 @@
-"""Where a run took place: devices and versions, for the files that it leaves."""
+"""The machine of a run: its devices, versions, memory and compiler."""
 
 import importlib.metadata
 import os

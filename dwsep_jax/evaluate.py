@@ -45,8 +45,14 @@ def evaluate(
     The last batch is padded and masked; loss and accuracy are summed on the device and
     divided once.
 
+    Args:
+      state: its weights, running statistics and `apply_fn` are used.
+      split: uint8 images (N, H, W, C) and labels int (N,).
+      batch_size: images per step.
+      deterministic: have a GPU compute the same bits each time.
+
     Returns:
-      {loss, accuracy}, and the probabilities of the classes, float32 (N, K).
+      {loss (nats), accuracy}, and the probabilities of the classes, float32 (N, K).
     """
     step = _jit_eval_step(deterministic)
     total, probabilities = None, []

@@ -5,6 +5,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from dwsep_jax import console
+from dwsep_jax.config import STEADY_SCHEDULES
 from dwsep_jax.data import Dataset
 from dwsep_jax.step import TrainState
 from dwsep_jax.summary import describe_network, summarize
@@ -49,7 +50,7 @@ def describe_early_stopping(config: ConfigDict) -> str:
         f"early stopping: after {config.early_stopping} epochs without a validation "
         f"accuracy better by more than {config.min_change:g}"
     )
-    if config.schedule in ("constant", "plateau"):
+    if config.schedule in STEADY_SCHEDULES:
         return text
     return text + (
         f"; the {config.schedule} schedule is planned for all {config.num_epochs} "

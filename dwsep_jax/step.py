@@ -129,11 +129,12 @@ def check_train_state(config: ConfigDict, dataset: Dataset, memory_bytes: int) -
       ConfigError: also if the state, with gradients, would not fit into the memory.
     """
     side = min(dataset.train.images.shape[1:3])
-    if max(config.shift, config.cutout - 1) >= side:
-        raise ConfigError(
-            f"shift={config.shift} or cutout={config.cutout} leaves nothing of images "
-            f"of {side} pixels; take a shift below {side} and a cutout of at most that"
-        )
+    for field, limit in (("shift", side - 1), ("cutout", side)):
+        if config[field] > limit:
+            raise ConfigError(
+                f"{field}={config[field]} leaves nothing of images of {side} pixels; "
+                f"take at most {limit}"
+            )
     state = jax.eval_shape(_state_maker(config, dataset))
     state_bytes, parameter_bytes = (
         sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

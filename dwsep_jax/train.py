@@ -92,8 +92,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike, dataset: data.Dataset) -
         if not is_finished(config, history):
             # --mode=evaluate may have left one.
             pathlib.Path(workdir, "evaluation.json").unlink(missing_ok=True)
-            if config.tensorboard:
-                write_event = stack.enter_context(Events(workdir, history)).write
+        has_events = pathlib.Path(workdir, "tensorboard").exists()
+        if config.tensorboard and not (has_events and is_finished(config, history)):
+            write_event = stack.enter_context(Events(workdir, history)).write
         epochs = train_epochs(config, dataset, state, history.copy())
         for trained, row in stack.enter_context(contextlib.closing(epochs)):
             state = trained

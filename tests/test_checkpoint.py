@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwsep_jax.checkpoint import Checkpoints, describe_leaves
+from dwsep_jax.checkpoint import Checkpoints, checksums, describe_leaves
 from dwsep_jax.errors import UserError
 
 
@@ -38,7 +38,7 @@ def test_restored_arrays_and_metadata_are_those_saved(tmp_path):
         restored = checkpoints.restore_latest(make_tree())
     assert restored.epoch == 1
     assert restored.metadata == {"history": [0]}
-    assert describe_leaves(restored.tree) == describe_leaves(make_tree(1.0))
+    assert checksums(restored.tree) == checksums(make_tree(1.0))
     assert restored.tree["key"].dtype == make_tree()["key"].dtype
 
 
@@ -74,7 +74,7 @@ def test_an_array_that_changed_is_noticed(tmp_path):
     (tmp_path / "checkpoints" / "2" / "SHA256SUMS.json").unlink()
     (metadata,) = (tmp_path / "checkpoints" / "2" / "metadata").rglob("metadata")
     content = json.loads(metadata.read_text())
-    content["leaves"]["['weights']"] = describe_leaves(make_tree(5.0))["['weights']"]
+    content["checksums"]["['weights']"] = checksums(make_tree(5.0))["['weights']"]
     metadata.write_text(json.dumps(content))
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore_latest(make_tree()).epoch == 1
@@ -160,7 +160,7 @@ def test_without_sums_of_its_files_the_leaves_vouch_for_a_checkpoint(tmp_path):
         assert checkpoints.restore_latest(make_tree()).epoch == 2
 
 
-def test_describe_leaves_tell_dtype_shape_and_value_apart():
+def test_descriptions_and_checksums_tell_dtype_shape_and_value_apart():
     arrays = [
         jnp.zeros(4),
         jnp.zeros((2, 2)),
@@ -169,7 +169,8 @@ def test_describe_leaves_tell_dtype_shape_and_value_apart():
         jax.random.key(0),
         jax.random.key(1),
     ]
-    assert len({describe_leaves([array])["[0]"] for array in arrays}) == len(arrays)
+    seen = {describe_leaves([a])["[0]"] + checksums([a])["[0]"] for a in arrays}
+    assert len(seen) == len(arrays)
 
 
 def test_a_reader_is_told_of_no_damage_where_a_run_replaced_a_checkpoint(

@@ -270,7 +270,8 @@ def test_a_state_with_an_average_can_be_given_up(batch):
 def test_augmentation_that_leaves_nothing_of_an_image_is_refused(change):
     dataset = tiny.make_dataset()
     step.check_train_state(tiny.make_config(shift=7, cutout=8), dataset, 10**9)
-    message = "leaves nothing of images of 8 pixels; take a shift below 8"
+    field, value = next(iter(change.items()))
+    message = f"^{field}={value} leaves nothing of images of 8 pixels; take at most"
     with pytest.raises(ConfigError, match=message):
         step.check_train_state(tiny.make_config(**change), dataset, 10**9)
 

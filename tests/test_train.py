@@ -13,7 +13,7 @@ import pytest
 
 from dwsep_jax import data, epoch, evaluate, train
 from dwsep_jax import step as step_lib
-from dwsep_jax.checkpoint import Checkpoints, describe_leaves
+from dwsep_jax.checkpoint import Checkpoints, checksums
 from dwsep_jax.config import load_config
 from dwsep_jax.datasets.prepare import locked
 from dwsep_jax.errors import ConfigError, UserError
@@ -228,7 +228,7 @@ def test_two_runs_of_a_seed_are_equal_and_of_two_seeds_are_not(dataset):
         config = make_resolved(num_epochs=1, seed=seed)
         first = make_train_state(config, dataset)
         ((last, _),) = train.train_epochs(config, dataset, first, [])
-        return describe_leaves(last.params)
+        return checksums(last.params)
 
     assert last_state(0) == last_state(0)
     assert last_state(0) != last_state(1)
