@@ -4,8 +4,6 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -48,43 +46,6 @@ _ROW_KEYS = {"epoch", "learning_rate"} | {
 }
 _EVALUATION_KEYS = {"split", "weights", "epoch", "num_examples", "accuracy"}
 _EVALUATION_KEYS |= {"per_class", "confusion_matrix", "calibration"}
-
-
-def draw_curves(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
-    """Draw loss, accuracy and learning rate over the epochs of a run.
-
-    Args:
-      rows: the rows of metrics.jsonl, one per epoch, at least one; losses in nats,
-        accuracies as fractions. EMA curves are drawn where rows have them.
-      path: the PNG file to write.
-
-    Raises:
-      ValueError: if there are no rows.
-    """
-    _write_png(_build_curves(rows), path)
-
-
-def draw_confusion_matrix(evaluation: dict[str, Any], path: str | os.PathLike) -> None:
-    """Draw which classes are taken for which.
-
-    Colours are shares of the true class, on a square-root scale. Numbers are counts;
-    above 20 classes there is no room for them.
-
-    Args:
-      evaluation: the content of evaluation.json.
-      path: the PNG file to write.
-    """
-    _write_png(_build_confusion_matrix(evaluation), path)
-
-
-def draw_reliability(evaluation: dict[str, Any], path: str | os.PathLike) -> None:
-    """Draw accuracy against confidence, bin by bin (Guo et al. 2017).
-
-    Args:
-      evaluation: the content of evaluation.json.
-      path: the PNG file to write.
-    """
-    _write_png(_build_reliability(evaluation), path)
 
 
 def draw_run(workdir: str | os.PathLike) -> list[pathlib.Path]:
@@ -173,8 +134,7 @@ def _style(axes):
 
 
 def _build_curves(rows):
-    if not rows:
-        raise ValueError("there are no rows to draw curves of")
+    """Plot loss (nats), accuracy and learning rate over the epochs."""
     figure = _make_figure(8, 8.5)
     panels = figure.subplots(3, sharex=True, height_ratios=(3, 3, 1.4))
     loss_axes, accuracy_axes, rate_axes = panels
@@ -244,6 +204,10 @@ def _mark_best_epoch(panels, rows):
 
 
 def _build_confusion_matrix(evaluation):
+    """Show which classes are taken for which: shares of the true class, and counts.
+
+    The colours are on a square-root scale, so that rare confusions are seen.
+    """
     names = [row["name"] for row in evaluation["per_class"]]
     counts = np.array(evaluation["confusion_matrix"])
     # A class without examples has a row of zeros, not of 0/0.
@@ -318,6 +282,7 @@ def _make_title(name, evaluation):
 
 
 def _build_reliability(evaluation):
+    """Show accuracy against confidence, bin by bin (Guo et al. 2017)."""
     calibration = evaluation["calibration"]
     bins = [b for b in calibration["bins"] if b["count"]]
     figure = _make_figure(7, 7.5)

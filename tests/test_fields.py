@@ -19,13 +19,9 @@ def dataset():
     return tiny.make_dataset()
 
 
-def resolved(dataset, **changes):
-    return train.resolve(tiny.make_config(**changes), dataset)
-
-
 def program(dataset, **changes):
     """Return the program of a training step as text; its inputs hold no values."""
-    config = resolved(dataset, **changes)
+    config = tiny.make_resolved(**changes)
     state = jax.eval_shape(step._state_maker(config, dataset))
     arrays = {"image": dataset.train.images, "label": dataset.train.labels}
     steps = epoch.make_steps(config, tiny.NUM_CLASSES)
@@ -80,7 +76,7 @@ IN_THE_STATE = {"seed": 1, "learning_rate": 0.2, "weight_decay": 0.1}
 @pytest.mark.parametrize("field", IN_THE_STATE)
 def test_the_state_before_the_first_step_changes(dataset, field):
     def values(**changes):
-        state = make_train_state(resolved(dataset, **changes), dataset)
+        state = make_train_state(tiny.make_resolved(**changes), dataset)
         state = state.replace(key=jax.random.key_data(state.key))
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state)])
 
@@ -112,7 +108,7 @@ def test_the_data_change(monkeypatch, field):
 
 
 def finished(dataset, rows, **changes):
-    return train.is_finished(resolved(dataset, num_epochs=9, **changes), rows)
+    return train.is_finished(tiny.make_resolved(num_epochs=9, **changes), rows)
 
 
 def test_early_stopping_and_min_change_end_a_run(dataset):
@@ -125,7 +121,7 @@ def test_early_stopping_and_min_change_end_a_run(dataset):
 
 def test_the_plateau_waits_and_lowers_as_it_is_told(dataset):
     def multipliers(**changes):
-        config = resolved(dataset, schedule="plateau", **changes)
+        config = tiny.make_resolved(schedule="plateau", **changes)
         state = make_train_state(config, dataset)
         for _ in range(6):
             state = train.lower_rate_on_plateau(config, state, 1.0)
@@ -148,7 +144,7 @@ def test_steps_per_dispatch_and_deterministic_reach_the_programs(dataset, monkey
         return jit(*args, **options)
 
     def sizes(**changes):
-        config = resolved(dataset, **changes)
+        config = tiny.make_resolved(**changes)
         state = make_train_state(config, dataset)
         arrays = {"image": dataset.train.images, "label": dataset.train.labels}
         seen.clear()
@@ -171,9 +167,9 @@ def test_eval_batch_size_and_deterministic_reach_the_evaluation(dataset, monkeyp
         return {"loss": 1.0, "accuracy": 1.0}, None
 
     monkeypatch.setattr(train, "evaluate", fake)
-    state = make_train_state(resolved(dataset), dataset)
+    state = make_train_state(tiny.make_resolved(), dataset)
     for changes in ({}, {"eval_batch_size": 5}, {"deterministic": True}):
-        train.evaluate_epoch(resolved(dataset, **changes), dataset, state)
+        train.evaluate_epoch(tiny.make_resolved(**changes), dataset, state)
     assert seen == {(8, False), (5, False), (8, True)}
 
 
@@ -185,9 +181,9 @@ def test_deterministic_reaches_the_last_evaluation(dataset, monkeypatch, tmp_pat
         return jit_eval_step(deterministic)
 
     monkeypatch.setattr(evaluate, "_jit_eval_step", spy)
-    state = make_train_state(resolved(dataset), dataset)
+    state = make_train_state(tiny.make_resolved(), dataset)
     for deterministic in (False, True):
-        config = resolved(dataset, deterministic=deterministic)
+        config = tiny.make_resolved(deterministic=deterministic)
         evaluate.evaluate_and_write(config, tmp_path, dataset, state, "validation")
     assert seen == [False, True]
 

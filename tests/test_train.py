@@ -3,8 +3,6 @@
 import itertools
 import json
 import shutil
-import struct
-import types
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +15,7 @@ from dwsep_jax.checkpoint import Checkpoints, checksums
 from dwsep_jax.config import load_config
 from dwsep_jax.datasets.prepare import locked
 from dwsep_jax.errors import ConfigError, UserError
-from dwsep_jax.metrics import Metrics
-from dwsep_jax.step import make_run_keys, make_train_state
+from dwsep_jax.step import make_train_state
 from tests import tiny
 
 
@@ -32,12 +29,12 @@ def dataset():
     return tiny.make_dataset()
 
 
-def make_resolved(**changes):
-    return train.resolve(tiny.make_config(**changes), tiny.make_dataset())
-
-
 class Interrupted(Exception):
     """Stands for a process that is gone."""
+
+
+def interrupt(*args):
+    raise Interrupted
 
 
 def run(config, workdir):
@@ -225,35 +222,13 @@ def test_a_run_broken_off_goes_on_to_the_same_end(
 
 def test_two_runs_of_a_seed_are_equal_and_of_two_seeds_are_not(dataset):
     def last_state(seed):
-        config = make_resolved(num_epochs=1, seed=seed)
+        config = tiny.make_resolved(num_epochs=1, seed=seed)
         first = make_train_state(config, dataset)
         ((last, _),) = train.train_epochs(config, dataset, first, [])
         return checksums(last.params)
 
     assert last_state(0) == last_state(0)
     assert last_state(0) != last_state(1)
-
-
-def test_every_example_is_trained_on_once_an_epoch(monkeypatch, dataset):
-    seen = []
-
-    def record(state, arrays, indices, augment):
-        jax.debug.callback(lambda i: seen.append(np.asarray(i)), indices)
-        return train_on_indices(state, arrays, indices, augment)
-
-    train_on_indices = step_lib.train_on_indices
-    monkeypatch.setattr(step_lib, "train_on_indices", record)
-    config = make_resolved(num_epochs=2, batch_size=11)
-    state = make_train_state(config, dataset)
-    for _ in train.train_epochs(config, dataset, state, []):
-        pass
-    jax.effects_barrier()
-    epochs = np.concatenate(seen).reshape(2, 44)
-    for i, order in enumerate(epochs):
-        assert sorted(order) == list(range(44))
-        want = data.epoch_permutation(make_run_keys(0).order, i, 44)
-        np.testing.assert_array_equal(order, want)
-    assert not np.array_equal(epochs[0], epochs[1])
 
 
 @pytest.mark.parametrize(
@@ -286,13 +261,6 @@ def test_a_network_that_does_not_fit_into_the_memory_is_refused(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_step_that_does_not_fit_into_the_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(epoch, "memory_bytes", lambda: 1000)
-    message = r"a training step needs .* GiB .* a smaller --config\.batch_size than 8 "
-    with pytest.raises(UserError, match=message):
-        run(tiny.make_config(), tmp_path)
-
-
 @pytest.mark.parametrize("steps_per_dispatch", [1, 3])
 @pytest.mark.parametrize("bad_step", [2, 5, 8])
 def test_a_step_that_is_not_finite_stops_the_run_and_is_named(
@@ -319,31 +287,8 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_named(
         assert checkpoints.epochs() == [1] * whole
 
 
-def test_losses_are_read_while_later_steps_run(dataset, monkeypatch):
-    config = make_resolved(num_epochs=1, batch_size=1)
-    state = make_train_state(config, dataset)
-    arrays = {"image": dataset.train.images, "label": dataset.train.labels}
-    programs = epoch.compile_programs(config, dataset, state, arrays)
-    assert len(programs) == 44
-    dispatched, read = [], []
-
-    def dispatch(state, total, arrays, permutation):
-        dispatched.append(len(dispatched))
-        return state, total, np.full(1, np.nan if len(dispatched) == 3 else 0.0)
-
-    def advance(num_steps):
-        read.append(num_steps)
-
-    progress = types.SimpleNamespace(advance=advance)
-    fake = [epoch.Program(1, dispatch)] * 44
-    with pytest.raises(UserError, match=r"^step 3 left"):
-        epoch.train_epoch(fake, state, arrays, np.arange(44), progress)
-    # Not at once, but long before the end of the epoch.
-    assert len(dispatched) == 3 + 32
-
-
 def test_an_evaluation_that_is_not_finite_stops_the_run(dataset):
-    config = make_resolved(num_epochs=1)
+    config = tiny.make_resolved(num_epochs=1)
     state = make_train_state(config, dataset)
     nan = jax.tree.map(lambda s: s * jnp.nan, state.batch_stats)
     message = r"train_eval_loss is nan after step 0; try a learning_rate below 0\.1"
@@ -360,7 +305,7 @@ def test_two_processes_do_not_share_a_workdir(tmp_path):
 def test_rows_hold_what_their_names_say(dataset, monkeypatch):
     ticks = itertools.count()
     monkeypatch.setattr(train.time, "perf_counter", lambda: float(next(ticks)))
-    config = make_resolved(num_epochs=1)
+    config = tiny.make_resolved(num_epochs=1)
     state = make_train_state(config, dataset)
     ((state, row),) = train.train_epochs(config, dataset, state, [])
     for prefix, split in [
@@ -389,41 +334,8 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(tmp_path, monkeypatc
     assert seen == [{1: scores[1]}, scores]
 
 
-def test_the_training_step_lowers_for_tpu(dataset):
-    config = make_resolved(mixup=0.2, cutout=2)
-    state = make_train_state(config, dataset)
-    steps = epoch.make_steps(config, tiny.NUM_CLASSES)
-    arrays = {"image": dataset.train.images, "label": dataset.train.labels}
-
-    def take(params, batch_stats, opt_state, key_data, arrays, permutation):
-        new, total, _ = steps(
-            state.replace(
-                params=params,
-                batch_stats=batch_stats,
-                opt_state=opt_state,
-                key=jax.random.wrap_key_data(key_data),
-            ),
-            Metrics.empty(),
-            arrays,
-            permutation,
-            num_steps=2,
-        )
-        return new.params, new.opt_state, total.compute()
-
-    exported = jax.export.export(jax.jit(take), platforms=["tpu"])(
-        state.params,
-        state.batch_stats,
-        state.opt_state,
-        jax.random.key_data(state.key),
-        arrays,
-        np.arange(44, dtype=np.int32),
-    )
-    assert exported.platforms == ("tpu",)
-    assert "stablehlo.convolution" in exported.mlir_module()
-
-
 def test_a_run_passes_in_64_bits_with_the_same_dtypes(dataset):
-    config = make_resolved(num_epochs=1, steps_per_dispatch=2)
+    config = tiny.make_resolved(num_epochs=1, steps_per_dispatch=2)
     with jax.enable_x64(True):
         state = make_train_state(config, dataset)
         dtypes = {leaf.dtype for leaf in jax.tree.leaves(state.params)}
@@ -542,7 +454,7 @@ def test_the_plateau_lowers_the_rate_in_the_program_and_in_the_rows(
     rows = run(tiny.make_config(num_epochs=4, **changes), tmp_path)
     rates = [row["learning_rate"] for row in rows]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.025, 0.025], rtol=1e-6)
-    state = make_train_state(make_resolved(), tiny.make_dataset())
+    state = make_train_state(tiny.make_resolved(), tiny.make_dataset())
     with Checkpoints(tmp_path) as checkpoints:
         plateau = checkpoints.restore_latest(state).tree.plateau
     assert plateau.multiplier == 0.0625
@@ -572,7 +484,7 @@ def test_compilation_is_no_part_of_the_elapsed_time(dataset, monkeypatch, capsys
     clock, compile_programs = [0.0], train.compile_programs
     monkeypatch.setattr(train, "compile_programs", slow)
     monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
-    config = make_resolved(num_epochs=1)
+    config = tiny.make_resolved(num_epochs=1)
     state = make_train_state(config, dataset)
     monkeypatch.setattr(epoch, "train_epoch", None)
 
@@ -587,50 +499,3 @@ def test_compilation_is_no_part_of_the_elapsed_time(dataset, monkeypatch, capsys
     shown = capsys.readouterr().out
     assert "compiled the training step in" in shown
     assert "compiled the evaluation step in" in shown
-
-
-def test_tensorboard_events_hold_all_rows_once(tmp_path, monkeypatch):
-    config = tiny.make_config(num_epochs=2, tensorboard=True, ema_decay=0.5)
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "append_row", interrupt)
-        with pytest.raises(Interrupted):
-            run(config, tmp_path)
-    rows = run(config, tmp_path)
-    (path,) = (tmp_path / "tensorboard").iterdir()
-    assert read_scalars(path) == {
-        (tag, row["step"]): np.float32(row[name])
-        for row in rows
-        for name, tag in {
-            "train_loss": "loss/train",
-            "train_eval_loss": "loss/train_eval",
-            "val_loss": "loss/val",
-            "ema_val_loss": "loss/ema_val",
-            "train_accuracy": "accuracy/train",
-            "train_eval_accuracy": "accuracy/train_eval",
-            "val_accuracy": "accuracy/val",
-            "ema_val_accuracy": "accuracy/ema_val",
-            "learning_rate": "run/learning_rate",
-            "images_per_second": "run/images_per_second",
-            "elapsed_seconds": "run/elapsed_seconds",
-            "epoch": "run/epoch",
-        }.items()
-    }
-
-
-def interrupt(*args):
-    raise Interrupted
-
-
-def read_scalars(path):
-    """Return {(tag, step): value} of an event file, none of them there twice."""
-    from tensorboardX.proto import event_pb2
-
-    content, scalars = path.read_bytes(), {}
-    while content:
-        (size,) = struct.unpack("<Q", content[:8])
-        event = event_pb2.Event.FromString(content[12 : 12 + size])
-        content = content[12 + size + 4 :]
-        for value in event.summary.value:
-            assert (value.tag, event.step) not in scalars
-            scalars[value.tag, event.step] = np.float32(value.simple_value)
-    return scalars

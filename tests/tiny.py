@@ -4,6 +4,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import default
+from dwsep_jax import train
 from dwsep_jax.data import Dataset, Split
 
 NUM_CLASSES = 3
@@ -51,3 +52,8 @@ def make_dataset() -> Dataset:
         train_eval=make_split(10, 0),
         test=make_split(13, 2),
     )
+
+
+def make_resolved(**changes) -> ConfigDict:
+    """Return `make_config` with every unset value set."""
+    return train.resolve(make_config(**changes), make_dataset())

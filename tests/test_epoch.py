@@ -1,0 +1,107 @@
+"""The programs of an epoch: which examples, what is read when, what is refused."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from dwsep_jax import data, epoch, train
+from dwsep_jax import step as step_lib
+from dwsep_jax.errors import UserError
+from dwsep_jax.metrics import Metrics
+from dwsep_jax.step import make_run_keys, make_train_state
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return tiny.make_dataset()
+
+
+def test_every_example_is_trained_on_once_an_epoch(monkeypatch, dataset):
+    seen = []
+
+    def record(state, arrays, indices, augment):
+        jax.debug.callback(lambda i: seen.append(np.asarray(i)), indices)
+        return train_on_indices(state, arrays, indices, augment)
+
+    train_on_indices = step_lib.train_on_indices
+    monkeypatch.setattr(step_lib, "train_on_indices", record)
+    config = tiny.make_resolved(num_epochs=2, batch_size=11)
+    state = make_train_state(config, dataset)
+    for _ in train.train_epochs(config, dataset, state, []):
+        pass
+    jax.effects_barrier()
+    epochs = np.concatenate(seen).reshape(2, 44)
+    for i, order in enumerate(epochs):
+        assert sorted(order) == list(range(44))
+        want = data.epoch_permutation(make_run_keys(0).order, i, 44)
+        np.testing.assert_array_equal(order, want)
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_a_step_that_does_not_fit_into_the_memory_is_refused(dataset, monkeypatch):
+    monkeypatch.setattr(epoch, "memory_bytes", lambda: 1000)
+    message = r"a training step needs .* GiB .* a smaller --config\.batch_size than 8 "
+    config = tiny.make_resolved()
+    state = make_train_state(config, dataset)
+    arrays = {"image": dataset.train.images, "label": dataset.train.labels}
+    with pytest.raises(UserError, match=message):
+        epoch.compile_programs(config, dataset, state, arrays)
+
+
+def test_losses_are_read_while_later_steps_run(dataset, monkeypatch):
+    config = tiny.make_resolved(num_epochs=1, batch_size=1)
+    state = make_train_state(config, dataset)
+    arrays = {"image": dataset.train.images, "label": dataset.train.labels}
+    programs = epoch.compile_programs(config, dataset, state, arrays)
+    assert len(programs) == 44
+    dispatched, read = [], []
+
+    def dispatch(state, total, arrays, permutation):
+        dispatched.append(len(dispatched))
+        return state, total, np.full(1, np.nan if len(dispatched) == 3 else 0.0)
+
+    def advance(num_steps):
+        read.append(num_steps)
+
+    progress = types.SimpleNamespace(advance=advance)
+    fake = [epoch.Program(1, dispatch)] * 44
+    with pytest.raises(UserError, match=r"^step 3 left"):
+        epoch.train_epoch(fake, state, arrays, np.arange(44), progress)
+    # Not at once, but long before the end of the epoch.
+    assert len(dispatched) == 3 + 32
+
+
+def test_the_training_step_lowers_for_tpu(dataset):
+    config = tiny.make_resolved(mixup=0.2, cutout=2)
+    state = make_train_state(config, dataset)
+    steps = epoch.make_steps(config, tiny.NUM_CLASSES)
+    arrays = {"image": dataset.train.images, "label": dataset.train.labels}
+
+    def take(params, batch_stats, opt_state, key_data, arrays, permutation):
+        new, total, _ = steps(
+            state.replace(
+                params=params,
+                batch_stats=batch_stats,
+                opt_state=opt_state,
+                key=jax.random.wrap_key_data(key_data),
+            ),
+            Metrics.empty(),
+            arrays,
+            permutation,
+            num_steps=2,
+        )
+        return new.params, new.opt_state, total.compute()
+
+    exported = jax.export.export(jax.jit(take), platforms=["tpu"])(
+        state.params,
+        state.batch_stats,
+        state.opt_state,
+        jax.random.key_data(state.key),
+        arrays,
+        np.arange(44, dtype=np.int32),
+    )
+    assert exported.platforms == ("tpu",)
+    assert "stablehlo.convolution" in exported.mlir_module()
