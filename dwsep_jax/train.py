@@ -75,7 +75,8 @@ def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
     """
     config = optim.resolve(config)
     if config.steps_per_dispatch is None:
-        # XLA's loops make convolutions slow on CPU, where a dispatch costs little.
+        # On CPU a loop of 8 steps made 0.7 to 1.0 of the images/s of single ones (2
+        # cores, configs/cpu.py). Elsewhere not measured: there, a dispatch costs more.
         config.steps_per_dispatch = 1 if jax.default_backend() == "cpu" else 16
     check_train_state(config, dataset, memory_bytes())
     return config
