@@ -34,7 +34,7 @@ BLACK, GRAY, LIGHT_GRAY, WHITE = "#000000", "#666666", "#DDDDDD", "#FFFFFF"
 # Prefix of the keys in metrics.jsonl, label, colour, line style, marker: no curve is
 # told apart by its colour alone.
 _CURVES = (
-    ("train", "train, as trained: augmented, dropout", SKY_BLUE, "--", "v"),
+    ("train", "train, as trained", SKY_BLUE, "--", "v"),
     ("train_eval", "train, evaluated", BLUE, "-", "s"),
     ("val", "validation", VERMILION, "-", "o"),
     ("ema_val", "validation, EMA weights", PURPLE, "-.", "D"),

@@ -16,7 +16,7 @@ from dwsep_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 LABELS = {
-    "train": "train, as trained: augmented, dropout",
+    "train": "train, as trained",
     "train_eval": "train, evaluated",
     "val": "validation",
     "ema_val": "validation, EMA weights",
