@@ -4,13 +4,14 @@ Each can be used alone. Convolutions keep float32 parameters in the shapes of `n
 and compute in `dtype` (by default that of their input and parameters, promoted).
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.dtypes import promote_dtype
+from flax.linen.dtypes import canonicalize_dtype, promote_dtype
 
 from dwsep_jax import ops
 
@@ -38,7 +39,7 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (*self.kernel_size, 1, x.shape[-1])
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        kernel, bias = _weights(self, shape)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         y = ops.depthwise_conv(
             x,
@@ -48,7 +49,7 @@ class DepthwiseConv(nn.Module):
             kernel_dilation=self.kernel_dilation,
             lowering=self.lowering,
         )
-        return _add_bias(self, y) if self.use_bias else y
+        return y if bias is None else _add(y, bias)
 
 
 class PointwiseConv(nn.Module):
@@ -66,10 +67,10 @@ class PointwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (1, 1, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        kernel, bias = _weights(self, shape)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         y = ops.pointwise_conv(x, kernel)
-        return _add_bias(self, y) if self.use_bias else y
+        return y if bias is None else _add(y, bias)
 
 
 class SeparableConv(nn.Module):
@@ -92,28 +93,34 @@ class SeparableConv(nn.Module):
     norm: Callable[..., Callable[[jax.Array], jax.Array]] | None = None
     activation: Callable[[jax.Array], jax.Array] | None = None
 
+    # Says to `DenseLayer` that x may be `ops.Normalized`.
+    takes_normalized: ClassVar[bool] = True
+
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = DepthwiseConv(
-            self.kernel_size,
-            self.strides,
-            self.padding,
-            dtype=self.dtype,
-            kernel_init=self.kernel_init,
-            lowering=self.lowering,
-            name="depthwise",
-        )(x)
-        if self.norm is not None:
-            x = self.norm(name="norm")(x)
-        if self.activation is not None:
-            x = self.activation(x)
-        return PointwiseConv(
-            self.features,
-            self.use_bias,
-            dtype=self.dtype,
-            kernel_init=self.kernel_init,
-            name="pointwise",
-        )(x)
+    def __call__(self, x: jax.Array | ops.Normalized) -> jax.Array:
+        channels = x.shape[-1]
+        weights = partial(_Weights, kernel_init=self.kernel_init)
+        depthwise, _ = weights((*self.kernel_size, 1, channels), name="depthwise")()
+        shape = (1, 1, channels, self.features)
+        pointwise, bias = weights(shape, self.use_bias, name="pointwise")()
+        x, depthwise, pointwise = self._promote(x, depthwise, pointwise)
+        options = {"strides": self.strides, "padding": self.padding}
+        options["lowering"] = self.lowering
+        if self.norm is None and self.activation is None:
+            y = ops.separable_conv(x, depthwise, pointwise, **options)
+        else:
+            x = x.compute() if isinstance(x, ops.Normalized) else x
+            y = ops.depthwise_conv(x, depthwise, **options)
+            y = y if self.norm is None else self.norm(name="norm")(y)
+            y = y if self.activation is None else self.activation(y)
+            y = ops.pointwise_conv(y, pointwise)
+        return y if bias is None else _add(y, bias)
+
+    def _promote(self, x, *kernels):
+        if not isinstance(x, ops.Normalized):
+            return promote_dtype(x, *kernels, dtype=self.dtype)
+        dtype = canonicalize_dtype(jnp.zeros((), x.dtype), *kernels, dtype=self.dtype)
+        return x.replace(dtype=dtype), *(k.astype(dtype) for k in kernels)
 
 
 class StandardConv(nn.Module):
@@ -186,19 +193,25 @@ class Normalize(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         """Return x (..., C) normalized by mean and var, (C,), in `dtype`."""
-        shape = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
-        y = ops.normalize(
-            x,
-            mean,
-            var,
-            scale,
-            bias,
-            epsilon=self.epsilon,
-            activation=self.activation,
-        )
-        return y.astype(self.dtype or x.dtype)
+        return self._defer((x,), mean, var).compute()
+
+    def _defer(self, pieces, mean, var):
+        scale = self.param("scale", nn.initializers.ones, mean.shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, mean.shape, jnp.float32)
+        affine = ops.fold(mean, var, scale, bias, epsilon=self.epsilon)
+        dtype = self.dtype or jnp.result_type(*pieces)
+        return ops.Normalized(tuple(pieces), *affine, self.activation, dtype)
+
+
+class DeferredNormalize(Normalize):
+    """Normalize, but leave the computation to whoever reads the result."""
+
+    @nn.compact
+    def __call__(
+        self, pieces: Sequence[jax.Array], mean: jax.Array, var: jax.Array
+    ) -> ops.Normalized:
+        """Return the normalized pieces (N, H, W, C_i), by mean and var of all C."""
+        return self._defer(pieces, mean, var)
 
 
 class BatchNorm(nn.Module):
@@ -249,7 +262,25 @@ class Dropout(nn.Module):
         return jnp.where(kept, scaled, jnp.zeros((), x.dtype))
 
 
-def _add_bias(module, y):
-    shape = y.shape[-1:]
-    bias = module.param("bias", nn.initializers.zeros, shape, jnp.float32)
+class _Weights(nn.Module):
+    """The parameters of a convolution, as a module by itself: a name among others."""
+
+    shape: tuple[int, ...]
+    use_bias: bool = False
+    kernel_init: Initializer = he_normal
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array | None]:
+        """Return kernel and bias, float32; None for no bias."""
+        return _weights(self, self.shape)
+
+
+def _weights(module, shape):
+    kernel = module.param("kernel", module.kernel_init, shape, jnp.float32)
+    if not module.use_bias:
+        return kernel, None
+    return kernel, module.param("bias", nn.initializers.zeros, shape[-1:], jnp.float32)
+
+
+def _add(y, bias):
     return y + ops.per_channel(bias.astype(y.dtype), y.ndim)

@@ -19,8 +19,8 @@ from dwsep_jax.errors import ConfigError, choose
 from dwsep_jax.layers import (
     BatchNorm,
     BatchStatistics,
+    DeferredNormalize,
     Dropout,
-    Normalize,
     PointwiseConv,
     SeparableConv,
     StandardConv,
@@ -32,24 +32,32 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 class Features(NamedTuple):
-    """Channels with their batch statistics: x (N, H, W, C); mean and var (C,)."""
+    """Channels in the pieces in which they were made, with their batch statistics.
 
-    x: jax.Array
+    The pieces (N, H, W, C_i) are not joined: a tensor that grows by each layer would be
+    copied for each. mean and var are of all channels, (C,).
+    """
+
+    pieces: tuple[jax.Array, ...]
     mean: jax.Array
     var: jax.Array
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+        return (*self.pieces[0].shape[:-1], self.mean.shape[0])
 
-def concatenate(pieces: Sequence[Features]) -> Features:
-    """Join features along the channels, statistics included."""
-    return Features(
-        *(jnp.concatenate(parts, axis=-1) for parts in zip(*pieces, strict=True))
-    )
+    def append(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> "Features":
+        """Return the features with another piece."""
+        means = jnp.concatenate([self.mean, mean])
+        return Features((*self.pieces, x), means, jnp.concatenate([self.var, var]))
 
 
 class DenseLayer(nn.Module):
     """Make `growth_rate` channels: dropout(conv(act(norm(x)))).
 
-    `normalize` and `norm` end with the activation. With a `bottleneck`, a 1x1
+    `normalize` and `norm` end with the activation. A convolution that takes
+    `Normalized` features computes them on the way. With a `bottleneck`, a 1x1
     convolution to that many growth rates of channels, a norm and an activation come
     before the convolution (DenseNet-B).
     """
@@ -67,9 +75,12 @@ class DenseLayer(nn.Module):
         x = self.normalize(name="norm")(*features)
         if self.bottleneck:
             width = round(self.bottleneck * self.growth_rate)
-            x = PointwiseConv(width, dtype=self.dtype, name="bottleneck")(x)
-            x = self.norm(name="bottleneck_norm")(x)
-        x = self.conv(self.growth_rate, name="conv")(x)
+            bottleneck = PointwiseConv(width, dtype=self.dtype, name="bottleneck")
+            x = self.norm(name="bottleneck_norm")(bottleneck(x.compute()))
+        conv = self.conv(self.growth_rate, name="conv")
+        if not (self.bottleneck or getattr(conv, "takes_normalized", False)):
+            x = x.compute()
+        x = conv(x)
         return Dropout(self.dropout_rate, name="dropout")(x, deterministic=not train)
 
 
@@ -84,8 +95,8 @@ class DenseBlock(nn.Module):
     def __call__(self, features: Features, train: bool) -> Features:
         for i in range(self.num_layers):
             y = self.layer(name=f"layer{i}")(features, train)
-            mean, var = self.statistics(name=f"statistics{i}")(y, not train)
-            features = concatenate([features, Features(y, mean, var)])
+            statistics = self.statistics(name=f"statistics{i}")(y, not train)
+            features = features.append(y, *statistics)
         return features
 
 
@@ -105,7 +116,7 @@ class Transition(nn.Module):
     def __call__(self, features: Features) -> jax.Array:
         x = self.normalize(name="norm")(*features)
         conv = PointwiseConv(self.num_channels, dtype=self.dtype, name="conv")
-        return conv(halve(x)) if self.halve_first else halve(conv(x))
+        return conv(x.map(halve)) if self.halve_first else halve(conv(x.compute()))
 
 
 def halve(x: jax.Array) -> jax.Array:
@@ -168,7 +179,7 @@ class DenseNet(nn.Module):
         _check_image_size(x.shape, self.stem_stride, len(self.block_sizes))
         kernel_size = (self.kernel_size, self.kernel_size)
         statistics = partial(BatchStatistics, self.norm_momentum)
-        normalize = partial(Normalize, dtype=self.dtype, activation=self.act)
+        normalize = partial(DeferredNormalize, dtype=self.dtype, activation=self.act)
         inner_norm = partial(BatchNorm, not train, self.norm_momentum, dtype=self.dtype)
         conv = partial(self.conv, kernel_size=kernel_size, dtype=self.dtype)
         if self.inner_norm:
@@ -193,11 +204,11 @@ class DenseNet(nn.Module):
             dtype=self.dtype,
             name="stem",
         )(x)
-        features = Features(x, *statistics(name="statistics0")(x, not train))
+        features = Features((x,), *statistics(name="statistics0")(x, not train))
         for b, num_layers in enumerate(self.block_sizes):
             if b > 0:
                 # Rounded first: 0.58 * 100 is a little less than 58.
-                kept = round(self.reduction * features.x.shape[-1], 9)
+                kept = round(self.reduction * features.shape[-1], 9)
                 num_channels = max(1, int(kept))
                 name = f"transition{b}"
                 halve_first = self.lowering != "conv"
@@ -205,11 +216,12 @@ class DenseNet(nn.Module):
                     num_channels, normalize, halve_first, self.dtype, name=name
                 )(features)
                 x_statistics = statistics(name=f"statistics{b}")(x, not train)
-                features = Features(x, *x_statistics)
+                features = Features((x,), *x_statistics)
             block = DenseBlock(num_layers, layer, statistics, name=f"block{b}")
             features = block(features, train)
-        x = normalize(name="norm")(*features)
-        x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        x = normalize(name="norm")(*features).map(
+            lambda x: jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        )
         return nn.Dense(self.num_classes, kernel_init=he_normal, name="head")(x)
 
 

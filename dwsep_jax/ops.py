@@ -6,20 +6,60 @@ convolutions, which may be below float32 on GPU and TPU), so a checkpoint moves 
 lowerings.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
-from jax.sharding import AxisType
 
+from dwsep_jax import shift
 from dwsep_jax.errors import choose
+from dwsep_jax.shift import accumulator_dtype
 
+Activation = Callable[[jax.Array], jax.Array]
 Padding = str | int | Sequence[tuple[int, int]]
+
+
+class Normalized(struct.PyTreeNode):
+    """A tensor that is yet to be normalized and activated, by whoever reads it.
+
+    A separable convolution does so on the way, a few images at a time, and the
+    normalized tensor never goes through the memory.
+
+    Attributes:
+      pieces: (N, H, W, C_i) each; their channels, one after the other, are the C.
+      factor: of each channel, (C,), float32 or wider.
+      constant: added to each channel after that, (C,).
+      activation: of each element; None: none.
+      dtype: of the result.
+    """
+
+    pieces: tuple[jax.Array, ...]
+    factor: jax.Array
+    constant: jax.Array
+    activation: Activation | None = struct.field(pytree_node=False)
+    dtype: jnp.dtype = struct.field(pytree_node=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+        return (*self.pieces[0].shape[:-1], self.factor.shape[0])
+
+    def map(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """Return `function` of the result; it must leave the last axis, of channels."""
+        parts, start = [], 0
+        for piece in self.pieces:
+            channels = slice(start, start + piece.shape[-1])
+            affine = (self.factor[channels], self.constant[channels])
+            y = shift.activate(piece, affine, self.activation, self.dtype)
+            parts.append(function(y))
+            start = channels.stop
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+    def compute(self) -> jax.Array:
+        """Return the result, (N, H, W, C)."""
+        return self.map(lambda y: y)
 
 
 def depthwise_conv(
@@ -51,11 +91,12 @@ def depthwise_conv(
       ValueError: if shapes, dtypes, padding or the lowering do not fit.
     """
     _check_depthwise(x, kernel)
-    strides = _pair("strides", strides)
-    kernel_dilation = _pair("kernel_dilation", kernel_dilation)
-    pads = _explicit_padding(x, kernel, strides, padding, kernel_dilation)
-    convolve = choose("lowering", lowering, _LOWERINGS)
-    return convolve(x, kernel, strides, pads, kernel_dilation)
+    geometry = _geometry(x, kernel, strides, padding, kernel_dilation)
+    lower = choose("lowering", lowering, _LOWERINGS)
+    return lower(
+        lambda x, kernel: _conv(x, kernel, geometry),
+        lambda x, kernel: shift.depthwise(x, kernel, geometry),
+    )(x, kernel)
 
 
 def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -71,16 +112,81 @@ def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Raises:
       ValueError: if shapes or dtypes do not fit.
     """
-    if kernel.ndim != 4 or kernel.shape[:2] != (1, 1) or kernel.shape[2] != x.shape[-1]:
-        raise ValueError(
-            f"a pointwise kernel for {x.shape[-1]} channels has shape "
-            f"(1, 1, {x.shape[-1]}, F), not {kernel.shape}"
-        )
+    _check_pointwise(x.shape[-1], kernel)
     _check_dtypes(x, kernel)
     # XLA adds up bfloat16 products in float32. To ask for a float32 result would make
     # the products of the gradient float32 ones, at twice the bytes.
     y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def separable_conv(
+    x: jax.Array | Normalized,
+    depthwise_kernel: jax.Array,
+    pointwise_kernel: jax.Array,
+    *,
+    strides: int | tuple[int, int] = (1, 1),
+    padding: Padding = "SAME",
+    kernel_dilation: int | tuple[int, int] = (1, 1),
+    lowering: str = "auto",
+) -> jax.Array:
+    """Convolve depthwise, then pointwise (Chollet 2017), without a memory in between.
+
+    Args:
+      x: images, (N, H, W, C), floating point; or `Normalized` ones, which this function
+        normalizes on the way.
+      depthwise_kernel: (kh, kw, 1, C), of the dtype of `x`.
+      pointwise_kernel: (1, 1, C, F), of the same dtype.
+      strides: of the depthwise convolution, as for `depthwise_conv`.
+      padding: likewise.
+      kernel_dilation: likewise.
+      lowering: "conv" (a grouped convolution and a matrix product, the reference),
+        "shift" (a few images at a time, as sums of shifted products), or "auto".
+
+    Returns:
+      (N, H', W', F) in the dtype of `x`, each of the two accumulated in float32 or
+      wider.
+
+    Raises:
+      ValueError: if shapes, dtypes, padding or the lowering do not fit.
+    """
+    _check_depthwise(x, depthwise_kernel)
+    _check_pointwise(x.shape[-1], pointwise_kernel)
+    _check_dtypes(x, pointwise_kernel)
+    geometry = _geometry(x, depthwise_kernel, strides, padding, kernel_dilation)
+    if isinstance(x, Normalized) and x.activation not in _CONSTANT_ACTIVATIONS:
+        x = x.compute()  # It may hold arrays of its own, with gradients.
+
+    def reference(x, depthwise_kernel, pointwise_kernel):
+        if isinstance(x, Normalized):
+            x = x.compute()
+        with jax.named_scope("depthwise"):
+            x = _conv(x, depthwise_kernel, geometry)
+        with jax.named_scope("pointwise"):
+            return pointwise_conv(x, pointwise_kernel)
+
+    def shifted(x, *kernels):
+        normalized = isinstance(x, Normalized)
+        return shift.separable(
+            x.pieces if normalized else (x,),
+            (x.factor, x.constant) if normalized else (),
+            *kernels,
+            activation=x.activation if normalized else None,
+            geometry=geometry,
+        )
+
+    lower = choose("lowering", lowering, _LOWERINGS)
+    return lower(reference, shifted)(x, depthwise_kernel, pointwise_kernel)
+
+
+# They depend on nothing but their argument.
+_CONSTANT_ACTIVATIONS = (
+    None,
+    jax.nn.relu,
+    jax.nn.leaky_relu,
+    jax.nn.silu,
+    jax.nn.gelu,
+)
 
 
 def normalize(
@@ -91,7 +197,7 @@ def normalize(
     bias: jax.Array,
     *,
     epsilon: float,
-    activation: Callable[[jax.Array], jax.Array] | None = None,
+    activation: Activation | None = None,
 ) -> jax.Array:
     """Return activation((x - mean) / sqrt(var + epsilon) * scale + bias).
 
@@ -104,27 +210,25 @@ def normalize(
     Returns:
       (..., C) in the dtype of `mean`.
     """
+    affine = fold(mean, var, scale, bias, epsilon=epsilon)
+    return shift.activate(x, affine, activation, mean.dtype)
+
+
+def fold(
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    *,
+    epsilon: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Return a normalization as factor and constant of each channel: (C,) all.
+
+    Backwards, these take two sums over the elements, all else is done by channel; and
+    the gradient needs x alone: a centered x would be one more tensor.
+    """
     factor = scale * lax.rsqrt(var + epsilon)
-    y = _affine(x, mean, factor, bias)
-    return y if activation is None else activation(y)
-
-
-@jax.custom_jvp
-def _affine(x, mean, factor, bias):
-    constant = per_channel(bias - mean * factor, x.ndim)
-    return x.astype(mean.dtype) * per_channel(factor, x.ndim) + constant
-
-
-@_affine.defjvp
-def _affine_jvp(primals, tangents):
-    x, mean, factor, bias = primals
-    dx, dmean, dfactor, dbias = tangents
-    # Transposed, this takes two sums over the elements, for a channel's constant part
-    # and for its factor, and needs x alone: a centered x would be one more tensor.
-    constant = dbias - factor * dmean - mean * dfactor
-    dy = dx.astype(mean.dtype) * per_channel(factor, x.ndim)
-    dy = dy + x.astype(mean.dtype) * per_channel(dfactor, x.ndim)
-    return _affine(x, mean, factor, bias), dy + per_channel(constant, x.ndim)
+    return factor, bias - mean * factor
 
 
 def per_channel(vector: jax.Array, ndim: int) -> jax.Array:
@@ -139,180 +243,38 @@ def _pair(name, value):
     return pair
 
 
-def accumulator_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """Return the dtype in which numbers of `dtype` are added up: float32 or wider."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
-def _conv(x, kernel, strides, pads, kernel_dilation):
+def _conv(x, kernel, geometry):
     """Lower to one convolution of C groups."""
     return lax.conv_general_dilated(
         x,
         kernel,
-        strides,
-        pads,
-        rhs_dilation=kernel_dilation,
+        geometry.strides,
+        geometry.pads,
+        rhs_dilation=geometry.kernel_dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
 
 
-def _shift(x, kernel, strides, pads, kernel_dilation):
-    """Lower to one multiply-add per tap, of shifted views; XLA fuses them."""
-    # Padded here, so that the gradient of the kernel takes what is padded already.
-    edges = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
-    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
-    geometry = {"strides": strides, "kernel_dilation": kernel_dilation}
-    if _names_axes(x) or _names_axes(kernel):
-        return _shifted_sum(x, kernel, **geometry)
-    return _shifted_sum_p.bind(x, kernel, **geometry)
-
-
-def _names_axes(array):
-    """Return whether the type of an array names axes of a mesh, explicit or manual.
-
-    Operations of jax know what to do with such types, under `shard_map` for one; a
-    primitive of ours would have to be taught.
-    """
-    axis_types = jax.typeof(array).sharding.mesh.axis_types or ()
-    return any(axis_type != AxisType.Auto for axis_type in axis_types)
-
-
-def _shifted_sum(x, kernel, *, strides, kernel_dilation):
-    kernel = kernel.astype(accumulator_dtype(x.dtype))
-    y = None
-    for i, j, view in _views(x, kernel.shape[:2], strides, kernel_dilation):
-        product = view * kernel[i : i + 1, j : j + 1]
-        y = product if y is None else y + product
-    return y.astype(x.dtype)
-
-
-def _tap_products(x, g, *, kernel_size, strides, kernel_dilation):
-    """Sum x times g over images and pixels, for each tap: the kernel's gradient.
-
-    A sum per tap would read both tensors nine times from memory. Where they are large,
-    a few images are added up at a time, elementwise, while they are in the cache.
-    """
-
-    def products(x, g):
-        g = g.astype(accumulator_dtype(g.dtype))
-        views = _views(x, kernel_size, strides, kernel_dilation)
-        return [view * g for _, _, view in views]
-
-    n, per_image = len(g), math.prod(g.shape[1:])
-    chunk = math.gcd(n, 2 ** max(0, round(math.log2(2**16 / per_image))))
-    if n * per_image < 2**18 or chunk == n:
-        sums = products(x, g)
-    else:
-        chunks = [a.reshape(n // chunk, chunk, *a.shape[1:]) for a in (x, g)]
-
-        def add(totals, pair):
-            return jax.tree.map(jnp.add, totals, products(*pair)), None
-
-        zeros = jnp.zeros((chunk, *g.shape[1:]), accumulator_dtype(g.dtype))
-        sums, _ = lax.scan(add, [zeros] * math.prod(kernel_size), chunks)
-    gradient = jnp.stack([total.sum((0, 1, 2)) for total in sums])
-    return gradient.reshape(*kernel_size, 1, x.shape[-1]).astype(x.dtype)
-
-
-def _spread(g, kernel, image_size, *, strides, kernel_dilation):
-    """Convolve g, its pixels `strides` apart, with the kernel turned about.
-
-    This is the gradient of the input, whose rows and columns are `image_size`.
-    """
-    rows, columns = ((0, 0, stride - 1) for stride in strides)
-    g = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), rows, columns, (0, 0, 0)))
-    edges = []
-    for axis in range(2):
-        reach = (kernel.shape[axis] - 1) * kernel_dilation[axis]
-        edges.append((reach, image_size[axis] - g.shape[1 + axis]))
-    return _shift(g, kernel[::-1, ::-1], (1, 1), tuple(edges), kernel_dilation)
-
-
-def _make_bilinear(name, function, static_names):
-    """Make a primitive of a function that is linear in each of two arrays.
-
-    So its gradients can be ours: XLA's gradient of a shifted sum pads nine times over.
-    A `custom_vjp` would do as much, but there would be no forward mode.
-    """
-    primitive = Primitive(name)
-    primitive.def_impl(jax.jit(function, static_argnames=static_names))
-    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
-
-    @primitive.def_abstract_eval
-    def abstract_eval(a, b, **static):
-        result = jax.eval_shape(partial(function, **static), a, b)
-        return jax.core.ShapedArray(result.shape, result.dtype)
-
-    def batch(arrays, axes, **static):
-        return jax.vmap(partial(function, **static), axes)(*arrays), 0
-
-    batching.primitive_batchers[primitive] = batch
-    return primitive
-
-
-_GEOMETRY = ("strides", "kernel_dilation")
-_shifted_sum_p = _make_bilinear("shifted_sum", _shifted_sum, _GEOMETRY)
-_tap_products_p = _make_bilinear(
-    "tap_products", _tap_products, ("kernel_size", *_GEOMETRY)
-)
-
-
-def _input_gradient(g, x, kernel, **geometry):
-    return _spread(g, kernel, x.aval.shape[1:3], **geometry)
-
-
-def _kernel_gradient(g, x, kernel, **geometry):
-    kernel_size = kernel.aval.shape[:2]
-    return _tap_products_p.bind(x, g, kernel_size=kernel_size, **geometry)
-
-
-def _tap_products_input_gradient(kernel, x, g, kernel_size, **geometry):
-    return _spread(g, kernel, x.aval.shape[1:3], **geometry)
-
-
-def _tap_products_output_gradient(kernel, x, g, kernel_size, **geometry):
-    return _shifted_sum_p.bind(x, kernel, **geometry)
-
-
-ad.defbilinear(_shifted_sum_p, _input_gradient, _kernel_gradient)
-ad.defbilinear(
-    _tap_products_p, _tap_products_input_gradient, _tap_products_output_gradient
-)
-
-
-def _views(x, kernel_size, strides, kernel_dilation):
-    """Yield (i, j, what tap (i, j) of the kernel sees), each in the wide dtype."""
-    x = x.astype(accumulator_dtype(x.dtype))
-    n, height, width, channels = x.shape
-    spans = [
-        size - (k - 1) * dilation
-        for size, k, dilation in zip(
-            (height, width), kernel_size, kernel_dilation, strict=True
-        )
-    ]
-    for i in range(kernel_size[0]):
-        for j in range(kernel_size[1]):
-            top, left = i * kernel_dilation[0], j * kernel_dilation[1]
-            start = (0, top, left, 0)
-            limit = (n, top + spans[0], left + spans[1], channels)
-            yield i, j, lax.slice(x, start, limit, (1, *strides, 1))
-
-
-def _auto(x, kernel, strides, pads, kernel_dilation):
+def _auto(reference, shifted):
     """Lower to shifts on CPU, where XLA's grouped convolution is slow."""
 
-    def run(lower):
-        return lambda x, k: lower(x, k, strides, pads, kernel_dilation)
+    def run(*arrays):
+        return lax.platform_dependent(*arrays, cpu=shifted, default=reference)
 
-    return lax.platform_dependent(x, kernel, cpu=run(_shift), default=run(_conv))
+    return run
 
 
-_LOWERINGS = {"auto": _auto, "conv": _conv, "shift": _shift}
+# From (reference, shifted), two functions of the same arrays, to the one that is run.
+_LOWERINGS = {
+    "auto": _auto,
+    "conv": lambda reference, shifted: reference,
+    "shift": lambda reference, shifted: shifted,
+}
 
 
 def _check_depthwise(x, kernel):
-    if x.ndim != 4 or kernel.ndim != 4:
+    if len(x.shape) != 4 or kernel.ndim != 4:
         raise ValueError(
             "depthwise_conv takes x (N, H, W, C) and kernel (kh, kw, 1, C), not "
             f"{x.shape} and {kernel.shape}"
@@ -327,6 +289,14 @@ def _check_depthwise(x, kernel):
     _check_dtypes(x, kernel)
 
 
+def _check_pointwise(channels, kernel):
+    if kernel.ndim != 4 or kernel.shape[:3] != (1, 1, channels):
+        raise ValueError(
+            f"a pointwise kernel for {channels} channels has shape "
+            f"(1, 1, {channels}, F), not {kernel.shape}"
+        )
+
+
 def _check_dtypes(x, kernel):
     if x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
@@ -334,8 +304,10 @@ def _check_dtypes(x, kernel):
         )
 
 
-def _explicit_padding(x, kernel, strides, padding, kernel_dilation):
-    """Return ((top, bottom), (left, right)); raise if no output would be left."""
+def _geometry(x, kernel, strides, padding, kernel_dilation):
+    """Return the geometry with explicit padding; raise if no output would be left."""
+    strides = _pair("strides", strides)
+    kernel_dilation = _pair("kernel_dilation", kernel_dilation)
     effective = [
         (k - 1) * dilation + 1
         for k, dilation in zip(kernel.shape[:2], kernel_dilation, strict=True)
@@ -359,4 +331,4 @@ def _explicit_padding(x, kernel, strides, padding, kernel_dilation):
                 f"a kernel that spans {k} pixels does not fit into {size} pixels "
                 f"padded by {pad}"
             )
-    return pads
+    return shift.Geometry(strides, pads, kernel_dilation)

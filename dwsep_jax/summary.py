@@ -48,7 +48,7 @@ def summarize(
         macs[name] = macs.get(name, 0) + operation.macs
     parts = []
     for name in _part_names(len(config.block_sizes)):
-        output = jax.tree.leaves(captured["intermediates"][name]["__call__"])[0]
+        (output,) = captured["intermediates"][name]["__call__"]
         leaves = jax.tree.leaves(variables["params"][name])
         parameters = sum(leaf.size for leaf in leaves)
         parts.append(Part(name, output.shape[1:], parameters, macs.get(name, 0)))

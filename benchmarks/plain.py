@@ -1,0 +1,119 @@
+"""The dense network as most people write it in Flax: `nn.Conv` and `nn.BatchNorm`.
+
+A batch norm of its own in every reader of a channel. `plain_variables` turns the weights
+of `dwsep_jax.DenseNet` into those of this one, so that the two can be held against
+each other.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from dwsep_jax.models import DenseNet
+
+
+class PlainConv(nn.Module):
+    """A separable or standard convolution by `nn.Conv`."""
+
+    separable: bool
+    features: int
+    kernel_size: tuple[int, int]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        if not self.separable:
+            return conv(self.features, self.kernel_size, name="conv")(x)
+        c = x.shape[-1]
+        x = conv(c, self.kernel_size, feature_group_count=c, name="depthwise")(x)
+        return conv(self.features, (1, 1), name="pointwise")(x)
+
+
+class PlainDenseNet(nn.Module):
+    """The textbook DenseNet with the fields of `like`; modules have dotted names."""
+
+    like: DenseNet
+    separable: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Return logits (N, K), float32, of images x (N, H, W, C)."""
+        like, dtype = self.like, self.like.dtype
+        norm = partial(
+            nn.BatchNorm, not train, momentum=like.norm_momentum, dtype=dtype
+        )
+        conv = partial(nn.Conv, use_bias=False, dtype=dtype)
+        growth, kernel_size = like.growth_rate, (like.kernel_size,) * 2
+        width, strides = round(like.stem_width * growth), (like.stem_stride,) * 2
+        x = conv(width, kernel_size, strides, name="stem.conv")(x)
+        for b, num_layers in enumerate(like.block_sizes):
+            if b:
+                x = like.act(norm(name=f"transition{b}.norm")(x))
+                width = int(round(like.reduction * x.shape[-1], 9))
+                x = conv(width, (1, 1), name=f"transition{b}.conv")(x)
+                x = nn.avg_pool(x, (2, 2), (2, 2))
+            for i in range(num_layers):
+                name = f"block{b}.layer{i}"
+                y = like.act(norm(name=f"{name}.norm")(x))
+                if like.bottleneck:
+                    inner = round(like.bottleneck * growth)
+                    y = conv(inner, (1, 1), name=f"{name}.bottleneck")(y)
+                    y = like.act(norm(name=f"{name}.bottleneck_norm.normalize")(y))
+                y = PlainConv(
+                    self.separable, growth, kernel_size, dtype, name=f"{name}.conv"
+                )(y)
+                y = nn.Dropout(like.dropout_rate, deterministic=not train)(y)
+                x = jnp.concatenate([x, y], axis=-1)
+        x = like.act(norm(name="norm")(x))
+        x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        return nn.Dense(like.num_classes, name="head")(x)
+
+
+def plain_variables(like: DenseNet, variables: dict[str, Any]) -> dict[str, Any]:
+    """Return the variables of `PlainDenseNet` that compute what these of ours do."""
+    return {
+        "params": plain_params(variables["params"]),
+        "batch_stats": _consumer_stats(like, variables["batch_stats"]),
+    }
+
+
+def plain_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Rename {"block0": {"layer0": {"norm": ...}}} to {"block0.layer0.norm": ...}."""
+    plain: dict[str, Any] = {}
+    for (*path, leaf), value in flatten_dict(params).items():
+        inside = [] if path[-2:-1] != ["conv"] or path[0] == "stem" else [path.pop()]
+        node = plain.setdefault(".".join(path), {})
+        for name in inside:
+            node = node.setdefault(name, {})
+        node[leaf] = value
+    return plain
+
+
+def _consumer_stats(like, producers):
+    """Return the running statistics of each reader, joined from those of its pieces."""
+    plain, pieces = {}, []
+
+    def join():
+        return {
+            key: jnp.concatenate([piece[key] for piece in pieces])
+            for key in ("mean", "var")
+        }
+
+    for b, num_layers in enumerate(like.block_sizes):
+        if b:
+            plain[f"transition{b}.norm"] = join()
+        pieces = [producers[f"statistics{b}"]]
+        for i in range(num_layers):
+            plain[f"block{b}.layer{i}.norm"] = join()
+            block = producers[f"block{b}"]
+            if like.bottleneck:
+                inner = block[f"layer{i}"]["bottleneck_norm"]["statistics"]
+                plain[f"block{b}.layer{i}.bottleneck_norm.normalize"] = inner
+            pieces.append(block[f"statistics{i}"])
+    plain["norm"] = join()
+    return plain
