@@ -1,6 +1,6 @@
 """The dense network as most people write it in Flax: `nn.Conv` and `nn.BatchNorm`.
 
-A batch norm of its own in every reader of a channel. `plain_variables` turns the weights
+A batch norm of its own in every reader of a channel. `plain_variables` turns weights
 of `dwsep_jax.DenseNet` into those of this one, so that the two can be held against
 each other.
 """

@@ -4,6 +4,7 @@ Each can be used alone. Convolutions keep float32 parameters in the shapes of `n
 and compute in `dtype` (by default that of their input and parameters, promoted).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype, promote_dtype
 
 from dwsep_jax import ops
+from dwsep_jax.shift import accumulator_dtype
 
 Dtype = Any
 Initializer = Callable[..., jax.Array]
@@ -99,7 +101,7 @@ class SeparableConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array | ops.Normalized) -> jax.Array:
         channels = x.shape[-1]
-        weights = partial(_Weights, kernel_init=self.kernel_init)
+        weights = partial(Weights, kernel_init=self.kernel_init)
         depthwise, _ = weights((*self.kernel_size, 1, channels), name="depthwise")()
         shape = (1, 1, channels, self.features)
         pointwise, bias = weights(shape, self.use_bias, name="pointwise")()
@@ -136,19 +138,21 @@ class StandardConv(nn.Module):
     use_bias: bool = False
     dtype: Dtype | None = None
     kernel_init: Initializer = he_normal
+    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.Conv(
-            self.features,
-            self.kernel_size,
-            self.strides,
-            self.padding,
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            kernel_init=self.kernel_init,
-            name="conv",
-        )(x)
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel, bias = Weights(shape, self.use_bias, self.kernel_init, name="conv")()
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+        y = ops.standard_conv(
+            x,
+            kernel,
+            strides=self.strides,
+            padding=self.padding,
+            lowering=self.lowering,
+        )
+        return y if bias is None else _add(y, bias)
 
 
 class BatchStatistics(nn.Module):
@@ -166,7 +170,7 @@ class BatchStatistics(nn.Module):
         self, x: jax.Array, use_running_average: bool
     ) -> tuple[jax.Array, jax.Array]:
         """Return (mean, variance), each (C,) in float32 or wider, of x (..., C)."""
-        dtype = ops.accumulator_dtype(x.dtype)
+        dtype = accumulator_dtype(x.dtype)
         shape = x.shape[-1:]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
@@ -254,7 +258,7 @@ class Dropout(nn.Module):
         if deterministic or never:
             return x
         keep = jnp.round(256 * (1 - jnp.asarray(self.rate, jnp.float32)))
-        bits = jax.random.bits(self.make_rng("dropout"), x.shape, jnp.uint8)
+        bits = _random_bytes(self.make_rng("dropout"), x.shape)
         kept = bits.astype(jnp.uint16) < keep.astype(jnp.uint16)
         scale = jnp.where(keep > 0, 256 / jnp.maximum(keep, 1), 0)
         # Scaled in float32: rounded to bfloat16, the scale would shift the expectation.
@@ -262,7 +266,19 @@ class Dropout(nn.Module):
         return jnp.where(kept, scaled, jnp.zeros((), x.dtype))
 
 
-class _Weights(nn.Module):
+def _random_bytes(key, shape):
+    """Draw uint8 numbers, four of each word: jax would draw a word for each of them.
+
+    Each quarter of the numbers takes one byte of every word: so XLA need not interleave
+    them.
+    """
+    size = math.prod(shape)
+    words = jax.random.bits(key, (-(-size // 4),), jnp.uint32)
+    quarters = [(words >> 8 * i).astype(jnp.uint8) for i in range(4)]
+    return jnp.concatenate(quarters)[:size].reshape(shape)
+
+
+class Weights(nn.Module):
     """The parameters of a convolution, as a module by itself: a name among others."""
 
     shape: tuple[int, ...]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from dwsep_jax import ops
 from dwsep_jax.errors import ConfigError, choose
 from dwsep_jax.layers import (
     BatchNorm,
@@ -24,6 +25,7 @@ from dwsep_jax.layers import (
     PointwiseConv,
     SeparableConv,
     StandardConv,
+    Weights,
     he_normal,
 )
 
@@ -101,30 +103,18 @@ class DenseBlock(nn.Module):
 
 
 class Transition(nn.Module):
-    """Mix and thin out the channels by a 1x1 convolution, then halve the image.
-
-    The two can change places, since each is linear and acts on what the other leaves
-    alone: with `halve_first` the convolution sees a quarter of the pixels.
-    """
+    """Mix and thin out the channels by a 1x1 convolution, and halve the image."""
 
     num_channels: int
     normalize: ModuleDef
-    halve_first: bool = False
-    dtype: Any = jnp.float32
+    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, features: Features) -> jax.Array:
         x = self.normalize(name="norm")(*features)
-        conv = PointwiseConv(self.num_channels, dtype=self.dtype, name="conv")
-        return conv(x.map(halve)) if self.halve_first else halve(conv(x.compute()))
-
-
-def halve(x: jax.Array) -> jax.Array:
-    """Average 2x2 pixels, an odd edge dropped: (N, H, W, C) -> (N, H/2, W/2, C)."""
-    n, height, width, channels = x.shape
-    height, width = height // 2, width // 2
-    x = x[:, : 2 * height, : 2 * width]
-    return x.reshape(n, height, 2, width, 2, channels).mean((2, 4))
+        shape = (1, 1, x.shape[-1], self.num_channels)
+        kernel, _ = Weights(shape, name="conv")()
+        return ops.halving_conv(x, kernel.astype(x.dtype), lowering=self.lowering)
 
 
 class DenseNet(nn.Module):
@@ -147,8 +137,7 @@ class DenseNet(nn.Module):
       inner_norm: put a batch norm between depthwise and pointwise (`SeparableConv`).
       inner_act: put the activation between depthwise and pointwise, likewise.
       norm_momentum: share that running statistics keep at each step.
-      lowering: "conv" has transitions as the paper has them, "auto" and "shift" halve
-        first; changes speed alone.
+      lowering: of the stem and the transitions, as in `ops`; changes speed alone.
       dtype: of the activations; parameters, statistics and logits are float32.
     """
 
@@ -202,6 +191,7 @@ class DenseNet(nn.Module):
             kernel_size,
             (self.stem_stride, self.stem_stride),
             dtype=self.dtype,
+            lowering=self.lowering,
             name="stem",
         )(x)
         features = Features((x,), *statistics(name="statistics0")(x, not train))
@@ -211,10 +201,9 @@ class DenseNet(nn.Module):
                 kept = round(self.reduction * features.shape[-1], 9)
                 num_channels = max(1, int(kept))
                 name = f"transition{b}"
-                halve_first = self.lowering != "conv"
-                x = Transition(
-                    num_channels, normalize, halve_first, self.dtype, name=name
-                )(features)
+                x = Transition(num_channels, normalize, self.lowering, name=name)(
+                    features
+                )
                 x_statistics = statistics(name=f"statistics{b}")(x, not train)
                 features = Features((x,), *x_statistics)
             block = DenseBlock(num_layers, layer, statistics, name=f"block{b}")

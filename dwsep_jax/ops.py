@@ -15,7 +15,6 @@ from jax import lax
 
 from dwsep_jax import shift
 from dwsep_jax.errors import choose
-from dwsep_jax.shift import accumulator_dtype
 
 Activation = Callable[[jax.Array], jax.Array]
 Padding = str | int | Sequence[tuple[int, int]]
@@ -179,6 +178,84 @@ def separable_conv(
     return lower(reference, shifted)(x, depthwise_kernel, pointwise_kernel)
 
 
+def standard_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: int | tuple[int, int] = (1, 1),
+    padding: Padding = "SAME",
+    kernel_dilation: int | tuple[int, int] = (1, 1),
+    lowering: str = "auto",
+) -> jax.Array:
+    """Convolve all channels with all.
+
+    Args:
+      x: images, (N, H, W, C), floating point.
+      kernel: (kh, kw, C, F), as `nn.Conv` keeps it; of the dtype of `x`.
+      strides: as for `depthwise_conv`.
+      padding: likewise.
+      kernel_dilation: likewise.
+      lowering: "conv" (one convolution, the reference), "shift" (shifted views joined
+        to patches, and one matrix product), or "auto".
+
+    Returns:
+      (N, H', W', F) in the dtype of `x`, accumulated in float32 or wider.
+
+    Raises:
+      ValueError: if shapes, dtypes, padding or the lowering do not fit.
+    """
+    if x.ndim != 4 or kernel.ndim != 4 or kernel.shape[2] != x.shape[-1]:
+        raise ValueError(
+            "standard_conv takes x (N, H, W, C) and kernel (kh, kw, C, F), not "
+            f"{x.shape} and {kernel.shape}"
+        )
+    _check_dtypes(x, kernel)
+    geometry = _geometry(x, kernel, strides, padding, kernel_dilation)
+
+    def reference(x, kernel):
+        return _conv(x, kernel, geometry)
+
+    def patches(x, kernel):
+        return shift.convolve_patches(x, kernel, geometry)
+
+    lower = choose("lowering", lowering, _LOWERINGS)
+    if lowering == "auto" and kernel.size > _MAX_PATCH_LENGTH * kernel.shape[-1]:
+        return reference(x, kernel)
+    return lower(reference, patches)(x, kernel)
+
+
+def halving_conv(x: Normalized, kernel: jax.Array, *, lowering: str) -> jax.Array:
+    """Mix channels by a 1x1 convolution, and average 2x2 pixels, in either order.
+
+    The two can change places, since each is linear and acts on what the other leaves
+    alone. The average first, there is a quarter of the pixels to mix.
+
+    Args:
+      x: (N, H, W, C); an odd last row or column is dropped.
+      kernel: (1, 1, C, F), of the dtype of `x`.
+      lowering: "conv" (mixed first, as Huang et al. 2017 have it, the reference),
+        "shift" or "auto" (averaged first).
+
+    Returns:
+      (N, H/2, W/2, F) in the dtype of `x`.
+    """
+    if lowering == "conv":
+        return halve(pointwise_conv(x.compute(), kernel))
+    return pointwise_conv(x.map(halve), kernel)
+
+
+def halve(x: jax.Array) -> jax.Array:
+    """Average 2x2 pixels, an odd edge dropped: (N, H, W, C) -> (N, H/2, W/2, C)."""
+    n, height, width, channels = x.shape
+    height, width = height // 2, width // 2
+    x = x[:, : 2 * height, : 2 * width]
+    return x.reshape(n, height, 2, width, 2, channels).mean((2, 4))
+
+
+# Numbers of the input that make one of the output. XLA:CPU is slow where these are few,
+# as in the first layer of a network; where they are many, patches cost memory.
+_MAX_PATCH_LENGTH = 128
+
 # They depend on nothing but their argument.
 _CONSTANT_ACTIVATIONS = (
     None,
@@ -244,7 +321,7 @@ def _pair(name, value):
 
 
 def _conv(x, kernel, geometry):
-    """Lower to one convolution of C groups."""
+    """Lower to one convolution: of C groups, or of all channels with all."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -252,7 +329,7 @@ def _conv(x, kernel, geometry):
         geometry.pads,
         rhs_dilation=geometry.kernel_dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
+        feature_group_count=x.shape[-1] // kernel.shape[2],
     )
 
 

@@ -13,7 +13,7 @@ as much for the gradients, but there would be no forward mode.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,13 +95,21 @@ def activate(
 
 
 def shifted_sum(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    """Convolve depthwise: one multiply-add per tap, of shifted views; XLA fuses them."""
+    """Convolve depthwise: a multiply-add per tap, of shifted views, which XLA fuses."""
     kernel = kernel.astype(accumulator_dtype(x.dtype))
     y = None
     for i, j, view in _views(x, kernel.shape[:2], geometry):
         product = view * kernel[i : i + 1, j : j + 1]
         y = product if y is None else y + product
     return y.astype(x.dtype)
+
+
+def convolve_patches(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Convolve x (N, H, W, C) with kernel (kh, kw, C, F), as one matrix product."""
+    views = [
+        view.astype(x.dtype) for _, _, view in _views(x, kernel.shape[:2], geometry)
+    ]
+    return _mix(jnp.concatenate(views, -1), kernel.reshape(1, 1, -1, kernel.shape[-1]))
 
 
 def _name_axes(*arrays):
