@@ -255,7 +255,7 @@ def _extrapolate(curves, size, noise):
     falls = -np.diff(_levels(curves.val_loss, size))
     train_falls = -np.diff(_levels(curves.train_loss, size))
     error = noise * math.sqrt(2 / size)
-    if falls.sum() > 0.5 * train_falls.sum():
+    if 0.5 * train_falls.sum() < falls.sum() < 2 * train_falls.sum():
         falls, error = (falls + train_falls) / 2, error / math.sqrt(2)
     if not len(falls) or falls[-1] <= 0 or falls.sum() <= MIN_SIGNIFICANCE * error:
         return 0.0
