@@ -16,6 +16,7 @@ from dwsep_jax import console, data, optim
 from dwsep_jax.checkpoint import Checkpoints
 from dwsep_jax.config import open_workdir
 from dwsep_jax.datasets.prepare import locked
+from dwsep_jax.diagnose import write_diagnosis
 from dwsep_jax.environment import memory_bytes
 from dwsep_jax.epoch import compile_programs, train_epoch
 from dwsep_jax.errors import UserError
@@ -121,6 +122,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike, dataset: data.Dataset) -
     console.print_evaluation(evaluation, network)
     if not last_figure.exists():
         draw_run(workdir)
+    diagnosis = write_diagnosis(workdir)
+    console.say(f"diagnosis: {diagnosis['verdict']}. {diagnosis['advice']}")
     console.say(f"files: {workdir}")
 
 

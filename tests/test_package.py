@@ -112,6 +112,7 @@ def test_imports_run_one_way():
         *("errors", "files", "console", "datasets", "ops", "layers", "models", "data"),
         *("augment", "optim", "metrics", "step", "checkpoint", "efficiency"),
         *("environment", "summary", "config", "history", "events", "figures"),
+        "diagnose",
         *("evaluate", "epoch", "start", "train", "cli"),
     ]
     rank = {name: i for i, name in enumerate(order)}

@@ -67,10 +67,12 @@ def test_a_run_learns_and_leaves_its_files(tmp_path, capsys):
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert evaluation["epoch"] == 8
     assert evaluation["accuracy"] > 0.9
+    diagnosis = json.loads((tmp_path / "diagnosis.json").read_text())
+    assert diagnosis["evidence"]["guessing_loss"] == pytest.approx(np.log(3))
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         *("config.json", "metrics.jsonl", "checkpoints", "figures"),
-        *("evaluation.json", "predictions.npz"),
+        *("evaluation.json", "predictions.npz", "diagnosis.json"),
     }
     figures = {path.name for path in (tmp_path / "figures").iterdir()}
     assert figures == {"curves.png", "confusion_matrix.png", "reliability.png"}
@@ -82,6 +84,7 @@ def test_a_run_learns_and_leaves_its_files(tmp_path, capsys):
         "peak learning rate 0.1",
         "epoch 8/8",
         f"test accuracy {evaluation['accuracy']:.2%} of 13 images",
+        f"diagnosis: {diagnosis['verdict']}. {diagnosis['advice']}",
         "network: DenseNet 1-1 of separable convolutions",
     ):
         assert text in shown
@@ -93,6 +96,7 @@ def test_a_run_learns_and_leaves_its_files(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "compiled" not in shown
     assert "test accuracy" in shown
+    assert f"diagnosis: {diagnosis['verdict']}" in shown
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in before.items())
 
     # What a kill or a full disk may have left undone is made up for.
