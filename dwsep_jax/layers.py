@@ -106,7 +106,8 @@ class SeparableConv(nn.Module):
         if self.norm is not None:
             x = self.norm(name="norm")(x)
         if self.activation is not None:
-            x = self.activation(x)
+            with jax.named_scope("activation"):
+                x = self.activation(x)
         return PointwiseConv(
             self.features,
             self.use_bias,

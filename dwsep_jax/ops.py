@@ -106,7 +106,10 @@ def normalize(
     """
     factor = scale * lax.rsqrt(var + epsilon)
     y = _affine(x, mean, factor, bias)
-    return y if activation is None else activation(y)
+    if activation is None:
+        return y
+    with jax.named_scope("activation"):  # Whoever counts can tell it from the norm.
+        return activation(y)
 
 
 @jax.custom_jvp
