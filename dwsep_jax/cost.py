@@ -36,6 +36,7 @@ from dwsep_jax.summary import with_reference_lowering
 
 BATCH_SIZES = {"cpu": (1, 8, 32, 128)}
 OTHER_BATCH_SIZES = (1, 8, 32, 128, 512)
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # XLA's word.
 MEMORY_SOURCES = {
     "parameters_bytes": "sizes of the arrays",
     "optimizer_bytes": "sizes of the arrays",
@@ -238,7 +239,8 @@ def _time_training(config, state, num_classes, image_shape):
 
 def _time_inference(config, apply_fn, variables, image_shape):
     """Return `latency`, the seconds of compilation, and bytes/s of the last batch."""
-    infer = jax.jit(apply_fn)
+    options = compiler_options(config.deterministic)
+    infer = jax.jit(apply_fn, compiler_options=options)
     latency, seconds, bytes_per_second = [], {}, None
     for batch_size in BATCH_SIZES.get(jax.default_backend(), OTHER_BATCH_SIZES):
         draw = jax.jit(partial(_draw_images, batch_size, image_shape))
@@ -265,7 +267,8 @@ def _compile(jitted, *args):
     needed, available = timing.peak_bytes(compiled.run) or 0, memory_bytes()
     if needed > available:
         raise MemoryError(
-            f"{needed / 2**30:.1f} GiB of memory, and there are {available / 2**30:.1f}"
+            f"needs {needed / 2**30:.1f} GiB of memory, and there are "
+            f"{available / 2**30:.1f}"
         )
     return compiled
 
@@ -275,12 +278,11 @@ def _attempt(what, measure):
     try:
         return measure()
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(
-            error
-        ):
+        is_memory = isinstance(error, MemoryError) or _OUT_OF_MEMORY in str(error)
+        if not is_memory:
             raise
-        needed = str(error).partition("\n")[0]
-        say(f"not measured: {what} needs {needed}")
+        reason = str(error).partition("\n")[0]
+        say(f"not measured: {what}: {reason}")
         return None
 
 

@@ -201,10 +201,10 @@ def test_what_does_not_fit_into_memory_is_null_and_is_said(monkeypatch, capsys):
     console.print_efficiency(got)
     out = capsys.readouterr().out
     assert (
-        "not measured: a training step of 8 images (--config.batch_size) needs 4.0 GiB "
-        "of memory, and there are 1.0\n" in out
+        "not measured: a training step of 8 images (--config.batch_size): needs 4.0 "
+        "GiB of memory, and there are 1.0\n" in out
     )
-    assert "not measured: inference of 4 images needs 2.0 GiB" in out
+    assert "not measured: inference of 4 images: needs 2.0 GiB" in out
     [line] = [line for line in out.splitlines() if line.startswith("  training step")]
     assert line.split()[2:] == ["8", "-", "-", "-", "-", "-"]
 
