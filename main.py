@@ -19,6 +19,8 @@ Flags:
               evaluate on test.
               evaluate: count every example of --split once, with the latest weights, or
               the best with early stopping, of a run that is finished or under way.
+              efficiency: count parameters, MACs and FLOPs, and measure time and memory,
+              without training.
   --workdir   Where the run's files are; default: runs/, a name from the config file,
               and the fields replaced.
   --split     What --mode=evaluate reads: test (the default), validation or train.
@@ -64,7 +66,14 @@ def run_evaluate(command: cli.Command) -> None:
     evaluate.evaluate_workdir(resolved, command.workdir, command.split or "test")
 
 
-MODES = {"train": run_train, "evaluate": run_evaluate}
+def run_efficiency(command: cli.Command) -> None:
+    """Count and measure what the network costs."""
+    from dwsep_jax import cost
+
+    cost.measure_workdir(command.config, command.workdir)
+
+
+MODES = {"train": run_train, "evaluate": run_evaluate, "efficiency": run_efficiency}
 
 
 def main(argv: list[str]) -> int:

@@ -116,10 +116,15 @@ def make_train_state(config: ConfigDict, dataset: Dataset) -> TrainState:
     Raises:
       ConfigError: for an unknown choice, or a batch larger than the training split.
     """
+    return draw_state(_state_maker(config, dataset))
+
+
+def draw_state(make_state: Callable[[], TrainState]) -> TrainState:
+    """Return the state that `state_maker`'s function makes, as arrays."""
     # The program runs once: the CPU compiler would spend more than it saves.
     is_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if is_cpu else None
-    return jax.jit(_state_maker(config, dataset), compiler_options=options)()
+    return jax.jit(make_state, compiler_options=options)()
 
 
 def check_train_state(config: ConfigDict, dataset: Dataset, memory_bytes: int) -> None:
@@ -155,9 +160,23 @@ def _state_maker(config, dataset):
             f"batch_size={config.batch_size} is more than the "
             f"{len(dataset.train.labels)} training images; take a smaller one"
         )
-    model = create_model(config, len(dataset.class_names))
+    num_classes, image_shape = len(dataset.class_names), dataset.train.images.shape[1:]
+    return state_maker(config, num_classes, image_shape, steps_per_epoch)
+
+
+def state_maker(
+    config: ConfigDict,
+    num_classes: int,
+    image_shape: tuple[int, ...],
+    steps_per_epoch: int,
+) -> Callable[[], TrainState]:
+    """Return what makes the first state of a resolved configuration.
+
+    Raises:
+      ConfigError: for an unknown choice.
+    """
+    model = create_model(config, num_classes)
     tx = make_optimizer(config, make_schedule(config, steps_per_epoch))
-    image_shape = dataset.train.images.shape[1:]
     keys = make_run_keys(config.seed)
     return partial(create_train_state, model, tx, image_shape, keys, config.ema_decay)
 

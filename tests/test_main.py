@@ -38,6 +38,7 @@ def calls(monkeypatch):
 
     replace("train", train_and_evaluate=note)
     replace("evaluate", evaluate_workdir=note)
+    replace("cost", measure_workdir=note)
     return calls
 
 
@@ -188,11 +189,24 @@ def test_evaluate_refuses_another_config(run, tmp_path):
     assert "seed=0 there, 13 here" in result.err
 
 
+def test_efficiency_gets_the_config_and_the_workdir_of_training(run, tmp_path):
+    arguments = [DIGITS, "--config.growth_rate=7"]
+    [(config, workdir)] = run("--mode=efficiency", *arguments).calls
+    assert (config.growth_rate, workdir) == (7, "runs/digits-growth_rate=7")
+    start(tmp_path, "--config.growth_rate=5")
+    [(config, workdir)] = run("--mode=efficiency", f"--workdir={tmp_path}").calls
+    assert (config.growth_rate, workdir) == (5, str(tmp_path))
+
+
 def test_tilde_is_the_home_directory(run, tmp_path):
     assert run(DIGITS, "--workdir=~/x").calls[0][1] == str(tmp_path / "home" / "x")
 
 
 MISTAKES = {
+    "efficiency of nothing": (
+        ["--mode=efficiency"],
+        "--config is missing; there are configs/cpu.py, configs/",
+    ),
     "nothing": ([], "--config is missing; there are configs/cpu.py, configs/"),
     "no such file": (
         ["--config=configs/digit.py"],
@@ -347,7 +361,7 @@ MISTAKES = {
     ),
     "unknown mode": (
         [DIGITS, "--mode=eval"],
-        "--mode=eval: value should be one of <train|evaluate>",
+        "--mode=eval: value should be one of <train|evaluate|efficiency>",
     ),
     "unknown split": (
         [DIGITS, "--mode=evaluate", "--split=val"],
@@ -499,7 +513,7 @@ def test_debug_shows_the_traceback_too(run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("mode", "code"), [("train", 1), ("evaluate", 1)], ids=["train", "evaluate"]
+    ("mode", "code"), [("train", 1), ("evaluate", 1), ("efficiency", 1)]
 )
 def test_workdir_without_a_run_is_one_line(run, tmp_path, mode, code):
     result = run(f"--mode={mode}", f"--workdir={tmp_path}")

@@ -109,11 +109,10 @@ def imported_modules(path):
 
 def test_imports_run_one_way():
     order = [
-        *("errors", "files", "console", "datasets", "ops", "layers", "models", "data"),
-        *("augment", "optim", "metrics", "step", "checkpoint", "efficiency"),
-        *("environment", "summary", "config", "history", "events", "figures"),
-        "diagnose",
-        *("evaluate", "epoch", "start", "train", "cli"),
+        *("errors", "files", "console", "datasets", "shift", "ops", "layers", "models"),
+        *("data", "augment", "optim", "metrics", "step", "checkpoint", "efficiency"),
+        *("timing", "environment", "summary", "config", "history", "events", "figures"),
+        *("diagnose", "evaluate", "epoch", "start", "train", "cost", "cli"),
     ]
     rank = {name: i for i, name in enumerate(order)}
     package = ROOT / "dwsep_jax"
@@ -218,7 +217,9 @@ def test_benchmarks_can_be_started_as_they_say():
         command = f"python -m benchmarks.{path.stem}"
         assert command in path.read_text()
         result = python(f"import benchmarks.{path.stem}")
-        assert result.returncode == 0, result.stderr
+        # PyTorch is no dependency of the tests.
+        lacks_torch = "No module named 'torch'" in result.stderr
+        assert result.returncode == 0 or lacks_torch, result.stderr
 
 
 def readme_examples():
