@@ -9,6 +9,7 @@ Examples:
   python main.py --config=configs/separable.py --config.seed=1 --config.growth_rate=12
   python main.py --config=configs/digits.py --config.block_sizes=3,3 --noconfig.progress
   python main.py --mode=evaluate --workdir=runs/separable --split=validation
+  python main.py --mode=compare --config=configs/compare.py:digits
 
 Flags:
   --config    Python file whose get_config(), or get_config(ARG), returns the config;
@@ -19,6 +20,8 @@ Flags:
               evaluate on test.
               evaluate: count every example of --split once, with the latest weights, or
               the best with early stopping, of a run that is finished or under way.
+              compare: train the config's variants over several seeds, or go on with
+              that, and say whether separable convolutions are worth it.
   --workdir   Where the run's files are; default: runs/, a name from the config file,
               and the fields replaced.
   --split     What --mode=evaluate reads: test (the default), validation or train.
@@ -64,7 +67,14 @@ def run_evaluate(command: cli.Command) -> None:
     evaluate.evaluate_workdir(resolved, command.workdir, command.split or "test")
 
 
-MODES = {"train": run_train, "evaluate": run_evaluate}
+def run_compare(command: cli.Command) -> None:
+    """Train variants over several seeds, or go on with that, and compare them."""
+    from dwsep_jax import compare
+
+    compare.compare(command.config, command.workdir)
+
+
+MODES = {"train": run_train, "evaluate": run_evaluate, "compare": run_compare}
 
 
 def main(argv: list[str]) -> int:

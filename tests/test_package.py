@@ -112,7 +112,8 @@ def test_imports_run_one_way():
         *("errors", "files", "console", "datasets", "ops", "layers", "models", "data"),
         *("augment", "optim", "metrics", "step", "checkpoint", "efficiency"),
         *("environment", "summary", "config", "history", "events", "figures"),
-        *("evaluate", "epoch", "start", "train", "cli"),
+        *("evaluate", "epoch", "start", "train", "statistics", "widths"),
+        *("variants", "comparison", "compare", "cli"),
     ]
     rank = {name: i for i, name in enumerate(order)}
     package = ROOT / "dwsep_jax"
