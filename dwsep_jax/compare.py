@@ -30,7 +30,7 @@ from dwsep_jax.history import read_rows, score
 from dwsep_jax.variants import BASELINE, MAIN, Variant, make_variants
 
 # Of a run that has nothing left to do.
-_FILES = ("evaluation.json", "predictions.npz", LAST_FIGURE)
+_FILES = ("evaluation.json", "predictions.npz", LAST_FIGURE, "diagnosis.json")
 _SENTENCES = {
     "better": f"{MAIN} is better than {BASELINE}",
     "not_worse": f"{MAIN} is not worse than {BASELINE} by more than {{:g}} points",

@@ -67,6 +67,7 @@ def train_quickly(patch):
         if on_test:
             write_evaluation(workdir, config)
             draw(workdir)
+            (workdir / "diagnosis.json").write_text("{}")
 
     patch.setattr(train, "train_and_evaluate", train_and_evaluate)
     return quick

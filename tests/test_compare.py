@@ -228,7 +228,11 @@ def test_a_finished_comparison_is_left_alone_and_gains_seeds(
 
 
 @pytest.mark.parametrize(
-    "name", ["evaluation.json", "predictions.npz", LAST_FIGURE, "metrics.jsonl"]
+    "name",
+    [
+        *("evaluation.json", "predictions.npz", "diagnosis.json", "metrics.jsonl"),
+        LAST_FIGURE,
+    ],
 )
 def test_a_run_that_lacks_a_file_is_gone_on_with(tmp_path, quick, name):
     run(tmp_path, num_seeds=1, rate_factors=(1.0,))
