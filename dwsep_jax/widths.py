@@ -55,25 +55,27 @@ def match_size(
     def miss(fields):
         return abs(measure(fields) / target - 1)
 
-    def around(make_fields, highest):
-        """Return the last fields that do not exceed the target, and the next."""
-        values = range(1, highest + 1)
-        i = bisect.bisect_right(values, target, key=lambda v: measure(make_fields(v)))
-        return [make_fields(v) for v in values[max(0, i - 1) : i + 1]]
+    def widen(rate):
+        return {"growth_rate": rate}
 
-    # Parameters and MACs grow faster than the growth rate.
-    ratio = max(1.0, target / measure({}))
-    highest = math.ceil(config.growth_rate * ratio) + 1
-    candidates = around(lambda rate: {"growth_rate": rate}, highest)
+    def widen_stem(rate, channels):
+        return {"growth_rate": rate, "stem_width": channels / rate}
+
+    # Nearly squares of the growth rate: a root leads close, and a few steps to the end.
+    rate = config.growth_rate
+    for _ in range(3):
+        rate = max(1, round(rate * math.sqrt(target / measure(widen(rate)))))
+    while rate > 1 and measure(widen(rate)) > target:
+        rate -= 1
+    while measure(widen(rate + 1)) <= target:
+        rate += 1
+    candidates = [widen(rate), widen(rate + 1)]
     if min(map(miss, candidates)) > TOLERANCE:
-        for rate in [fields["growth_rate"] for fields in candidates]:
-            candidates += around(
-                lambda channels, rate=rate: {
-                    "growth_rate": rate,
-                    "stem_width": channels / rate,
-                },
-                math.ceil(2 * config.stem_width * rate),
-            )
+        for near in (rate, rate + 1):
+            most = math.ceil(2 * config.stem_width * near)
+            stems = [widen_stem(near, channels + 1) for channels in range(most)]
+            i = bisect.bisect_right(stems, target, key=measure)
+            candidates += stems[max(0, i - 1) : i + 1]
     return min(candidates, key=miss)
 
 
