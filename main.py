@@ -9,6 +9,7 @@ Examples:
   python main.py --config=configs/separable.py --config.seed=1 --config.growth_rate=12
   python main.py --config=configs/digits.py --config.block_sizes=3,3 --noconfig.progress
   python main.py --mode=evaluate --workdir=runs/separable --split=validation
+  python main.py --mode=compare --config=configs/compare.py:digits
 
 Flags:
   --config    Python file whose get_config(), or get_config(ARG), returns the config;
@@ -21,6 +22,8 @@ Flags:
               the best with early stopping, of a run that is finished or under way.
               efficiency: count parameters, MACs and FLOPs, and measure time and memory,
               without training.
+              compare: train the config's variants over several seeds, or go on with
+              that, and say whether separable convolutions are worth it.
   --workdir   Where the run's files are; default: runs/, a name from the config file,
               and the fields replaced.
   --split     What --mode=evaluate reads: test (the default), validation or train.
@@ -73,7 +76,19 @@ def run_efficiency(command: cli.Command) -> None:
     cost.measure_workdir(command.config, command.workdir)
 
 
-MODES = {"train": run_train, "evaluate": run_evaluate, "efficiency": run_efficiency}
+def run_compare(command: cli.Command) -> None:
+    """Train variants over several seeds, or go on with that, and compare them."""
+    from dwsep_jax import compare
+
+    compare.compare(command.config, command.workdir)
+
+
+MODES = {
+    "train": run_train,
+    "evaluate": run_evaluate,
+    "efficiency": run_efficiency,
+    "compare": run_compare,
+}
 
 
 def main(argv: list[str]) -> int:

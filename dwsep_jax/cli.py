@@ -16,7 +16,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dwsep_jax.config import (
+    COMPARISON,
     FIELDS,
+    RUN,
     check_fields,
     default_workdir,
     describe,
@@ -92,15 +94,16 @@ def make_command(values: flags.FlagValues, rest: list[str]) -> Command:
     if values.workdir is not None and not values.workdir.strip():
         raise ConfigError("--workdir=: is empty; name a directory, or leave it out")
     workdir = values.workdir and os.path.expanduser(values.workdir)
+    kind = COMPARISON if values.mode == "compare" else RUN
     if values.config is not None:
         base = load_file(values.config)
     elif workdir is not None:
-        base = load_requested(workdir)
+        base = load_requested(workdir, kind)
     else:
         raise ConfigError(f"--config is missing{_list_configs()}")
     config = override(base, rest)
     validate(config)
-    workdir = workdir or default_workdir(values.config, config, base)
+    workdir = workdir or default_workdir(values.config, config, base, kind)
     return Command(values.mode, config, workdir, values.split)
 
 
@@ -183,7 +186,15 @@ def override(base: ConfigDict, rest: list[str]) -> ConfigDict:
         raise ConfigError(
             f"unexpected argument {positional[0]}; write every flag as --flag=value"
         )
+    _split_names(values.config)
     return values.config
+
+
+def _split_names(config: ConfigDict) -> None:
+    """Take apart names with commas between, which absl takes for one text."""
+    for name, value in config.items():
+        if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], str):
+            config[name] = tuple(part.strip() for part in value[0].split(","))
 
 
 def select_platform(platform: str | None) -> None:

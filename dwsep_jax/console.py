@@ -1,6 +1,8 @@
 """What a person sees of a run: tables, and a progress bar where there is a terminal."""
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import rich.box
@@ -32,11 +34,24 @@ def _make_console(**options):
 
 
 _console = _make_console()
+_log = None  # Where lines and tables go instead, within `logged`.
+
+
+@contextlib.contextmanager
+def logged(path: str | os.PathLike) -> Iterator[None]:
+    """Append lines and tables to a file instead; a progress bar is still shown."""
+    global _log
+    with open(path, "a", encoding="utf-8") as file:
+        _log = _make_console(file=file)
+        try:
+            yield
+        finally:
+            _log = None
 
 
 def say(text: str) -> None:
     """Print a line as it is."""
-    _console.print(text)
+    (_log or _console).print(text)
 
 
 def print_table(
@@ -54,10 +69,11 @@ def print_table(
     for row in rows:
         cells = (f"{cell:,}" if isinstance(cell, int) else cell for cell in row)
         table.add_row(*map(Text, cells))
-    unlimited = _console.options.update(max_width=10_000)
-    width = _console.measure(table, options=unlimited).maximum
+    console = _log or _console
+    unlimited = console.options.update(max_width=10_000)
+    width = console.measure(table, options=unlimited).maximum
     # A console never prints wider than itself: a table would be cut, or wrapped.
-    wide = _make_console(file=_console.file, width=max(_console.width, width))
+    wide = _make_console(file=console.file, width=max(console.width, width))
     wide.print(table)
 
 

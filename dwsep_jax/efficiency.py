@@ -97,11 +97,10 @@ def list_layers(
     found: dict[str, list[Operation]] = {}
     for operation in operations:
         names = operation.scope.split("/")[1:]
-        prefixes = ["/".join(names[:i]) for i in range(len(names), 0, -1)]
+        depths = range(len(names), 0, -1)
+        prefixes = ["/".join(names[:i]) for i in depths]
         # A layer may be computed inside another one, which its own name then follows.
-        inside = [
-            "/".join((*names[:i], names[-1])) for i in range(len(names) - 2, -1, -1)
-        ]
+        inside = ["/".join((*names[: i - 1], names[-1])) for i in depths]
         owner = next((name for name in prefixes + inside if name in sizes), None)
         if owner is None and operation.macs:
             owner = prefixes[0] if prefixes else operation.scope

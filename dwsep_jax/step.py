@@ -1,5 +1,6 @@
 """One training step and one evaluation step, as pure functions."""
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +20,9 @@ from dwsep_jax.models import create_model
 from dwsep_jax.optim import Plateau, make_optimizer, make_plateau, make_schedule
 
 Batch = dict[str, jax.Array]
+
+# Fields whose values are leaves of the state: runs that differ in them are one program.
+_IN_THE_STATE = ("seed", "learning_rate", "weight_decay")
 
 
 class Average(struct.PyTreeNode):
@@ -116,7 +120,22 @@ def make_train_state(config: ConfigDict, dataset: Dataset) -> TrainState:
     Raises:
       ConfigError: for an unknown choice, or a batch larger than the training split.
     """
-    return draw_state(_state_maker(config, dataset))
+    state = draw_state(_state_maker(config, dataset))
+    # Programs are told apart by these two, which never read what the state holds.
+    apply_fn, tx = _share_functions(
+        tuple((k, v) for k, v in config.items() if k not in _IN_THE_STATE),
+        len(dataset.class_names),
+        dataset.steps_per_epoch(config.batch_size),
+    )
+    return state.replace(apply_fn=apply_fn, tx=tx)
+
+
+@functools.lru_cache(maxsize=8)
+def _share_functions(fields, num_classes, steps_per_epoch):
+    """Return the same `apply_fn` and `tx` for all runs that are one program."""
+    config = ConfigDict(dict(fields) | dict.fromkeys(_IN_THE_STATE, 0))
+    tx = make_optimizer(config, make_schedule(config, steps_per_epoch))
+    return create_model(config, num_classes).apply, tx
 
 
 def draw_state(make_state: Callable[[], TrainState]) -> TrainState:

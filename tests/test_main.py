@@ -10,7 +10,7 @@ import pytest
 
 import dwsep_jax
 from dwsep_jax import cli
-from dwsep_jax.config import FIELDS, load_config, open_workdir
+from dwsep_jax.config import COMPARISON, FIELDS, load_config, open_workdir
 from dwsep_jax.errors import ConfigError, DataError, UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -39,6 +39,7 @@ def calls(monkeypatch):
     replace("train", train_and_evaluate=note)
     replace("evaluate", evaluate_workdir=note)
     replace("cost", measure_workdir=note)
+    replace("compare", compare=note)
     return calls
 
 
@@ -198,6 +199,39 @@ def test_efficiency_gets_the_config_and_the_workdir_of_training(run, tmp_path):
     assert (config.growth_rate, workdir) == (5, str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "names", ["separable,standard", "separable, standard", "('separable','standard')"]
+)
+def test_compare_gets_the_config_and_a_workdir_of_its_own(run, names):
+    arguments = ["--mode=compare", "--config=configs/compare.py:digits"]
+    result = run(*arguments, f"--config.variants={names}", "--config.num_seeds=3")
+    assert (result.code, result.err) == (0, "")
+    [(config, workdir)] = result.calls
+    assert (config.dataset, config.num_seeds) == ("digits", 3)
+    assert config.variants == ("separable", "standard")
+    assert workdir == "runs/compare@digits-variants=separable_standard"
+    assert run(*arguments).calls[0][1] == "runs/compare@digits"
+
+
+def test_compare_and_train_refuse_each_others_workdir(run, tmp_path):
+    config = cli.load_file("configs/digits.py")
+    open_workdir(tmp_path, config, lambda config: config, COMPARISON)
+    [(found, _)] = run("--mode=compare", f"--workdir={tmp_path}").calls
+    assert found.to_dict() == config.to_dict()
+    for mode in ("train", "evaluate"):
+        result = run(f"--mode={mode}", f"--workdir={tmp_path}")
+        assert (result.code, result.calls) == (2, [])
+        assert "holds a comparison, and a run is asked for; name one" in result.err
+        assert result.err.count("\n") == 1
+
+
+def test_the_comparison_on_cifar10_is_that_of_separable():
+    config = cli.load_file("configs/compare.py")
+    assert config.to_dict() == cli.load_file("configs/separable.py").to_dict()
+    with pytest.raises(ConfigError, match="'mnist' is unknown; choose one of cifar10,"):
+        cli.load_file("configs/compare.py:mnist")
+
+
 def test_tilde_is_the_home_directory(run, tmp_path):
     assert run(DIGITS, "--workdir=~/x").calls[0][1] == str(tmp_path / "home" / "x")
 
@@ -205,12 +239,12 @@ def test_tilde_is_the_home_directory(run, tmp_path):
 MISTAKES = {
     "efficiency of nothing": (
         ["--mode=efficiency"],
-        "--config is missing; there are configs/cpu.py, configs/",
+        "--config is missing; there are configs/compare.py, configs/",
     ),
-    "nothing": ([], "--config is missing; there are configs/cpu.py, configs/"),
+    "nothing": ([], "--config is missing; there are configs/compare.py, configs/"),
     "no such file": (
         ["--config=configs/digit.py"],
-        "--config=configs/digit.py: no such file; there are configs/cpu.py, ",
+        "--config=configs/digit.py: no such file; there are configs/compare.py, ",
     ),
     "directory": (["--config=configs"], "--config=configs: no such file; there are "),
     "no Python": (
@@ -361,7 +395,7 @@ MISTAKES = {
     ),
     "unknown mode": (
         [DIGITS, "--mode=eval"],
-        "--mode=eval: value should be one of <train|evaluate|efficiency>",
+        "--mode=eval: value should be one of <train|evaluate|efficiency|compare>",
     ),
     "unknown split": (
         [DIGITS, "--mode=evaluate", "--split=val"],
@@ -513,7 +547,9 @@ def test_debug_shows_the_traceback_too(run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("mode", "code"), [("train", 1), ("evaluate", 1), ("efficiency", 1)]
+    ("mode", "code"),
+    [("train", 1), ("evaluate", 1), ("efficiency", 1), ("compare", 1)],
+    ids=str,
 )
 def test_workdir_without_a_run_is_one_line(run, tmp_path, mode, code):
     result = run(f"--mode={mode}", f"--workdir={tmp_path}")

@@ -112,7 +112,8 @@ def test_imports_run_one_way():
         *("errors", "files", "console", "datasets", "shift", "ops", "layers", "models"),
         *("data", "augment", "optim", "metrics", "step", "checkpoint", "efficiency"),
         *("timing", "environment", "summary", "config", "history", "events", "figures"),
-        *("diagnose", "evaluate", "epoch", "start", "train", "cost", "cli"),
+        *("diagnose", "evaluate", "epoch", "start", "train", "cost", "statistics"),
+        *("widths", "variants", "comparison", "compare", "cli"),
     ]
     rank = {name: i for i, name in enumerate(order)}
     package = ROOT / "dwsep_jax"

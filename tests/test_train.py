@@ -174,6 +174,20 @@ def test_results_without_a_checkpoint_are_not_trained_over(tmp_path):
     assert json.loads(path.read_text())["accuracy"] == want["accuracy"]
 
 
+def test_test_is_left_alone_until_it_is_asked_for(tmp_path, monkeypatch, capsys):
+    config = tiny.make_config()
+    train.train_and_evaluate(config, tmp_path, on_test=False)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("config.json", "metrics.jsonl", "checkpoints")
+    }
+    assert "test accuracy" not in capsys.readouterr().out
+    rows = (tmp_path / "metrics.jsonl").read_text()
+    train.train_and_evaluate(config, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == rows
+    assert "compiled" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "evaluation.json").read_text())["epoch"] == 2
+
+
 def flip_bytes(directory):
     files = [path for path in directory.rglob("*") if path.is_file()]
     path = max(files, key=lambda path: path.stat().st_size)
@@ -265,6 +279,7 @@ def test_a_network_that_does_not_fit_into_the_memory_is_refused(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("recompiled")
 @pytest.mark.parametrize("steps_per_dispatch", [1, 3])
 @pytest.mark.parametrize("bad_step", [2, 5, 8])
 def test_a_step_that_is_not_finite_stops_the_run_and_is_named(
