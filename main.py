@@ -9,6 +9,7 @@ Examples:
   python main.py --config=configs/separable.py --config.seed=1 --config.growth_rate=12
   python main.py --config=configs/digits.py --config.block_sizes=3,3 --noconfig.progress
   python main.py --mode=evaluate --workdir=runs/separable --split=validation
+  python main.py --mode=report --workdir=runs/separable,runs/digits
 
 Flags:
   --config    Python file whose get_config(), or get_config(ARG), returns the config;
@@ -19,6 +20,8 @@ Flags:
               evaluate on test.
               evaluate: count every example of --split once, with the latest weights, or
               the best with early stopping, of a run that is finished or under way.
+              report: draw report.html, report.md and figures/ from the files of
+              --workdir, or of several with commas, into the first; without jax.
   --workdir   Where the run's files are; default: runs/, a name from the config file,
               and the fields replaced.
   --split     What --mode=evaluate reads: test (the default), validation or train.
@@ -64,7 +67,15 @@ def run_evaluate(command: cli.Command) -> None:
     evaluate.evaluate_workdir(resolved, command.workdir, command.split or "test")
 
 
-MODES = {"train": run_train, "evaluate": run_evaluate}
+def run_report(command: cli.Command) -> None:
+    """Report the files of one or several workdirs."""
+    from dwsep_jax import console, report
+
+    path = report.write_report([w for w in command.workdir.split(",") if w])
+    console.say(f"report: {path}")
+
+
+MODES = {"train": run_train, "evaluate": run_evaluate, "report": run_report}
 
 
 def main(argv: list[str]) -> int:

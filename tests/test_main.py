@@ -347,7 +347,7 @@ MISTAKES = {
     ),
     "unknown mode": (
         [DIGITS, "--mode=eval"],
-        "--mode=eval: value should be one of <train|evaluate>",
+        "--mode=eval: value should be one of <train|evaluate|report>",
     ),
     "unknown split": (
         [DIGITS, "--mode=evaluate", "--split=val"],
