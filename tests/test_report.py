@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-
 from PIL import Image
 
 from dwsep_jax import report
@@ -21,6 +20,7 @@ from dwsep_jax.report import charts, costs, files, mistakes, page, text
 from dwsep_jax.report.comparison import describe_comparison
 from dwsep_jax.report.format import amount, interval, points, significant
 from dwsep_jax.report.run import describe_run, wilson_interval
+from tests import report_files
 
 ROOT = pathlib.Path(__file__).parents[1]
 DRAW = page._draw
