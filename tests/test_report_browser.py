@@ -96,7 +96,7 @@ def test_nothing_is_wider_than_the_screen(browser, page, width):
 
 def test_it_follows_the_system_and_the_button(browser, page):
     light, dark = "rgb(255, 255, 255)", "rgb(18, 22, 28)"
-    series = {light: "rgb(0, 114, 178)", dark: "rgb(86, 180, 233)"}
+    series = {light: "rgb(213, 94, 0)", dark: "rgb(245, 130, 49)"}
 
     def check(background):
         script = "return getComputedStyle(document.body).backgroundColor"
