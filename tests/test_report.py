@@ -142,7 +142,13 @@ def test_batch_sizes_are_told_apart_by_the_clock(workdir):
 
 
 def test_pareto_front():
-    reached = {"a": (1, 0.9), "b": (2, 0.8), "c": (3, 0.95), "d": (3, 0.95)}
+    reached = {
+        "a": (1, 0.9),
+        "b": (2, 0.8),
+        "c": (3, 0.95),
+        "d": (3, 0.95),
+        "e": (4, 0.95),
+    }
     assert costs.pareto_front(reached) == ["a", "c", "d"]
 
 
