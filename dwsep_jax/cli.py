@@ -28,7 +28,7 @@ from dwsep_jax.config import (
 )
 from dwsep_jax.errors import ConfigError, UserError, choose
 
-_CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 # What JAX_PLATFORMS becomes. "" leaves the choice to jax, which prefers accelerators
 # and keeps the CPU beside them; "gpu" would demand every maker's GPUs at once.
@@ -36,10 +36,14 @@ _PLATFORMS = {"cpu": "cpu", "gpu": "", "tpu": ""}
 
 
 class Command(NamedTuple):
-    """What the command line asks for; `split` is None where it is not given."""
+    """What the command line asks for.
+
+    `config` is None where --mode=report reads a workdir alone, `split` where it is not
+    given.
+    """
 
     mode: str
-    config: ConfigDict
+    config: ConfigDict | None
     workdir: str
     split: str | None
 
@@ -66,7 +70,8 @@ def run(
             print(help_text.strip())
             return 0
         command = make_command(values, rest)
-        select_platform(command.config.platform)
+        if command.mode != "report":  # It reads files, and computes nothing.
+            select_platform(command.config.platform)
         modes[command.mode](command)
     except KeyboardInterrupt:
         return _fail("interrupted", 130, values)
@@ -94,6 +99,8 @@ def make_command(values: flags.FlagValues, rest: list[str]) -> Command:
     if values.workdir is not None and not values.workdir.strip():
         raise ConfigError("--workdir=: is empty; name a directory, or leave it out")
     workdir = values.workdir and os.path.expanduser(values.workdir)
+    if values.mode == "report" and values.config is None:
+        return _make_report_command(workdir, rest)
     kind = COMPARISON if values.mode == "compare" else RUN
     if values.config is not None:
         base = load_file(values.config)
@@ -105,6 +112,17 @@ def make_command(values: flags.FlagValues, rest: list[str]) -> Command:
     validate(config)
     workdir = workdir or default_workdir(values.config, config, base, kind)
     return Command(values.mode, config, workdir, values.split)
+
+
+def _make_report_command(workdir: str | None, rest: list[str]) -> Command:
+    """Return the command to report workdirs, whose configs, if any, do not count."""
+    if workdir is None:
+        raise ConfigError(
+            "--workdir is missing: name the workdir to report, or several with commas"
+        )
+    if rest[1:]:
+        raise ConfigError(f"{rest[1]}: --mode=report reads files alone; leave it out")
+    return Command("report", None, workdir, None)
 
 
 def load_file(config_path: str) -> ConfigDict:
@@ -231,7 +249,7 @@ def _parse(
 
 
 def _list_configs() -> str:
-    paths = sorted(os.path.relpath(path) for path in _CONFIGS.glob("[!_]*.py"))
+    paths = sorted(os.path.relpath(path) for path in CONFIGS.glob("[!_]*.py"))
     return f"; there are {', '.join(paths)}" if paths else ""
 
 

@@ -395,7 +395,8 @@ MISTAKES = {
     ),
     "unknown mode": (
         [DIGITS, "--mode=eval"],
-        "--mode=eval: value should be one of <train|evaluate|efficiency|compare>",
+        "--mode=eval: value should be one of "
+        "<train|evaluate|efficiency|compare|report>",
     ),
     "unknown split": (
         [DIGITS, "--mode=evaluate", "--split=val"],
@@ -667,3 +668,33 @@ def test_main_runs_from_any_directory(tmp_path, absolute):
         "most 64; e.g. --config.shift=4\n"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_report_gets_the_workdirs_and_no_config(run, monkeypatch):
+    noted = []
+
+    def write_report(workdirs):
+        noted.append(list(workdirs))
+        return "a/report.html"
+
+    module = types.SimpleNamespace(write_report=write_report)
+    monkeypatch.setitem(sys.modules, "dwsep_jax.report", module)
+    monkeypatch.setattr(dwsep_jax, "report", module, raising=False)
+    result = run("--mode=report", "--workdir=a,b")
+    assert (result.code, result.out) == (0, "report: a/report.html\n")
+    assert run("--mode=report", DIGITS).code == 0
+    assert noted == [["a", "b"], ["runs/digits"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "--workdir is missing: name the workdir to report, or several with"),
+        (["--workdir=a", "--config.seed=1"], "--config.seed=1: --mode=report reads"),
+    ],
+)
+def test_a_mistaken_report_is_one_line(run, arguments, line):
+    result = run("--mode=report", *arguments)
+    assert result.code == 2
+    assert result.err.startswith(f"error: {line}")
+    assert result.err.count("\n") == 1
