@@ -26,7 +26,8 @@ from dwsep_jax.errors import ConfigError, DivergedError, UserError
 from dwsep_jax.evaluate import read_evaluation
 from dwsep_jax.figures import LAST_FIGURE
 from dwsep_jax.files import write_atomically
-from dwsep_jax.history import read_rows, score
+from dwsep_jax.history import score
+from dwsep_jax.reading import read_rows
 from dwsep_jax.variants import BASELINE, MAIN, Variant, make_variants
 
 # Of a run that has nothing left to do.

@@ -10,7 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dwsep_jax.environment import describe_environment
-from dwsep_jax.history import read_rows, score
+from dwsep_jax.history import score
+from dwsep_jax.reading import read_rows
 from dwsep_jax.statistics import (
     answer,
     bootstrap_images,

@@ -172,7 +172,7 @@ FIELDS = {
 }
 
 # They change no result, but for the last bits of an evaluation's sums.
-_CHANGE_NOTHING = frozenset({"data_dir", "progress", "eval_batch_size", "tensorboard"})
+CHANGE_NOTHING = frozenset({"data_dir", "progress", "eval_batch_size", "tensorboard"})
 # Of a comparison these may change: it has more seeds then, or another answer.
 _MAY_CHANGE = frozenset({"num_seeds", "margin"})
 
@@ -180,8 +180,8 @@ _MAY_CHANGE = frozenset({"num_seeds", "margin"})
 # and no part of the workdir's name. A single run reads no field of a comparison.
 RUN, COMPARISON = "run", "comparison"
 EXEMPT = {
-    RUN: _CHANGE_NOTHING | _MAY_CHANGE | {"variants", "rate_factors"},
-    COMPARISON: _CHANGE_NOTHING | _MAY_CHANGE,
+    RUN: CHANGE_NOTHING | _MAY_CHANGE | {"variants", "rate_factors"},
+    COMPARISON: CHANGE_NOTHING | _MAY_CHANGE,
 }
 # What to do where a workdir holds the other of the two.
 _REMEDIES = {

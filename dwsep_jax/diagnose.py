@@ -19,7 +19,8 @@ import numpy as np
 
 from dwsep_jax.errors import UserError
 from dwsep_jax.files import write_atomically
-from dwsep_jax.history import Row, read_rows
+from dwsep_jax.history import Row
+from dwsep_jax.reading import read_rows
 
 Evidence = dict[str, float | None]
 

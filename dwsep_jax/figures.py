@@ -65,8 +65,7 @@ def draw_run(workdir: str | os.PathLike) -> list[pathlib.Path]:
 def render_run(workdir: str | os.PathLike) -> dict[str, bytes]:
     """Return the PNGs that `draw_run` writes, by the names of their files."""
     workdir = pathlib.Path(workdir)
-    metrics = workdir / "metrics.jsonl"
-    rows = read_rows(metrics) if metrics.exists() else []
+    rows = read_rows(workdir)
     evaluations = {
         path.stem.removeprefix("evaluation"): read_evaluation(path)
         for name in ("evaluation.json", "evaluation-*.json")

@@ -28,26 +28,6 @@ def write_rows(workdir: str | os.PathLike, rows: list[Row]) -> None:
         write_atomically(path, new)
 
 
-def read_rows(workdir: str | os.PathLike) -> list[Row]:
-    """Return the rows of metrics.jsonl; none where there is no such file.
-
-    Raises:
-      UserError: if a line is no JSON object.
-    """
-    path = pathlib.Path(workdir) / "metrics.jsonl"
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{path}, line {number} is damaged ({error}); "
-                "--mode=train on this workdir writes it again from the checkpoint"
-            ) from error
-    return rows
-
-
 def append_row(workdir: str | os.PathLike, row: Row) -> None:
     """Add a row to metrics.jsonl."""
     with (pathlib.Path(workdir) / "metrics.jsonl").open("a") as file:

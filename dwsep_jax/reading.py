@@ -17,10 +17,15 @@ _EVALUATION_KEYS = {"split", "weights", "epoch", "num_examples", "accuracy"}
 _EVALUATION_KEYS |= {"per_class", "confusion_matrix", "calibration"}
 
 
-def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl; raise `UserError` if one is damaged."""
+def read_rows(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl; none where there is no such file.
+
+    Raises:
+      UserError: if a row is damaged.
+    """
+    path = pathlib.Path(workdir) / "metrics.jsonl"
     remedy = "--mode=train on this workdir writes it again from the checkpoint"
-    lines = pathlib.Path(path).read_bytes().splitlines()
+    lines = path.read_bytes().splitlines() if path.exists() else []
     return [
         parse(line, _ROW_KEYS, f"{path}, line {number}", remedy)
         for number, line in enumerate(lines, start=1)

@@ -206,6 +206,10 @@ def write_comparison(
     content |= {"num_epochs": num_epochs, "environment": ENVIRONMENT}
     content |= {"recipe": {"optimizer": "sgd", "schedule": "cosine", "batch_size": 128}}
     content |= {"variants": {}, "paired": {}, "per_class": {}}
+    fields = {"dataset": "digits", "num_seeds": num_seeds, "num_epochs": num_epochs}
+    fields |= {"margin": 0.5, "growth_rate": 12, "progress": False}
+    config = {"kind": "comparison", "requested": fields, "resolved": fields}
+    write_json(directory / "config.json", config)
     accuracies = {}
     for name, (parameters, macs, ms, gain) in variants.items():
         better = gain + (difference if name == "separable" else 0)

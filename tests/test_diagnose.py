@@ -274,7 +274,8 @@ def test_without_any_loss_there_is_no_diagnosis():
 
 
 def write_metrics(workdir, rows):
-    lines = [json.dumps({"schema": 1, **row}) for row in rows]
+    others = {"learning_rate": 0.1, "train_loss": 1.0, "train_accuracy": 0.5}
+    lines = [json.dumps(others | row) for row in rows]
     (workdir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
@@ -301,7 +302,9 @@ def test_a_workdir_is_diagnosed_by_its_files(tmp_path):
 def test_a_workdir_without_epochs_or_with_damaged_ones_is_refused(tmp_path):
     with pytest.raises(UserError, match="has no epoch to diagnose; train it first"):
         write_diagnosis(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n[1]\n')
+    write_metrics(tmp_path, SHAPES["underfitting"][:1])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("[1]\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is damaged"):
         write_diagnosis(tmp_path)
     assert not (tmp_path / "diagnosis.json").exists()

@@ -398,6 +398,24 @@ def test_pictures_of_another_dataset_are_left_out(dataset):
     assert "holds other images than those of the run" in (run / "report.md").read_text()
 
 
+def test_the_command_of_a_comparison_names_the_fields_that_differ(tmp_path):
+    report_files.write_comparison(tmp_path, num_seeds=3, num_epochs=12)
+    [part] = [
+        part
+        for part in describe_comparison(files.read_workdir(tmp_path)).parts
+        if part.title == "How to reproduce it"
+    ]
+    train, again = part.blocks[0].text.replace(" \\\n ", "").splitlines()
+    assert train == (
+        "python main.py --mode=compare --config=configs/compare.py:digits "
+        "--config.growth_rate=12 --config.num_seeds=3 --workdir=runs/again"
+    )
+    assert again == "python main.py --mode=report --workdir=runs/again"
+    (tmp_path / "config.json").unlink()
+    report.write_report([tmp_path])
+    assert "configs/compare.py" not in (tmp_path / "report.md").read_text()
+
+
 def test_the_command_of_a_run_names_the_fields_that_differ(workdir):
     run = workdir / "separable/seed0"
     config = {"dataset": "digits", "growth_rate": 16, "block_sizes": [2, 2]}

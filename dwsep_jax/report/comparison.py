@@ -1,6 +1,6 @@
 """The report of a comparison, from its files."""
 
-from dwsep_jax.config import format_value
+from dwsep_jax.config import COMPARISON, format_value
 from dwsep_jax.report import charts, costs, text
 from dwsep_jax.report.files import Comparison, Unfinished
 from dwsep_jax.report.format import (
@@ -30,7 +30,7 @@ from dwsep_jax.report.page import (
     Table,
     Text,
 )
-from dwsep_jax.report.run import FLOPS_WORDS, describe_environment
+from dwsep_jax.report.run import FLOPS_WORDS, build_command, describe_environment
 
 REFERENCES = (
     (
@@ -486,18 +486,23 @@ def _show_command(comparison):
     content = comparison.content
     recipe = ", ".join(f"{k} {_show_value(v)}" for k, v in content["recipe"].items())
     seeds = ", ".join(str(seed) for seed in content["seeds"])
-    argument = "" if content["dataset"] == "cifar10" else f":{content['dataset']}"
-    command = content.get("command") or (
-        f"python main.py --mode=compare --config=configs/compare.py{argument} "
-        "--workdir=runs/again"
-    )
     words = f"Seeds {seeds}; {content['num_epochs']} epochs. Recipe: {recipe}."
     redraw = "python main.py --mode=report --workdir=runs/again"
+    blocks: list[Block] = []
+    if comparison.config:
+        blocks.append(Code(f"{_build_command(comparison)}\n{redraw}"))
     return [
-        Code(f"{command}\n{redraw}"),
+        *blocks,
         Text(words),
         *describe_environment(content["environment"]),
     ]
+
+
+def _build_command(comparison):
+    dataset = comparison.content["dataset"]
+    argument = f":{dataset}" if dataset == "digits" else ""
+    file = f"configs/compare.py{argument}"
+    return build_command(comparison.config["requested"], COMPARISON, file)
 
 
 def _show_value(value):

@@ -46,6 +46,7 @@ class Comparison:
     Attributes:
       directory: its workdir.
       content: of comparison.json.
+      config: what config.json holds, {requested, resolved}; None without one.
       efficiency: of each variant, None where it was not measured.
       curves: the rows of each run of a variant that still has them.
       diagnoses: the diagnosis of each run of a variant that has one.
@@ -53,6 +54,7 @@ class Comparison:
 
     directory: pathlib.Path
     content: dict[str, Any]
+    config: dict[str, Any] | None
     efficiency: dict[str, dict[str, Any] | None]
     curves: dict[str, list[list[dict[str, Any]]]]
     diagnoses: dict[str, list[dict[str, Any]]]
@@ -190,7 +192,6 @@ def read_workdir(workdir: str | os.PathLike) -> Run | Comparison | Unfinished:
 
 def read_run(directory: pathlib.Path) -> Run:
     """Return the files of a run's workdir; raise `UserError` if one is damaged."""
-    metrics = directory / "metrics.jsonl"
     evaluations = [
         _read_evaluation(path)
         for name in ("evaluation.json", "evaluation-*.json")
@@ -199,7 +200,7 @@ def read_run(directory: pathlib.Path) -> Run:
     return Run(
         directory=directory,
         config=_read_json(directory, "config"),
-        rows=read_rows(metrics) if metrics.exists() else [],
+        rows=read_rows(directory),
         evaluation=next((e for e in evaluations if e["split"] == "test"), None),
         others=[e for e in evaluations if e["split"] != "test"],
         predictions=_read_predictions(directory / "predictions.npz"),
@@ -227,11 +228,11 @@ def _read_comparison(directory):
         place = (directory / measured).parent if measured else None
         efficiency[name] = _read_json(place, "efficiency") if place else None
         places = [directory / run["workdir"] for run in variant["runs"]]
-        metrics = [place / "metrics.jsonl" for place in places]
-        curves[name] = [read_rows(path) for path in metrics if path.exists()]
+        curves[name] = [rows for place in places if (rows := read_rows(place))]
         found = [_read_json(place, "diagnosis") for place in places]
         diagnoses[name] = [diagnosis for diagnosis in found if diagnosis]
-    return Comparison(directory, content, efficiency, curves, diagnoses)
+    config = _read_json(directory, "config")
+    return Comparison(directory, content, config, efficiency, curves, diagnoses)
 
 
 def _read_json(directory, name):

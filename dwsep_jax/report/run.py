@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 
 from dwsep_jax import cli
-from dwsep_jax.config import EXEMPT, format_value, from_dict
+from dwsep_jax.config import (
+    CHANGE_NOTHING,
+    COMPARISON,
+    EXEMPT,
+    RUN,
+    format_value,
+    from_dict,
+)
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.figures import render_pictures, render_run
 from dwsep_jax.history import score
@@ -379,22 +386,32 @@ def _not_evaluated():
 def _show_command(run):
     blocks: list[Block] = []
     if run.config:
-        blocks.append(Code(_build_command(run)))
+        blocks.append(Code(build_command(run.config["requested"])))
     blocks += describe_environment((run.evaluation or {}).get("environment"))
     return blocks or [Text("There is no config.json to tell the command.")]
 
 
-def _build_command(run):
-    """Return the command that trains the same run into another workdir."""
-    requested = run.config["requested"]
+def build_command(
+    requested: dict[str, Any], kind: str = RUN, config: str = "configs/default.py"
+) -> str:
+    """Return the command that does the same again in another workdir.
+
+    Args:
+      requested: fields, as config.json holds them.
+      kind: `config.RUN` or `config.COMPARISON`.
+      config: a file of the repository, with its `:arg`; what it says is left out.
+    """
     try:
-        default = cli.load_file(str(cli.CONFIGS / "default.py"))
+        base = cli.load_file(str(cli.CONFIGS.parent / config))
     except ConfigError:
-        default = {}  # Installed without the repository.
-    words = ["python main.py --config=configs/default.py"]
+        base = {}  # Installed without the repository.
+    mode, exempt = "", EXEMPT[RUN]
+    if kind == COMPARISON:
+        mode, exempt = " --mode=compare", CHANGE_NOTHING
+    words = [f"python main.py{mode} --config={config}"]
     for name, value in from_dict(requested).items():
-        is_given = value is not None and name not in EXEMPT
-        if is_given and (name not in default or default[name] != value):
+        is_given = value is not None and name not in exempt
+        if is_given and (name not in base or base[name] != value):
             words.append(f"--config.{name}={format_value(value)}")
     return " \\\n  ".join([*words, "--workdir=runs/again"])
 
