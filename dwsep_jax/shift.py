@@ -425,7 +425,7 @@ def _separable_jvp(primals, tangents, **static):
 
 
 def _separable_tangent_jvp(primals, tangents, **static):
-    tangents = [ad.instantiate_zeros(tangent) for tangent in tangents]
+    tangents = tuple(ad.instantiate_zeros(tangent) for tangent in tangents)
     return jax.jvp(partial(_separable_tangent, **static), primals, tangents)
 
 

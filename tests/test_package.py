@@ -88,7 +88,7 @@ def test_declared_dependencies_are_those_that_are_used():
     ours = {"configs", "dwsep_jax"}
     used = imported_packages("dwsep_jax", "configs") - set(sys.stdlib_module_names)
     assert used - ours == needed - undeclared
-    tests = {"flatbuffers", "pytest", "ruff"}
+    tests = {"flatbuffers", "hypothesis", "pytest", "ruff"}
     extra = project["optional-dependencies"]["test"]
     assert {re.match(r"[\w-]+", line)[0] for line in extra} == tests
     core = {"jax", "flax", "optax", "orbax", "tensorflow_datasets", "clu", "numpy"}
@@ -109,7 +109,8 @@ def imported_modules(path):
 
 def test_imports_run_one_way():
     order = [
-        *("errors", "files", "console", "datasets", "ops", "layers", "models", "data"),
+        *("errors", "files", "console", "datasets", "shift", "ops", "layers"),
+        *("models", "data"),
         *("augment", "optim", "metrics", "step", "checkpoint", "efficiency"),
         *("environment", "summary", "config", "history", "events", "figures"),
         *("evaluate", "epoch", "start", "train", "cli"),
