@@ -65,6 +65,7 @@ def run(
             return 0
         command = make_command(values, rest)
         select_platform(command.config.platform)
+        use_compilation_cache()
         modes[command.mode](command)
     except KeyboardInterrupt:
         return _fail("interrupted", 130, values)
@@ -207,6 +208,13 @@ def select_platform(platform: str | None) -> None:
             f"--config.platform={platform}: jax finds none on this machine; choose "
             f"{available}, or install jax with support for it"
         )
+
+
+def use_compilation_cache() -> None:
+    """Have jax keep compiled programs, for the next start to find."""
+    from dwsep_jax import environment
+
+    environment.use_compilation_cache()
 
 
 def _parse(

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from dwsep_jax.datasets.cache import user_cache
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "dwsep_jax")
 
 
@@ -37,6 +39,18 @@ def compiler_options(deterministic: bool) -> dict[str, Any] | None:
     A CPU takes the option too, and has no need of it.
     """
     return {"xla_gpu_deterministic_ops": True} if deterministic else None
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache, for the next start to find.
+
+    Does nothing where JAX_COMPILATION_CACHE_DIR names a place, or jax has one already.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return
+    # Else the directory's own path would be a part of every key.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled"))
 
 
 def memory_bytes() -> int:
