@@ -65,7 +65,7 @@ def run(
             return 0
         command = make_command(values, rest)
         select_platform(command.config.platform)
-        use_compilation_cache()
+        prepare_process()
         modes[command.mode](command)
     except KeyboardInterrupt:
         return _fail("interrupted", 130, values)
@@ -210,11 +210,12 @@ def select_platform(platform: str | None) -> None:
         )
 
 
-def use_compilation_cache() -> None:
-    """Have jax keep compiled programs, for the next start to find."""
+def prepare_process() -> None:
+    """Keep compiled programs for the next start, and memory for the next step."""
     from dwsep_jax import environment
 
     environment.use_compilation_cache()
+    environment.keep_freed_memory()
 
 
 def _parse(

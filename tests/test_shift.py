@@ -22,6 +22,7 @@ ACTIVATIONS = [None, jax.nn.relu, jax.nn.leaky_relu, jax.nn.silu, jax.nn.gelu]
 def in_chunks(monkeypatch):
     """Let batches of a few small images be worked on in chunks."""
     monkeypatch.setattr(shift, "_CHUNK_SIZE", 2**8)
+    monkeypatch.setattr(shift, "_DEPTHWISE_CHUNK_SIZE", 2**8)
     monkeypatch.setattr(shift, "_IMAGES_PER_SUM", 2)
 
 
