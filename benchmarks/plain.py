@@ -78,7 +78,7 @@ def plain_variables(like: DenseNet, variables: dict[str, Any]) -> dict[str, Any]
     """Return the variables of `PlainDenseNet` that compute what these of ours do."""
     return {
         "params": plain_params(variables["params"]),
-        "batch_stats": _consumer_stats(like, variables["batch_stats"]),
+        "batch_stats": consumer_stats(like, variables["batch_stats"]),
     }
 
 
@@ -94,7 +94,7 @@ def plain_params(params: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _consumer_stats(like, producers):
+def consumer_stats(like: DenseNet, producers: dict[str, Any]) -> dict[str, Any]:
     """Return the running statistics of each reader, joined from those of its pieces."""
     plain, pieces = {}, []
 

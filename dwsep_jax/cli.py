@@ -72,6 +72,7 @@ def run(
         command = make_command(values, rest)
         if command.mode != "report":  # It reads files, and computes nothing.
             select_platform(command.config.platform)
+            prepare_process()
         modes[command.mode](command)
     except KeyboardInterrupt:
         return _fail("interrupted", 130, values)
@@ -236,6 +237,14 @@ def select_platform(platform: str | None) -> None:
             f"--config.platform={platform}: jax finds none on this machine; choose "
             f"{available}, or install jax with support for it"
         )
+
+
+def prepare_process() -> None:
+    """Keep compiled programs for the next start, and memory for the next step."""
+    from dwsep_jax import environment
+
+    environment.use_compilation_cache()
+    environment.keep_freed_memory()
 
 
 def _parse(

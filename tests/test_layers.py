@@ -74,14 +74,15 @@ def test_separable_conv_with_norm_and_activation_between():
     np.testing.assert_allclose(module.apply(variables, x), want, rtol=1e-5, atol=1e-5)
 
 
-def test_standard_conv_is_nn_conv():
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+def test_standard_conv_is_nn_conv(lowering):
     x = images()
-    module = layers.StandardConv(5, (3, 3), (2, 2))
+    module = layers.StandardConv(5, (3, 3), (2, 2), lowering=lowering)
     variables = module.init(KEY, x)
     want = nn.Conv(5, (3, 3), (2, 2), use_bias=False).apply(
         {"params": variables["params"]["conv"]}, x
     )
-    np.testing.assert_array_equal(module.apply(variables, x), want)
+    np.testing.assert_allclose(module.apply(variables, x), want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

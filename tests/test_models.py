@@ -1,18 +1,24 @@
 """The dense network: against a plain DenseNet of nn.Conv and nn.BatchNorm."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from benchmarks.plain import (
+    PlainDenseNet,
+    consumer_stats,
+    plain_params,
+    plain_variables,
+)
 from configs import default, separable, standard
-from dwsep_jax import models
+from dwsep_jax import models, shift
 from dwsep_jax.errors import ConfigError
 from dwsep_jax.layers import SeparableConv, StandardConv
+from dwsep_jax.step import create_train_state, make_run_keys, train_step
 from tests import tiny
 from tests.numerics import relative_error
 
@@ -20,99 +26,23 @@ KEY = jax.random.key(0)
 TINY = dict(num_classes=3, growth_rate=4, block_sizes=(2, 1, 1))
 
 
-class PlainConv(nn.Module):
-    """A separable or standard convolution by `nn.Conv`, with our parameter names."""
-
-    separable: bool
-    features: int
-
-    @nn.compact
-    def __call__(self, x):
-        if not self.separable:
-            return nn.Conv(self.features, (3, 3), use_bias=False, name="conv")(x)
-        c = x.shape[-1]
-        x = nn.Conv(c, (3, 3), feature_group_count=c, use_bias=False, name="depthwise")(
-            x
-        )
-        return nn.Conv(self.features, (1, 1), use_bias=False, name="pointwise")(x)
-
-
-class PlainDenseNet(nn.Module):
-    """The textbook DenseNet: a batch norm of its own in every consumer."""
-
-    separable: bool
-    bottleneck: int
-    train: bool
-
-    @nn.compact
-    def __call__(self, x):
-        norm = partial(nn.BatchNorm, not self.train, momentum=0.9)
-        conv1x1 = partial(nn.Conv, kernel_size=(1, 1), use_bias=False)
-        growth = TINY["growth_rate"]
-        x = nn.Conv(2 * growth, (3, 3), use_bias=False, name="stem.conv")(x)
-        for b, num_layers in enumerate(TINY["block_sizes"]):
-            if b:
-                x = nn.relu(norm(name=f"transition{b}.norm")(x))
-                x = conv1x1(x.shape[-1] // 2, name=f"transition{b}.conv")(x)
-                x = nn.avg_pool(x, (2, 2), (2, 2))  # an even size: nothing is dropped
-            for i in range(num_layers):
-                name = f"block{b}.layer{i}"
-                y = nn.relu(norm(name=f"{name}.norm")(x))
-                if self.bottleneck:
-                    y = conv1x1(self.bottleneck * growth, name=f"{name}.bottleneck")(y)
-                    y = nn.relu(norm(name=f"{name}.bottleneck_norm.normalize")(y))
-                y = PlainConv(self.separable, growth, name=f"{name}.conv")(y)
-                x = jnp.concatenate([x, y], axis=-1)
-        x = nn.relu(norm(name="norm")(x))
-        return nn.Dense(TINY["num_classes"], name="head")(x.mean((1, 2)))
-
-
-def plain_params(ours):
-    """Rename {"block0": {"layer0": {...}}} to {"block0.layer0...": {...}}."""
-    flat = {}
-
-    def visit(tree, path):
-        leaves = any(not isinstance(v, dict) for v in tree.values())
-        convolution = "depthwise" in tree or (path[1:] and path[-1] == "conv")
-        if leaves or (convolution and "kernel" not in tree):
-            flat[".".join(path)] = tree
-        else:
-            for name, value in tree.items():
-                visit(value, (*path, name))
-
-    visit(ours, ())
-    return flat
-
-
-def consumer_stats(ours, bottleneck):
-    """Return {consumer: {mean, var}} in the plain net of our producers' statistics."""
-    plain, pieces = {}, []
-
-    def join():
-        return {
-            k: jnp.concatenate([piece[k] for piece in pieces]) for k in ("mean", "var")
-        }
-
-    for b, num_layers in enumerate(TINY["block_sizes"]):
-        if b:
-            plain[f"transition{b}.norm"] = join()
-        pieces = [ours[f"statistics{b}"]]
-        for i in range(num_layers):
-            plain[f"block{b}.layer{i}.norm"] = join()
-            block = ours[f"block{b}"]
-            if bottleneck:
-                inner = block[f"layer{i}"]["bottleneck_norm"]["statistics"]
-                plain[f"block{b}.layer{i}.bottleneck_norm.normalize"] = inner
-            pieces.append(block[f"statistics{i}"])
-    plain["norm"] = join()
-    return plain
-
-
-@pytest.mark.parametrize("bottleneck", [0, 2])
-@pytest.mark.parametrize("conv", [SeparableConv, StandardConv])
-def test_shared_statistics_equal_a_batch_norm_in_each_consumer(conv, bottleneck):
+@pytest.mark.parametrize(
+    ("conv", "bottleneck", "in_chunks"),
+    [
+        (SeparableConv, 0, False),
+        (SeparableConv, 0, True),
+        (SeparableConv, 2, False),
+        (StandardConv, 0, False),
+        (StandardConv, 2, False),
+    ],
+)
+def test_shared_statistics_equal_a_batch_norm_in_each_consumer(
+    conv, bottleneck, in_chunks, monkeypatch
+):
+    if in_chunks:
+        monkeypatch.setattr(shift, "_CHUNK_SIZE", 2**9)
     model = models.DenseNet(conv, bottleneck=bottleneck, **TINY)
-    plain = PlainDenseNet(conv is SeparableConv, bottleneck, train=True)
+    plain = PlainDenseNet(model, conv is SeparableConv)
     x = jax.random.normal(KEY, (6, 16, 16, 3))
     labels = jnp.array([0, 1, 2, 0, 1, 2])
     variables = jax.jit(model.init)(KEY, x)
@@ -121,25 +51,22 @@ def test_shared_statistics_equal_a_batch_norm_in_each_consumer(conv, bottleneck)
     )
     stats = variables["batch_stats"]
 
-    def loss(model, params, stats, train=None):
-        train = {} if train is None else {"train": train}
+    def loss(model, params, stats):
         logits, updated = model.apply(
             {"params": params, "batch_stats": stats},
             x,
+            train=True,
             mutable=["batch_stats"],
-            **train,
         )
         log_p = jax.nn.log_softmax(logits)
         losses = -jnp.take_along_axis(log_p, labels[:, None], axis=1)
         return losses.mean(), (logits, updated["batch_stats"])
 
-    grad = jax.jit(
-        jax.grad(loss, argnums=1, has_aux=True), static_argnames=("model", "train")
-    )
+    grad = jax.jit(jax.grad(loss, argnums=1, has_aux=True), static_argnames="model")
     with jax.numpy_dtype_promotion("strict"):
-        our_grads, (our_logits, our_stats) = grad(model, params, stats, train=True)
+        our_grads, (our_logits, our_stats) = grad(model, params, stats)
     plain_grads, (plain_logits, plain_stats) = grad(
-        plain, plain_params(params), consumer_stats(stats, bottleneck)
+        plain, plain_params(params), consumer_stats(model, stats)
     )
     assert relative_error(our_logits, plain_logits) < 1e-5
 
@@ -152,7 +79,7 @@ def test_shared_statistics_equal_a_batch_norm_in_each_consumer(conv, bottleneck)
     assert np.linalg.norm(jax.tree.leaves(errors)) / scale < 1e-5
     assert all(np.linalg.norm(g) > 0 for g in jax.tree.leaves(our_grads))
 
-    our_stats = consumer_stats(our_stats, bottleneck)
+    our_stats = consumer_stats(model, our_stats)
     assert our_stats.keys() == plain_stats.keys()
     for name in plain_stats:
         for key in ("mean", "var"):
@@ -160,14 +87,31 @@ def test_shared_statistics_equal_a_batch_norm_in_each_consumer(conv, bottleneck)
 
     # And in evaluation, with the running statistics that training left.
     got = jax.jit(model.apply)({"params": params, "batch_stats": stats}, x)
-    want = jax.jit(plain.clone(train=False).apply)(
-        {
-            "params": plain_params(params),
-            "batch_stats": consumer_stats(stats, bottleneck),
-        },
-        x,
-    )
+    variables = {"params": params, "batch_stats": stats}
+    want = jax.jit(plain.apply)(plain_variables(model, variables), x)
     assert relative_error(got, want) < 1e-5
+
+
+@pytest.mark.parametrize("conv", [SeparableConv, StandardConv])
+def test_a_whole_training_step_is_that_of_plain_flax(conv):
+    model = models.DenseNet(conv, bottleneck=2, **TINY)
+    plain = PlainDenseNet(model, conv is SeparableConv)
+    tx = optax.sgd(0.1, momentum=0.9, nesterov=True)
+    state = create_train_state(model, tx, (16, 16, 3), make_run_keys(0))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = plain_variables(model, variables)
+    other = state.replace(
+        **variables, opt_state=tx.init(variables["params"]), apply_fn=plain.apply
+    )
+    x = jax.random.normal(KEY, (6, 16, 16, 3))
+    batch = {"image": x, "label": jnp.array([0, 1, 2, 0, 1, 2])}
+    step = jax.jit(train_step)
+    (ours, our_metrics), (theirs, metrics) = step(state, batch), step(other, batch)
+    got = (plain_params(ours.params), consumer_stats(model, ours.batch_stats))
+    want = (theirs.params, theirs.batch_stats)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert relative_error(a, b) < 1e-5
+    assert relative_error(our_metrics.loss.total, metrics.loss.total) < 1e-5
 
 
 def count_by_hand(separable, bottleneck=0):
