@@ -54,11 +54,16 @@ class Normalized(struct.PyTreeNode):
             y = shift.activate(piece, affine, self.activation, self.dtype)
             parts.append(function(y))
             start = channels.stop
-        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+        return shift.join(parts)
 
     def compute(self) -> jax.Array:
         """Return the result, (N, H, W, C)."""
-        return self.map(lambda y: y)
+        return shift.activate(
+            shift.join(self.pieces),
+            (self.factor, self.constant),
+            self.activation,
+            self.dtype,
+        )
 
 
 def depthwise_conv(

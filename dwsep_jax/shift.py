@@ -286,13 +286,14 @@ def _mix(x, kernel):
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _join(pieces):
+def join(pieces: Sequence[jax.Array]) -> jax.Array:
+    """Return the pieces (..., C_i) as one tensor, their channels one after the other."""
     return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
 
 
 def _separable_at_once(*arrays, num_pieces, activation, geometry):
     pieces, affine, kernel, mixer = _split(arrays, num_pieces)
-    x = activate(_join(pieces), affine, activation, kernel.dtype)
+    x = activate(join(pieces), affine, activation, kernel.dtype)
     return _mix(shifted_sum(x, kernel, geometry=geometry), mixer)
 
 
@@ -329,7 +330,7 @@ def _separable_gradients(*arrays, num_pieces, activation, geometry):
     def add(carry, start, part):
         d_pieces, d_affine, sums, d_mixer = carry
         g, *pieces = part
-        x, join_vjp = jax.vjp(lambda *pieces: _join(pieces), *pieces)
+        x, join_vjp = jax.vjp(lambda *pieces: join(pieces), *pieces)
         u, activate_vjp = jax.vjp(
             lambda x, *affine: activate(x, affine, activation, kernel.dtype), x, *affine
         )
