@@ -208,6 +208,7 @@ def write_comparison(
     content |= {"variants": {}, "paired": {}, "per_class": {}}
     fields = {"dataset": "digits", "num_seeds": num_seeds, "num_epochs": num_epochs}
     fields |= {"margin": 0.5, "growth_rate": 12, "progress": False}
+    fields |= {"variants": list(variants)}
     config = {"kind": "comparison", "requested": fields, "resolved": fields}
     write_json(directory / "config.json", config)
     accuracies = {}

@@ -74,6 +74,8 @@ def test_each_layer_is_named_and_has_its_kind():
         ("block0/layer0/conv/norm/normalize", ("batch norm", [8, 8, 8])),
         ("block0/layer0/conv/pointwise", ("pointwise convolution", [8, 8, 4])),
     ]
+    # Of what it takes, which is in pieces: the stem's 8 channels and the layer's 4.
+    assert found["transition1/norm"] == ("batch norm", [8, 8, 12])
     assert found["transition1/conv"] == ("pointwise convolution", [8, 8, 6])
     assert found["head"] == ("dense", [3])
 

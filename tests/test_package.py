@@ -217,6 +217,8 @@ def test_a_run_killed_inside_a_save_ends_with_the_same_bits(tmp_path):
 
 def test_benchmarks_can_be_started_as_they_say():
     for path in (ROOT / "benchmarks").glob("*.py"):
+        if "__main__" not in path.read_text():
+            continue  # What the others share.
         command = f"python -m benchmarks.{path.stem}"
         assert command in path.read_text()
         result = python(f"import benchmarks.{path.stem}")

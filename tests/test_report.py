@@ -398,6 +398,15 @@ def test_pictures_of_another_dataset_are_left_out(dataset):
     assert "holds other images than those of the run" in (run / "report.md").read_text()
 
 
+def test_variants_come_in_the_order_of_the_config(tmp_path):
+    report_files.write_comparison(tmp_path, num_seeds=1)
+    found = list(files.read_workdir(tmp_path).content["variants"])
+    assert found == ["separable", "standard", "separable_parameters", "separable_macs"]
+    (tmp_path / "config.json").unlink()
+    found = list(files.read_workdir(tmp_path).content["variants"])
+    assert found == ["separable", "standard", "separable_macs", "separable_parameters"]
+
+
 def test_the_command_of_a_comparison_names_the_fields_that_differ(tmp_path):
     report_files.write_comparison(tmp_path, num_seeds=3, num_epochs=12)
     [part] = [

@@ -181,7 +181,12 @@ def _name_time(key):
 def _describe_overrides(variant):
     values = variant["overrides"].items()
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values}
-    return ", ".join(f"{k}={format_value(v)}" for k, v in values.items())
+    # A width of the stem that was solved for has many digits.
+    texts = {
+        k: f"{v:.4g}" if isinstance(v, float) else format_value(v)
+        for k, v in values.items()
+    }
+    return ", ".join(f"{k}={text}" for k, text in texts.items())
 
 
 def _show_runs(content):
@@ -378,7 +383,7 @@ def _tabulate_rates(comparison):
         ):
             rate, peak = (efficiency or {}).get(mine), machine.get(most)
             if rate and peak:
-                row += [f"{scaled(rate)} {unit}", share(rate / peak)]
+                row += [scaled(rate, unit), share(rate / peak)]
         if len(row) == 5:
             rows.append(row)
     columns = ["variant", "FLOP/s", "of a matrix product's", "bytes/s", "of a copy's"]

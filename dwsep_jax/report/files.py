@@ -218,10 +218,12 @@ def _read_comparison(directory):
                 directory / "comparison.json",
                 f"{role} is {content[role]}, which is none of its variants",
             )
-    # Its keys are sorted; people compare the two that the question is about first.
-    first = [content["main"], content["baseline"]]
-    rest = [name for name in variants if name not in first]
-    variants = content["variants"] = {name: variants[name] for name in first + rest}
+    # Its keys are sorted; people compare the two that the question is about first, and
+    # the others in the order of the config.
+    config = _read_json(directory, "config")
+    asked = config["resolved"].get("variants", []) if config else []
+    order = dict.fromkeys([content["main"], content["baseline"], *asked, *variants])
+    variants = content["variants"] = {n: variants[n] for n in order if n in variants}
     efficiency, curves, diagnoses = {}, {}, {}
     for name, variant in variants.items():
         measured = variant.get("efficiency")
@@ -231,7 +233,6 @@ def _read_comparison(directory):
         curves[name] = [rows for place in places if (rows := read_rows(place))]
         found = [_read_json(place, "diagnosis") for place in places]
         diagnoses[name] = [diagnosis for diagnosis in found if diagnosis]
-    config = _read_json(directory, "config")
     return Comparison(directory, content, config, efficiency, curves, diagnoses)
 
 

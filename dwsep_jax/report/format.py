@@ -45,14 +45,14 @@ def amount(value: float | None) -> str:
     return scaled(value)
 
 
-def scaled(value: float | None) -> str:
-    """Return a number with three digits in k, M, G or T."""
+def scaled(value: float | None, unit: str = "") -> str:
+    """Return a number with three digits in k, M, G or T of a unit."""
     if value is None:
         return DASH
     for size, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= size:
-            return significant(value / size) + prefix
-    return significant(value)
+            return significant(value / size) + prefix + unit
+    return f"{significant(value)} {unit}".rstrip()
 
 
 def mebibytes(value: float | None) -> str:

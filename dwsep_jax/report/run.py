@@ -345,7 +345,7 @@ def _show_rates(efficiency):
         )
     ]
     rows = [
-        [words, f"{scaled(mine)} {unit}", f"{scaled(most)} {unit}", share(mine / most)]
+        [words, scaled(mine, unit), scaled(most, unit), share(mine / most)]
         for words, mine, most, unit in found
         if mine and most
     ]
