@@ -9,6 +9,8 @@ Examples:
   python main.py --config=configs/separable.py --config.seed=1 --config.growth_rate=12
   python main.py --config=configs/digits.py --config.block_sizes=3,3 --noconfig.progress
   python main.py --mode=evaluate --workdir=runs/separable --split=validation
+  python main.py --mode=compare --config=configs/compare.py:digits
+  python main.py --mode=report --workdir=runs/separable,runs/digits
 
 Flags:
   --config    Python file whose get_config(), or get_config(ARG), returns the config;
@@ -19,6 +21,12 @@ Flags:
               evaluate on test.
               evaluate: count every example of --split once, with the latest weights, or
               the best with early stopping, of a run that is finished or under way.
+              efficiency: count parameters, MACs and FLOPs, and measure time and memory,
+              without training.
+              compare: train the config's variants over several seeds, or go on with
+              that, and say whether separable convolutions are worth it.
+              report: draw report.html, report.md and figures/ from the files of
+              --workdir, or of several with commas, into the first; without jax.
   --workdir   Where the run's files are; default: runs/, a name from the config file,
               and the fields replaced.
   --split     What --mode=evaluate reads: test (the default), validation or train.
@@ -64,7 +72,35 @@ def run_evaluate(command: cli.Command) -> None:
     evaluate.evaluate_workdir(resolved, command.workdir, command.split or "test")
 
 
-MODES = {"train": run_train, "evaluate": run_evaluate}
+def run_efficiency(command: cli.Command) -> None:
+    """Count and measure what the network costs."""
+    from dwsep_jax import cost
+
+    cost.measure_workdir(command.config, command.workdir)
+
+
+def run_compare(command: cli.Command) -> None:
+    """Train variants over several seeds, or go on with that, and compare them."""
+    from dwsep_jax import compare
+
+    compare.compare(command.config, command.workdir)
+
+
+def run_report(command: cli.Command) -> None:
+    """Report the files of one or several workdirs."""
+    from dwsep_jax import console, report
+
+    path = report.write_report([w for w in command.workdir.split(",") if w])
+    console.say(f"report: {path}")
+
+
+MODES = {
+    "train": run_train,
+    "evaluate": run_evaluate,
+    "efficiency": run_efficiency,
+    "compare": run_compare,
+    "report": run_report,
+}
 
 
 def main(argv: list[str]) -> int:

@@ -90,6 +90,21 @@ def get_config() -> ml_collections.ConfigDict:
     # By how much more an accuracy must be better, as a share of 1.
     c.min_change = 0.001
 
+    # Comparison, by --mode=compare alone: what is compared; dwsep_jax/compare.py tells
+    # what each name stands for.
+    c.variants = (
+        "separable",
+        "standard",
+        "separable_parameters",
+        "separable_macs",
+    )
+    # Runs of each variant, with the seeds from `seed` on.
+    c.num_seeds = 5
+    # Each variant takes that multiple of the learning rate which validates best.
+    c.rate_factors = (1 / 3, 1.0, 3.0)
+    # Percentage points of test accuracy that a variant may lose without being worse.
+    c.margin = 0.5
+
     # Program. Draws the initial weights, the order, augmentation and dropout.
     c.seed = 0
     # Training steps per program that is sent to the device; unset: 1 on CPU, else 16.

@@ -25,6 +25,7 @@ _MODULES = {
     "train_many": "step",
     "eval_step": "step",
     "count_macs": "efficiency",
+    "write_report": "report",
 }
 __all__ = sorted(_MODULES)
 

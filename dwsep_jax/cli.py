@@ -16,7 +16,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dwsep_jax.config import (
+    COMPARISON,
     FIELDS,
+    RUN,
     check_fields,
     default_workdir,
     describe,
@@ -26,7 +28,7 @@ from dwsep_jax.config import (
 )
 from dwsep_jax.errors import ConfigError, UserError, choose
 
-_CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 # What JAX_PLATFORMS becomes. "" leaves the choice to jax, which prefers accelerators
 # and keeps the CPU beside them; "gpu" would demand every maker's GPUs at once.
@@ -34,10 +36,14 @@ _PLATFORMS = {"cpu": "cpu", "gpu": "", "tpu": ""}
 
 
 class Command(NamedTuple):
-    """What the command line asks for; `split` is None where it is not given."""
+    """What the command line asks for.
+
+    `config` is None where --mode=report reads a workdir alone, `split` where it is not
+    given.
+    """
 
     mode: str
-    config: ConfigDict
+    config: ConfigDict | None
     workdir: str
     split: str | None
 
@@ -64,8 +70,9 @@ def run(
             print(help_text.strip())
             return 0
         command = make_command(values, rest)
-        select_platform(command.config.platform)
-        prepare_process()
+        if command.mode != "report":  # It reads files, and computes nothing.
+            select_platform(command.config.platform)
+            prepare_process()
         modes[command.mode](command)
     except KeyboardInterrupt:
         return _fail("interrupted", 130, values)
@@ -93,16 +100,30 @@ def make_command(values: flags.FlagValues, rest: list[str]) -> Command:
     if values.workdir is not None and not values.workdir.strip():
         raise ConfigError("--workdir=: is empty; name a directory, or leave it out")
     workdir = values.workdir and os.path.expanduser(values.workdir)
+    if values.mode == "report" and values.config is None:
+        return _make_report_command(workdir, rest)
+    kind = COMPARISON if values.mode == "compare" else RUN
     if values.config is not None:
         base = load_file(values.config)
     elif workdir is not None:
-        base = load_requested(workdir)
+        base = load_requested(workdir, kind)
     else:
         raise ConfigError(f"--config is missing{_list_configs()}")
     config = override(base, rest)
     validate(config)
-    workdir = workdir or default_workdir(values.config, config, base)
+    workdir = workdir or default_workdir(values.config, config, base, kind)
     return Command(values.mode, config, workdir, values.split)
+
+
+def _make_report_command(workdir: str | None, rest: list[str]) -> Command:
+    """Return the command to report workdirs, whose configs, if any, do not count."""
+    if workdir is None:
+        raise ConfigError(
+            "--workdir is missing: name the workdir to report, or several with commas"
+        )
+    if rest[1:]:
+        raise ConfigError(f"{rest[1]}: --mode=report reads files alone; leave it out")
+    return Command("report", None, workdir, None)
 
 
 def load_file(config_path: str) -> ConfigDict:
@@ -184,7 +205,15 @@ def override(base: ConfigDict, rest: list[str]) -> ConfigDict:
         raise ConfigError(
             f"unexpected argument {positional[0]}; write every flag as --flag=value"
         )
+    _split_names(values.config)
     return values.config
+
+
+def _split_names(config: ConfigDict) -> None:
+    """Take apart names with commas between, which absl takes for one text."""
+    for name, value in config.items():
+        if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], str):
+            config[name] = tuple(part.strip() for part in value[0].split(","))
 
 
 def select_platform(platform: str | None) -> None:
@@ -229,7 +258,7 @@ def _parse(
 
 
 def _list_configs() -> str:
-    paths = sorted(os.path.relpath(path) for path in _CONFIGS.glob("[!_]*.py"))
+    paths = sorted(os.path.relpath(path) for path in CONFIGS.glob("[!_]*.py"))
     return f"; there are {', '.join(paths)}" if paths else ""
 
 

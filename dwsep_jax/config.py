@@ -79,6 +79,7 @@ def _number(example: str, must_be: str, in_range: Callable[[float], bool]) -> Fi
 
 
 _SEED = _integer("1", 0, 2**32 - 1, "an integer from 0 to 4294967295")
+_FACTOR = _number("3", "from 0.001 to 1000", lambda v: 0.001 <= v <= 1000)
 
 # One row per field of configs/default.py. Names that a factory chooses by (conv, dtype,
 # ...) and limits that depend on the data are checked there.
@@ -139,6 +140,28 @@ FIELDS = {
     "num_epochs": _integer("100", 1, 10**6),
     "early_stopping": _integer("10", 0, 10**6),
     "min_change": _number("0.001", "of at least 0 and below 1", lambda v: 0 <= v < 1),
+    "variants": Field(
+        "a tuple of different names",
+        "separable,standard",
+        lambda v: (
+            isinstance(v, tuple)
+            and len(v) > 0
+            and all(isinstance(name, str) and name.strip() for name in v)
+            and len(set(v)) == len(v)
+        ),
+    ),
+    "num_seeds": _integer("5", 1, 1000),
+    "rate_factors": Field(
+        "a tuple of numbers from 0.001 to 1000, different in the first three digits",
+        "0.333,1,3",
+        lambda v: (
+            isinstance(v, tuple)
+            and len(v) > 0
+            and all(_FACTOR.is_valid(factor) for factor in v)
+            and len({f"{factor:.3g}" for factor in v}) == len(v)
+        ),
+    ),
+    "margin": _number("0.5", "from 0 to 100", lambda v: 0 <= v <= 100),
     "seed": _SEED,
     "steps_per_dispatch": _optional(_integer("16", 1, 10**4), int),
     "eval_batch_size": _integer("512", 1, 10**5),
@@ -148,10 +171,23 @@ FIELDS = {
     "progress": _flag("false"),
 }
 
-# They change no result, but for the last bits of an evaluation's sums: free to differ
-# when a run goes on, no part of a workdir's name.
-EXEMPT = frozenset({"data_dir", "progress", "eval_batch_size", "tensorboard"})
+# They change no result, but for the last bits of an evaluation's sums.
+CHANGE_NOTHING = frozenset({"data_dir", "progress", "eval_batch_size", "tensorboard"})
+# Of a comparison these may change: it has more seeds then, or another answer.
+_MAY_CHANGE = frozenset({"num_seeds", "margin"})
 
+# What a workdir may hold, and the fields that are free to differ when that goes on,
+# and no part of the workdir's name. A single run reads no field of a comparison.
+RUN, COMPARISON = "run", "comparison"
+EXEMPT = {
+    RUN: CHANGE_NOTHING | _MAY_CHANGE | {"variants", "rate_factors"},
+    COMPARISON: CHANGE_NOTHING | _MAY_CHANGE,
+}
+# What to do where a workdir holds the other of the two.
+_REMEDIES = {
+    RUN: "choose another --workdir, or leave --mode=compare out",
+    COMPARISON: "name one of the runs below it, or give --mode=compare",
+}
 
 # They are not planned for all `num_epochs`.
 STEADY_SCHEDULES = frozenset({"constant", "plateau"})
@@ -239,18 +275,25 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
     return config.lock()
 
 
-def default_workdir(config_path: str, config: ConfigDict, base: ConfigDict) -> str:
+def default_workdir(
+    config_path: str, config: ConfigDict, base: ConfigDict, kind: str = RUN
+) -> str:
     """Return `runs/<config name>[@<arg>][-<field>=<value>...]`.
+
+    A comparison's name begins with `compare`.
 
     Args:
       config_path: the config file as given, with its `:arg` if it has one.
       config: the config of the run.
       base: what the file alone says; a field that keeps that value is not named.
+      kind: `RUN` or `COMPARISON`.
     """
     path, colon, argument = config_path.partition(":")
-    pieces = [pathlib.Path(path).stem]
+    stem = pathlib.Path(path).stem
+    is_named = kind == RUN or stem == "compare"
+    pieces = [stem if is_named else f"compare-{stem}"]
     pieces += ["@", argument] if colon else []
-    for name in sorted(FIELDS.keys() - EXEMPT):
+    for name in sorted(FIELDS.keys() - EXEMPT[kind]):
         if config[name] != base[name]:
             pieces += [f"-{name}=", format_value(config[name]).replace(",", "_")]
     # Without "=" and "@" in the file's name, the argument and the values, one name can
@@ -267,11 +310,19 @@ def open_workdir(
     workdir: str | os.PathLike,
     requested: ConfigDict,
     resolve: Callable[[ConfigDict], ConfigDict],
+    kind: str = RUN,
 ) -> ConfigDict:
     """Make the workdir, or go on in it, and return the resolved config.
 
     The first start resolves the config and writes config.json; a later one reuses what
-    was resolved then, with the exempt fields as they are requested now.
+    was resolved then, with the exempt fields as they are requested now. A comparison
+    is stored anew where its seeds or its margin have changed.
+
+    Args:
+      workdir: the directory of a run or a comparison.
+      requested: the config, with fields unset.
+      resolve: sets them.
+      kind: `RUN` or `COMPARISON`.
 
     Raises:
       ConfigError: if the config is invalid, or the workdir belongs to another one.
@@ -282,7 +333,11 @@ def open_workdir(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            return _go_on(workdir, requested, EXEMPT)
+            stored, resolved = _go_on(workdir, requested, kind, EXEMPT[kind])
+            changed = any(stored[name] != requested[name] for name in _MAY_CHANGE)
+            if kind == COMPARISON and changed:
+                _write(path, requested, resolved, kind)
+            return resolved
         _refuse_other_files(path.parent)
     except OSError as error:
         raise _cannot_use(workdir, error) from error
@@ -292,17 +347,11 @@ def open_workdir(
         with contextlib.suppress(OSError):  # Others' files may lie there.
             path.parent.rmdir()
         raise
-    content = {
-        "schema": _SCHEMA,
-        "requested": to_dict(requested),
-        "resolved": to_dict(resolved),
-    }
-    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
     try:
-        write_atomically(path, text + "\n")
+        _write(path, requested, resolved, kind)
     except OSError as error:
         raise _cannot_use(workdir, error) from error
-    return from_dict(content["resolved"])
+    return from_dict(to_dict(resolved))
 
 
 def load_config(
@@ -319,41 +368,59 @@ def load_config(
       UserError: if there is no config.json, or it is damaged.
     """
     if requested is None:
-        return _read(workdir)[1]
+        return _read(workdir, RUN)[1]
     # Another platform may read a run that it may not continue.
-    return _go_on(workdir, requested, EXEMPT | {"platform"})
+    return _go_on(workdir, requested, RUN, EXEMPT[RUN] | {"platform"})[1]
 
 
-def load_requested(workdir: str | os.PathLike) -> ConfigDict:
-    """Return the config that a run in `workdir` was started with, before resolution."""
-    return _read(workdir)[0]
+def load_requested(workdir: str | os.PathLike, kind: str = RUN) -> ConfigDict:
+    """Return the config that was started in `workdir`, before resolution."""
+    return _read(workdir, kind)[0]
+
+
+def _write(
+    path: pathlib.Path, requested: ConfigDict, resolved: ConfigDict, kind: str
+) -> None:
+    content = {
+        "schema": _SCHEMA,
+        "requested": to_dict(requested),
+        "resolved": to_dict(resolved),
+    }
+    content |= {} if kind == RUN else {"kind": kind}
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
+    write_atomically(path, text + "\n")
 
 
 def _go_on(
-    workdir: str | os.PathLike, requested: ConfigDict, exempt: frozenset[str]
-) -> ConfigDict:
-    stored, resolved = _read(workdir)
+    workdir: str | os.PathLike,
+    requested: ConfigDict,
+    kind: str,
+    exempt: frozenset[str],
+) -> tuple[ConfigDict, ConfigDict]:
+    stored, resolved = _read(workdir, kind)
     if differences := [
         f"{name}={format_value(stored[name])} there, {format_value(value)} here"
         for name, value in requested.items()
         if name not in exempt and value != stored[name]
     ]:
         raise ConfigError(
-            f"--workdir={workdir} belongs to another run: {'; '.join(differences)}; "
+            f"--workdir={workdir} belongs to another {kind}: {'; '.join(differences)}; "
             "choose another --workdir, or delete this one"
         )
     for name in exempt:
         resolved[name] = requested[name]
-    return resolved
+    return stored, resolved
 
 
-def _read(workdir: str | os.PathLike) -> tuple[ConfigDict, ConfigDict]:
+def _read(workdir: str | os.PathLike, kind: str) -> tuple[ConfigDict, ConfigDict]:
     """Return the requested and the resolved config of config.json."""
     path = pathlib.Path(workdir) / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema"] != _SCHEMA:
             raise ValueError(f"schema {content['schema']} instead of {_SCHEMA}")
+        found = content.get("kind", RUN)
+        remedy = _REMEDIES[found]
         requested = from_dict(content["requested"])
         resolved = from_dict(content["resolved"])
         validate(requested)
@@ -371,6 +438,10 @@ def _read(workdir: str | os.PathLike) -> tuple[ConfigDict, ConfigDict]:
             f"--workdir={workdir}: config.json is damaged or of another version "
             f"({error}); choose another --workdir, or delete this one"
         ) from error
+    if found != kind:
+        raise ConfigError(
+            f"--workdir={workdir}: holds a {found}, and a {kind} is asked for; {remedy}"
+        )
     return requested, resolved
 
 

@@ -1,5 +1,8 @@
 """What a person sees of a run: tables, and a progress bar where there is a terminal."""
 
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import rich.box
@@ -8,6 +11,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+# What FLOPs are for, by the names in efficiency.json; the rest is "other".
+FLOP_ITEMS = {
+    "conv_and_dense": "convolutions and dense, 2 x MACs",
+    "padding": "their taps on padding",
+    "bias": "bias",
+    "norm": "batch norm",
+    "activation": "activation",
+    "pooling": "pooling",
+    "dropout": "dropout and its random bits",
+    "loss": "loss",
+    "update": "optimizer and metrics",
+}
 
 
 def _make_console(**options):
@@ -18,25 +34,46 @@ def _make_console(**options):
 
 
 _console = _make_console()
+_log = None  # Where lines and tables go instead, within `logged`.
+
+
+@contextlib.contextmanager
+def logged(path: str | os.PathLike) -> Iterator[None]:
+    """Append lines and tables to a file instead; a progress bar is still shown."""
+    global _log
+    with open(path, "a", encoding="utf-8") as file:
+        _log = _make_console(file=file)
+        try:
+            yield
+        finally:
+            _log = None
 
 
 def say(text: str) -> None:
     """Print a line as it is."""
-    _console.print(text)
+    (_log or _console).print(text)
 
 
-def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """Print a table: the first column to the left, numbers to the right."""
+def print_table(
+    title: str,
+    columns: list[str],
+    rows: list[list[Any]],
+    text_columns: Sequence[int] = (0,),
+) -> None:
+    """Print a table: columns of text to the left, numbers to the right."""
     table = Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+        table.add_column(
+            column, justify="left" if i in text_columns else "right", no_wrap=True
+        )
     for row in rows:
         cells = (f"{cell:,}" if isinstance(cell, int) else cell for cell in row)
         table.add_row(*map(Text, cells))
-    unlimited = _console.options.update(max_width=10_000)
-    width = _console.measure(table, options=unlimited).maximum
+    console = _log or _console
+    unlimited = console.options.update(max_width=10_000)
+    width = console.measure(table, options=unlimited).maximum
     # A console never prints wider than itself: a table would be cut, or wrapped.
-    wide = _make_console(file=_console.file, width=max(_console.width, width))
+    wide = _make_console(file=console.file, width=max(console.width, width))
     wide.print(table)
 
 
@@ -120,3 +157,87 @@ def print_evaluation(evaluation: dict[str, Any], network: str) -> None:
         f"calibration error {calibration['ece']:.4f}"
     )
     say(f"network: {network}")
+
+
+def print_efficiency(efficiency: dict[str, Any]) -> None:
+    """Print the content of efficiency.json: four tables, and what limits the network.
+
+    A figure that could not be had is printed as "-".
+    """
+    rows = [
+        [
+            *(layer[key] for key in ("name", "kind")),
+            "x".join(map(str, layer["output_shape"])),
+        ]
+        + [layer["parameters"], layer["macs"], f"{layer['share']:.2%}"]
+        for layer in efficiency["layers"]
+    ]
+    rows.append(
+        ["total", "", "", efficiency["parameters"], efficiency["macs"], f"{1:.2%}"]
+    )
+    columns = ["layer", "kind", "output", "parameters", "MACs per image", "share"]
+    print_table("Layers", columns, rows, text_columns=(0, 1))
+
+    flops = efficiency["flops"]
+    both = (flops["itemized"], flops["itemized_train_step"])
+    labels = {**FLOP_ITEMS, "other": "other"}
+    rows = [
+        [label, *(_number(items[item]) for items in both)]
+        for item, label in labels.items()
+    ]
+    totals = (flops["xla_forward"], flops["xla_train_step"])
+    rows.append(["total, as XLA counts it", *map(_number, totals)])
+    print_table("FLOPs per image", ["for", "inference", "training step"], rows)
+
+    seconds = efficiency["compile_seconds"]
+    rows = [
+        [f"inference, {row['dtype']}", *_timing_cells(row)]
+        + [_number(seconds["inference"][str(row["batch_size"])], 1)]
+        for row in efficiency["latency"]
+    ]
+    train = ["training step", *_timing_cells(efficiency["train"])]
+    rows.append([*train, _number(seconds["train"], 1)])
+    columns = ["time", "images", "median ms", "95 % ms", "spread ms", "images/s"]
+    print_table("Time", [*columns, "compiled in s"], rows)
+
+    memory = efficiency["memory"]
+    rows = [
+        [key.removesuffix("_bytes").replace("_", " "), _number(memory[key], 3, 2**20)]
+        + [source]
+        for key, source in memory["source"].items()
+    ]
+    print_table("Memory", ["memory", "MiB", "source"], rows, text_columns=(0, 2))
+    say(describe_limit(efficiency))
+
+
+def describe_limit(efficiency: dict[str, Any]) -> str:
+    """Return what the machine reached with the network, and what that says."""
+    machine = efficiency["machine"]
+    flops, num_bytes = (
+        _number(efficiency[f"achieved_{unit}_per_second"], 1, 1e9)
+        for unit in ("flops", "bytes")
+    )
+    limits = {
+        "arithmetic": "arithmetic limits it",
+        "memory": "memory limits it",
+        "neither": "neither limits it, but the number or the shape of its operations",
+        None: "what limits it is not known",
+    }
+    return (
+        "FLOPs is a count of operations, two for each MAC, and FLOP/s a rate: "
+        f"{efficiency['achieved_by'] or 'inference'} reached {flops} GFLOP/s of the "
+        f"{_number(machine['matmul_flops_per_second'], 1, 1e9)} that a matrix product "
+        f"reaches here, and {num_bytes} GB/s (by XLA's count of bytes) of the "
+        f"{_number(machine['copy_bytes_per_second'], 1, 1e9)} of a copy; "
+        f"{limits[efficiency['limited_by']]}"
+    )
+
+
+def _timing_cells(row):
+    keys = ("median_ms", "p95_ms", "spread_ms")
+    times = [_number(row[key], 3) for key in keys]
+    return [row["batch_size"], *times, _number(row["images_per_second"], 1)]
+
+
+def _number(value, decimals=0, unit=1):
+    return "-" if value is None else f"{value / unit:,.{decimals}f}"

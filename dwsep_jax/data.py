@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import functools
-import os
 import pathlib
 import re
 
@@ -13,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from dwsep_jax.datasets import cache
-from dwsep_jax.datasets.read import Split, find_version_dir, read
+from dwsep_jax.datasets.read import Split, find_data_dir, find_version_dir, read
 from dwsep_jax.errors import ConfigError, DataError
 
 
@@ -46,7 +45,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     missing, damaged or of another kind.
     """
     try:
-        version_dir = _find_or_prepare(config.dataset, _data_dir(config.data_dir))
+        version_dir = _find_or_prepare(config.dataset, find_data_dir(config.data_dir))
         class_names, splits = cache.load(version_dir, read)
     except PermissionError as error:
         raise DataError(
@@ -128,19 +127,6 @@ def _check_draw(size: int, seed: int, num_train: int, num_classes: int) -> None:
         )
     if seed < 0:
         raise ConfigError(f"split_seed={seed} is negative; choose 0 or more")
-
-
-def _data_dir(field: str | None) -> pathlib.Path:
-    """Return the TFDS directory: the field, else the environment, else the default."""
-    environment = os.environ.get("TFDS_DATA_DIR")
-    what = "data_dir" if field else "TFDS_DATA_DIR"
-    value = field or environment or "~/tensorflow_datasets"
-    if "://" in value:
-        raise ConfigError(f"{what}={value} is not on this machine; copy it to a disk")
-    data_dir = pathlib.Path(value).expanduser().absolute()
-    if data_dir.exists() and not data_dir.is_dir():
-        raise ConfigError(f"{what}={value} is a file; name the directory that holds it")
-    return data_dir
 
 
 def _find_or_prepare(name: str, data_dir: pathlib.Path) -> pathlib.Path:

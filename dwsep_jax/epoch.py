@@ -1,5 +1,6 @@
 """The programs of an epoch: compiled once, dispatched without waiting."""
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,9 +15,10 @@ from ml_collections import ConfigDict
 from dwsep_jax import console, data
 from dwsep_jax.augment import make_augment
 from dwsep_jax.environment import compiler_options, memory_bytes
-from dwsep_jax.errors import UserError
+from dwsep_jax.errors import DivergedError, UserError
 from dwsep_jax.metrics import Metrics
 from dwsep_jax.step import Batch, TrainState, train_many
+from dwsep_jax.timing import peak_bytes
 
 # With more steps than these under way, the losses of the first program are read.
 _MAX_STEPS_UNDER_WAY = 32
@@ -32,8 +34,12 @@ class Program(NamedTuple):
 
 
 def make_steps(config: ConfigDict, num_classes: int) -> Steps:
-    """Return `step.train_many` for a configuration; it lacks only `num_steps`."""
-    augment = make_augment(
+    """Return `step.train_many` for a configuration; it lacks only `num_steps`.
+
+    Configurations that augment alike get the same function.
+    """
+    return _make_steps(
+        config.batch_size,
         flip=config.flip,
         shift=config.shift,
         cutout_size=config.cutout,
@@ -41,7 +47,12 @@ def make_steps(config: ConfigDict, num_classes: int) -> Steps:
         label_smoothing=config.label_smoothing,
         num_classes=num_classes,
     )
-    return partial(train_many, augment=augment, batch_size=config.batch_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _make_steps(batch_size, **augmentation):
+    augment = make_augment(**augmentation)
+    return partial(train_many, augment=augment, batch_size=batch_size)
 
 
 def compile_programs(
@@ -60,26 +71,33 @@ def compile_programs(
     programs = []
     for num_steps, count in ((config.steps_per_dispatch, whole), (rest, min(rest, 1))):
         if count:
-            jitted = jax.jit(
-                partial(steps, num_steps=num_steps),
-                donate_argnums=(0, 1),
-                compiler_options=compiler_options(config.deterministic),
+            leaves, structure = jax.tree.flatten((state, arrays, permutation))
+            shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+            compiled = _compile(
+                steps, num_steps, config.deterministic, structure, shapes
             )
-            lowered = jitted.lower(state, Metrics.empty(), arrays, permutation)
-            compiled = lowered.compile()
             _check_memory(compiled, config)
             programs += [Program(num_steps, compiled)] * count
     console.say(f"compiled the training step in {time.perf_counter() - start:.1f} s")
     return programs
 
 
+@functools.lru_cache(maxsize=16)
+def _compile(steps, num_steps, deterministic, structure, shapes):
+    """Compile some steps, once for all runs that are one program."""
+    state, arrays, permutation = jax.tree.unflatten(structure, shapes)
+    jitted = jax.jit(
+        partial(steps, num_steps=num_steps),
+        donate_argnums=(0, 1),
+        compiler_options=compiler_options(deterministic),
+    )
+    return jitted.lower(state, Metrics.empty(), arrays, permutation).compile()
+
+
 def _check_memory(compiled, config):
     """Raise `UserError` if the program needs more memory than there is."""
-    usage = compiled.memory_analysis()
-    if usage is None:
-        return
-    needed, available = usage.peak_memory_in_bytes, memory_bytes()
-    if needed > available:
+    needed, available = peak_bytes(compiled), memory_bytes()
+    if needed is not None and needed > available:
         raise UserError(
             f"a training step needs {needed / 2**30:.1f} GiB of memory, and there are "
             f"{available / 2**30:.1f}; take a smaller --config.batch_size than "
@@ -107,7 +125,7 @@ def train_epoch(
       The state after, and the means of the metrics over the epoch.
 
     Raises:
-      UserError: naming the first step with a loss or parameter that is not finite.
+      DivergedError: naming the first step with a loss or parameter that is not finite.
     """
     total, done, under_way = Metrics.empty(), int(state.step), deque()
 
@@ -131,7 +149,7 @@ def train_epoch(
 def _check_finite(first_step, losses):
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
-        raise UserError(
+        raise DivergedError(
             f"step {first_step + bad[0] + 1:,} left a loss or a parameter that is not "
             "finite; try a lower --config.learning_rate, or --config.clip_norm=1. What "
             "was saved after the epochs before is kept"

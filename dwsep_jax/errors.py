@@ -16,6 +16,10 @@ class ConfigError(UserError, ValueError):
     exit_code = 2
 
 
+class DivergedError(UserError):
+    """A loss or a parameter is no longer finite."""
+
+
 class DataError(UserError):
     """A dataset is missing, damaged, or not of the kind that this program reads."""
 

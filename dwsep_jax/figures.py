@@ -1,7 +1,6 @@
 """Figures of a run, drawn from the files in its workdir."""
 
 import io
-import json
 import os
 import pathlib
 
@@ -16,9 +15,9 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from dwsep_jax.errors import UserError
 from dwsep_jax.files import write_atomically
 from dwsep_jax.history import score
+from dwsep_jax.reading import read_evaluation, read_rows
 
 DOTS_PER_INCH = 150
 MAX_CLASSES_WITH_COUNTS = 20
@@ -39,13 +38,6 @@ _CURVES = (
     ("val", "validation", VERMILION, "-", "o"),
     ("ema_val", "validation, EMA weights", PURPLE, "-.", "D"),
 )
-_ROW_KEYS = {"epoch", "learning_rate"} | {
-    f"{prefix}_{name}"
-    for prefix in ("train", "train_eval", "val")
-    for name in ("loss", "accuracy")
-}
-_EVALUATION_KEYS = {"split", "weights", "epoch", "num_examples", "accuracy"}
-_EVALUATION_KEYS |= {"per_class", "confusion_matrix", "calibration"}
 
 
 def draw_run(workdir: str | os.PathLike) -> list[pathlib.Path]:
@@ -61,12 +53,21 @@ def draw_run(workdir: str | os.PathLike) -> list[pathlib.Path]:
     Raises:
       UserError: if a file is damaged; nothing has been written then.
     """
+    directory = pathlib.Path(workdir) / "figures"
+    contents = render_run(workdir)
+    if contents:
+        directory.mkdir(exist_ok=True)
+    for name, content in contents.items():
+        write_atomically(directory / name, content)
+    return [directory / name for name in contents]
+
+
+def render_run(workdir: str | os.PathLike) -> dict[str, bytes]:
+    """Return the PNGs that `draw_run` writes, by the names of their files."""
     workdir = pathlib.Path(workdir)
-    directory = workdir / "figures"
-    metrics = workdir / "metrics.jsonl"
-    rows = _read_rows(metrics) if metrics.exists() else []
+    rows = read_rows(workdir)
     evaluations = {
-        path.stem.removeprefix("evaluation"): _read_evaluation(path)
+        path.stem.removeprefix("evaluation"): read_evaluation(path)
         for name in ("evaluation.json", "evaluation-*.json")
         for path in sorted(workdir.glob(name))
     }
@@ -75,39 +76,26 @@ def draw_run(workdir: str | os.PathLike) -> list[pathlib.Path]:
         matrix = _build_confusion_matrix(evaluation)
         figures[f"confusion_matrix{suffix}.png"] = matrix
         figures[f"reliability{suffix}.png"] = _build_reliability(evaluation)
-    if figures:
-        directory.mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        _write_png(figure, directory / name)
-    return [directory / name for name in figures]
+    return {name: _render(figure) for name, figure in figures.items()}
 
 
-def _read_rows(path):
-    remedy = "--mode=train on this workdir writes it again from the checkpoint"
-    lines = path.read_bytes().splitlines()
-    return [
-        _parse(line, _ROW_KEYS, f"{path}, line {number}", remedy)
-        for number, line in enumerate(lines, start=1)
-    ]
+def render_pictures(images: np.ndarray, captions: list[str]) -> bytes:
+    """Return a PNG of small pictures in rows of four, each over its caption.
 
-
-def _read_evaluation(path):
-    split = path.stem.removeprefix("evaluation").removeprefix("-") or "test"
-    remedy = f"write it again with --mode=evaluate --split={split}"
-    return _parse(path.read_bytes(), _EVALUATION_KEYS, path, remedy)
-
-
-def _parse(content, keys, where, remedy):
-    """Return a JSON object that has the keys; raise UserError otherwise."""
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{where} is damaged ({error}); {remedy}") from error
-    missing = keys - value.keys() if isinstance(value, dict) else keys
-    if missing:
-        names = ", ".join(sorted(missing))
-        raise UserError(f"{where} is damaged (it lacks {names}); {remedy}")
-    return value
+    Args:
+      images: uint8 (N, H, W, C), C 1 or 3.
+      captions: N texts.
+    """
+    columns = min(4, len(images))
+    num_rows = -(-len(images) // columns)
+    figure = _make_figure(2 * columns, 2.5 * num_rows)
+    panels = figure.subplots(num_rows, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, image, caption in zip(panels, images, captions, strict=False):
+        axes.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(caption, fontsize=9, parse_math=False)
+    return _render(figure)
 
 
 def _make_figure(width, height):
@@ -117,12 +105,12 @@ def _make_figure(width, height):
     return figure
 
 
-def _write_png(figure, path):
+def _render(figure):
     content = io.BytesIO()
     options = {"dpi": DOTS_PER_INCH, "bbox_inches": "tight", "pad_inches": 0.08}
     # The name of the program holds its version: the same input, the same bytes.
     figure.savefig(content, format="png", metadata={"Software": None}, **options)
-    write_atomically(path, content.getvalue())
+    return content.getvalue()
 
 
 def _style(axes):

@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype, promote_dtype
 
 from dwsep_jax import ops
-from dwsep_jax.shift import accumulator_dtype
+from dwsep_jax.shift import accumulator_dtype, activate
 
 Dtype = Any
 Initializer = Callable[..., jax.Array]
@@ -112,10 +112,12 @@ class SeparableConv(nn.Module):
             y = ops.separable_conv(x, depthwise, pointwise, **options)
         else:
             x = x.compute() if isinstance(x, ops.Normalized) else x
-            y = ops.depthwise_conv(x, depthwise, **options)
+            with jax.named_scope("depthwise"):
+                y = ops.depthwise_conv(x, depthwise, **options)
             y = y if self.norm is None else self.norm(name="norm")(y)
-            y = y if self.activation is None else self.activation(y)
-            y = ops.pointwise_conv(y, pointwise)
+            y = activate(y, (), self.activation, y.dtype)
+            with jax.named_scope("pointwise"):
+                y = ops.pointwise_conv(y, pointwise)
         return y if bias is None else _add(y, bias)
 
     def _promote(self, x, *kernels):

@@ -218,7 +218,8 @@ def standard_conv(
     geometry = _geometry(x, kernel, strides, padding, kernel_dilation)
 
     def reference(x, kernel):
-        return _conv(x, kernel, geometry)
+        with jax.named_scope("conv"):
+            return _conv(x, kernel, geometry)
 
     def patches(x, kernel):
         return shift.convolve_patches(x, kernel, geometry)
@@ -245,7 +246,10 @@ def halving_conv(x: Normalized, kernel: jax.Array, *, lowering: str) -> jax.Arra
       (N, H/2, W/2, F) in the dtype of `x`.
     """
     if lowering == "conv":
-        return halve(pointwise_conv(x.compute(), kernel))
+        x = x.compute()
+        with jax.named_scope("conv"):
+            x = pointwise_conv(x, kernel)
+        return halve(x)
     return pointwise_conv(x.map(halve), kernel)
 
 

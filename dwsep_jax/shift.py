@@ -90,10 +90,15 @@ def activate(
     dtype: jnp.dtype,
 ) -> jax.Array:
     """Return activation(x * factor + constant) in `dtype`; factor and constant (C,)."""
+    # The scopes tell whoever counts what is for the norm and what for the activation.
     if affine:
         factor, constant = (v.reshape((1,) * (x.ndim - 1) + v.shape) for v in affine)
-        x = x.astype(factor.dtype) * factor + constant
-    return (x if activation is None else activation(x)).astype(dtype)
+        with jax.named_scope("norm"):
+            x = x.astype(factor.dtype) * factor + constant
+    if activation is not None:
+        with jax.named_scope("activation"):
+            x = activation(x)
+    return x.astype(dtype)
 
 
 def shifted_sum(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:

@@ -1,5 +1,6 @@
 """One training step and one evaluation step, as pure functions."""
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +20,9 @@ from dwsep_jax.models import create_model
 from dwsep_jax.optim import Plateau, make_optimizer, make_plateau, make_schedule
 
 Batch = dict[str, jax.Array]
+
+# Fields whose values are leaves of the state: runs that differ in them are one program.
+_IN_THE_STATE = ("seed", "learning_rate", "weight_decay")
 
 
 class Average(struct.PyTreeNode):
@@ -116,10 +120,30 @@ def make_train_state(config: ConfigDict, dataset: Dataset) -> TrainState:
     Raises:
       ConfigError: for an unknown choice, or a batch larger than the training split.
     """
+    state = draw_state(_state_maker(config, dataset))
+    # Programs are told apart by these two, which never read what the state holds.
+    apply_fn, tx = _share_functions(
+        tuple((k, v) for k, v in config.items() if k not in _IN_THE_STATE),
+        len(dataset.class_names),
+        dataset.steps_per_epoch(config.batch_size),
+    )
+    return state.replace(apply_fn=apply_fn, tx=tx)
+
+
+@functools.lru_cache(maxsize=8)
+def _share_functions(fields, num_classes, steps_per_epoch):
+    """Return the same `apply_fn` and `tx` for all runs that are one program."""
+    config = ConfigDict(dict(fields) | dict.fromkeys(_IN_THE_STATE, 0))
+    tx = make_optimizer(config, make_schedule(config, steps_per_epoch))
+    return create_model(config, num_classes).apply, tx
+
+
+def draw_state(make_state: Callable[[], TrainState]) -> TrainState:
+    """Return the state that `state_maker`'s function makes, as arrays."""
     # The program runs once: the CPU compiler would spend more than it saves.
     is_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if is_cpu else None
-    return jax.jit(_state_maker(config, dataset), compiler_options=options)()
+    return jax.jit(make_state, compiler_options=options)()
 
 
 def check_train_state(config: ConfigDict, dataset: Dataset, memory_bytes: int) -> None:
@@ -155,9 +179,23 @@ def _state_maker(config, dataset):
             f"batch_size={config.batch_size} is more than the "
             f"{len(dataset.train.labels)} training images; take a smaller one"
         )
-    model = create_model(config, len(dataset.class_names))
+    num_classes, image_shape = len(dataset.class_names), dataset.train.images.shape[1:]
+    return state_maker(config, num_classes, image_shape, steps_per_epoch)
+
+
+def state_maker(
+    config: ConfigDict,
+    num_classes: int,
+    image_shape: tuple[int, ...],
+    steps_per_epoch: int,
+) -> Callable[[], TrainState]:
+    """Return what makes the first state of a resolved configuration.
+
+    Raises:
+      ConfigError: for an unknown choice.
+    """
+    model = create_model(config, num_classes)
     tx = make_optimizer(config, make_schedule(config, steps_per_epoch))
-    image_shape = dataset.train.images.shape[1:]
     keys = make_run_keys(config.seed)
     return partial(create_train_state, model, tx, image_shape, keys, config.ema_decay)
 

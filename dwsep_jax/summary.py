@@ -30,9 +30,7 @@ def summarize(
     config: ConfigDict, num_classes: int, image_shape: tuple[int, ...]
 ) -> list[Part]:
     """Return the parts of the network in order; nothing is computed."""
-    reference = config.copy_and_resolve_references()
-    reference.lowering = "conv"
-    model = create_model(reference, num_classes)
+    model = create_model(with_reference_lowering(config), num_classes)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
 
@@ -53,6 +51,13 @@ def summarize(
         parameters = sum(leaf.size for leaf in leaves)
         parts.append(Part(name, output.shape[1:], parameters, macs.get(name, 0)))
     return parts
+
+
+def with_reference_lowering(config: ConfigDict) -> ConfigDict:
+    """Return a copy whose network has nothing but operations that can be counted."""
+    reference = config.copy_and_resolve_references()
+    reference.lowering = "conv"
+    return reference
 
 
 def describe_network(config: ConfigDict, parts: list[Part]) -> str:

@@ -16,9 +16,10 @@ from dwsep_jax import console, data, optim
 from dwsep_jax.checkpoint import Checkpoints
 from dwsep_jax.config import open_workdir
 from dwsep_jax.datasets.prepare import locked
+from dwsep_jax.diagnose import write_diagnosis
 from dwsep_jax.environment import memory_bytes
 from dwsep_jax.epoch import compile_programs, train_epoch
-from dwsep_jax.errors import UserError
+from dwsep_jax.errors import DivergedError, UserError
 from dwsep_jax.evaluate import (
     evaluate,
     evaluate_and_write,
@@ -45,11 +46,14 @@ from dwsep_jax.step import (
 )
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> None:
+def train_and_evaluate(
+    config: ConfigDict, workdir: str | os.PathLike, on_test: bool = True
+) -> None:
     """Train as `config` says, evaluate on test, and leave the files in `workdir`.
 
     A run that was broken off goes on after its last whole epoch. A finished one is left
-    alone, and its result is printed again.
+    alone, and its result is printed again. Without `on_test`, what is to be decided on
+    validation first is only trained; called again with it, it is evaluated as well.
 
     Raises:
       UserError: if the workdir belongs to another configuration or another process,
@@ -57,9 +61,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> None:
     """
     dataset = data.load(config)
     config = open_workdir(workdir, config, partial(resolve, dataset=dataset))
+    with claimed(workdir):
+        run(config, workdir, dataset, on_test)
+
+
+@contextlib.contextmanager
+def claimed(workdir: str | os.PathLike) -> Iterator[None]:
+    """Have a workdir to oneself; raise `UserError` where another process is at work."""
     try:
         with locked(workdir, wait=False):
-            run(config, workdir, dataset)
+            yield
     except BlockingIOError:
         raise UserError(
             f"another process is at work in {workdir}; wait for it, or choose another "
@@ -82,7 +93,12 @@ def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
     return config
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike, dataset: data.Dataset) -> None:
+def run(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    dataset: data.Dataset,
+    on_test: bool = True,
+) -> None:
     """Train what is left to train of a resolved configuration, then evaluate."""
     state = make_train_state(config, dataset)
     network = print_start(config, dataset, state)
@@ -107,6 +123,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike, dataset: data.Dataset) -
                 write_event(row)
             left = seconds_left(history, first, config.num_epochs)
             console.say(console.format_epoch(row, config.num_epochs, left))
+        if not on_test:
+            return
         if config.early_stopping:
             state = restore_to_evaluate(config, checkpoints, state)
     epoch = int(state.step) // dataset.steps_per_epoch(config.batch_size)
@@ -121,6 +139,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike, dataset: data.Dataset) -
     console.print_evaluation(evaluation, network)
     if not last_figure.exists():
         draw_run(workdir)
+    diagnosis = write_diagnosis(workdir)
+    console.say(f"diagnosis: {diagnosis['verdict']}. {diagnosis['advice']}")
     console.say(f"files: {workdir}")
 
 
@@ -162,7 +182,7 @@ def train_epochs(
     The state is given up (donated) when the next epoch begins.
 
     Raises:
-      UserError: if a loss or a parameter is no longer finite.
+      DivergedError: if a loss or a parameter is no longer finite.
     """
     if is_finished(config, history):
         return
@@ -221,7 +241,7 @@ def evaluate_epoch(config: ConfigDict, dataset: data.Dataset, state: TrainState)
     """Return loss and accuracy on train_eval and validation, of the average as well.
 
     Raises:
-      UserError: if a loss is not finite.
+      DivergedError: if a loss is not finite.
     """
     parts = {
         "train_eval": (state, dataset.train_eval),
@@ -236,7 +256,7 @@ def evaluate_epoch(config: ConfigDict, dataset: data.Dataset, state: TrainState)
         )
         row |= {f"{prefix}_{name}": value for name, value in values.items()}
         if not math.isfinite(values["loss"]):
-            raise UserError(
+            raise DivergedError(
                 f"{prefix}_loss is {values['loss']} after step {int(state.step):,}; "
                 f"try a learning_rate below {config.learning_rate:g}"
             )

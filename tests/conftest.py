@@ -23,6 +23,16 @@ def _own_home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def recompiled():
+    """Compile anew what a test has changed, and forget it afterwards."""
+    from dwsep_jax import epoch
+
+    epoch._compile.cache_clear()
+    yield
+    epoch._compile.cache_clear()
+
+
+@pytest.fixture
 def strict():
     """Let implicit conversions between dtypes be errors."""
     with jax.numpy_dtype_promotion("strict"):

@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 
 from dwsep_jax.cli import load_file
 from dwsep_jax.config import (
+    COMPARISON,
     EXEMPT,
     FIELDS,
+    RUN,
     default_workdir,
     from_dict,
     load_config,
@@ -49,7 +51,7 @@ def never_resolve(config):
 
 def test_table_has_a_row_for_each_field_of_default():
     assert set(FIELDS) == set(load_file(str(ROOT / "configs/default.py")))
-    assert set(FIELDS) > EXEMPT
+    assert all(set(FIELDS) > exempt for exempt in EXEMPT.values())
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/[!_]*.py")), ids=str)
@@ -97,6 +99,10 @@ INVALID = {
     "num_epochs": [0, 1.5, 10**6 + 1],
     "early_stopping": [-1, 0.5],
     "min_change": [-0.001, 1.0],
+    "variants": [(), ("",), ("a", "a"), (1,), "separable", None],
+    "num_seeds": [0, 1001, 1.5],
+    "rate_factors": [(), (0.0,), (1001,), (1, 1.0001), (NAN,), ("1",), 1.0],
+    "margin": [-0.1, 101, NAN],
     "seed": [-1, 2**32, 1.0, None],
     "steps_per_dispatch": [0, -1, 1.5, 10**4 + 1],
     "eval_batch_size": [0, 10**5 + 1],
@@ -208,6 +214,24 @@ def test_default_workdir_compares_with_the_file():
     assert default_workdir("a.py", make_config(), base) == "runs/a-flip=True"
 
 
+@pytest.mark.parametrize(
+    ("path", "changes", "name"),
+    [
+        ("configs/compare.py:digits", {}, "compare@digits"),
+        ("configs/digits.py", {}, "compare-digits"),
+        ("compare.py", {"num_seeds": 9, "margin": 1.0}, "compare"),
+        ("compare.py", {"variants": ("a", "b")}, "compare-variants=a_b"),
+        ("compare.py", {"bottleneck": 4}, "compare-bottleneck=4"),
+    ],
+)
+def test_a_comparison_has_a_workdir_of_its_own(path, changes, name):
+    config = make_config(**changes)
+    workdir = default_workdir(path, config, make_config(), COMPARISON)
+    assert workdir == os.path.join("runs", name)
+    if "variants" in changes:
+        assert default_workdir(path, config, make_config()) == "runs/compare"
+
+
 def test_different_runs_have_different_workdirs():
     runs = [
         ("a.py", {}),
@@ -284,13 +308,48 @@ def test_later_start_reuses_what_was_resolved(tmp_path):
 def test_exempt_fields_are_those_of_the_present_request(tmp_path):
     open_workdir(tmp_path, make_config(data_dir="/old"), resolve)
     changes = {"data_dir": "/new", "progress": False, "eval_batch_size": 7}
-    changes |= {"tensorboard": True}
+    changes |= {"tensorboard": True, "variants": ("x",), "num_seeds": 2}
+    changes |= {"rate_factors": (2.0,), "margin": 1.0}
     for config in (
         open_workdir(tmp_path, make_config(**changes), never_resolve),
         load_config(tmp_path, make_config(**changes)),
     ):
-        assert {name: config[name] for name in EXEMPT} == changes
+        assert {name: config[name] for name in EXEMPT[RUN]} == changes
         assert config.learning_rate == 0.125
+
+
+def test_a_comparison_keeps_its_variants_and_may_gain_seeds(tmp_path):
+    open_workdir(tmp_path, make_config(), resolve, COMPARISON)
+    before = (tmp_path / "config.json").read_text()
+    assert json.loads(before)["kind"] == COMPARISON
+    open_workdir(tmp_path, make_config(progress=False), never_resolve, COMPARISON)
+    assert (tmp_path / "config.json").read_text() == before
+    changes = {"num_seeds": 7, "margin": 1.0}
+    config = open_workdir(tmp_path, make_config(**changes), never_resolve, COMPARISON)
+    assert (config.num_seeds, config.margin, config.learning_rate) == (7, 1.0, 0.125)
+    # A later start from the workdir alone has as many.
+    requested = load_requested(tmp_path, COMPARISON)
+    assert (requested.num_seeds, requested.learning_rate) == (7, None)
+    for change in ({"variants": ("x", "y")}, {"rate_factors": (1.0,)}, {"seed": 1}):
+        with pytest.raises(ConfigError, match="belongs to another comparison: "):
+            open_workdir(tmp_path, make_config(**change), never_resolve, COMPARISON)
+
+
+def test_a_workdir_of_the_other_kind_is_refused(tmp_path):
+    for kind in (RUN, COMPARISON):
+        open_workdir(tmp_path / kind, make_config(), resolve, kind)
+    with pytest.raises(ConfigError) as error:
+        load_config(tmp_path / COMPARISON)
+    assert str(error.value) == (
+        f"--workdir={tmp_path}/comparison: holds a comparison, and a run is asked for; "
+        "name one of the runs below it, or give --mode=compare"
+    )
+    with pytest.raises(ConfigError) as error:
+        load_requested(tmp_path / RUN, COMPARISON)
+    assert str(error.value) == (
+        f"--workdir={tmp_path}/run: holds a run, and a comparison is asked for; choose "
+        "another --workdir, or leave --mode=compare out"
+    )
 
 
 def test_differing_config_is_refused_by_name(tmp_path):
@@ -384,6 +443,8 @@ def damage(content, how):
         content["resolved"]["seed"] = "x"
     elif how == "another version":
         content["requested"]["nesterov"] = True
+    elif how == "another kind":
+        content["kind"] = "sweep"
     elif how == "section of wrong type":
         content["requested"] = 3
     return json.dumps(content)
@@ -399,6 +460,7 @@ def damage(content, how):
         "field lost",
         "field of wrong type",
         "another version",
+        "another kind",
         "section of wrong type",
     ],
 )

@@ -87,3 +87,25 @@ def test_the_line_of_an_epoch():
 )
 def test_durations_are_written_for_people(seconds, text):
     assert console.format_seconds(seconds) == text
+
+
+def test_what_is_logged_is_not_shown_but_for_the_bar(screen, tmp_path):
+    output = screen(True)
+    with console.logged(tmp_path / "train.log"):
+        console.say("a line that is long enough to be wrapped: " + 60 * "x")
+        console.print_table("title", ["name", "n"], [["row", 12345]])
+        with console.EpochProgress(tiny.make_config(), steps_per_epoch=3) as bar:
+            bar.start_epoch(0)
+            bar._bar.refresh()
+    log = (tmp_path / "train.log").read_text()
+    assert log.startswith("a line that is long enough to be wrapped: " + 60 * "x")
+    assert "12,345" in log
+    assert "\x1b" not in log
+    shown = output.getvalue()
+    assert "epoch 1/2" in shown
+    assert "row" not in shown
+    with console.logged(tmp_path / "train.log"):
+        console.say("more")
+    assert (tmp_path / "train.log").read_text() == log + "more\n"
+    console.say("after")
+    assert output.getvalue().endswith("after\n")

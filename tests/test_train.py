@@ -67,10 +67,12 @@ def test_a_run_learns_and_leaves_its_files(tmp_path, capsys):
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert evaluation["epoch"] == 8
     assert evaluation["accuracy"] > 0.9
+    diagnosis = json.loads((tmp_path / "diagnosis.json").read_text())
+    assert diagnosis["evidence"]["guessing_loss"] == pytest.approx(np.log(3))
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         *("config.json", "metrics.jsonl", "checkpoints", "figures"),
-        *("evaluation.json", "predictions.npz"),
+        *("evaluation.json", "predictions.npz", "diagnosis.json"),
     }
     figures = {path.name for path in (tmp_path / "figures").iterdir()}
     assert figures == {"curves.png", "confusion_matrix.png", "reliability.png"}
@@ -82,6 +84,7 @@ def test_a_run_learns_and_leaves_its_files(tmp_path, capsys):
         "peak learning rate 0.1",
         "epoch 8/8",
         f"test accuracy {evaluation['accuracy']:.2%} of 13 images",
+        f"diagnosis: {diagnosis['verdict']}. {diagnosis['advice']}",
         "network: DenseNet 1-1 of separable convolutions",
     ):
         assert text in shown
@@ -93,6 +96,7 @@ def test_a_run_learns_and_leaves_its_files(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "compiled" not in shown
     assert "test accuracy" in shown
+    assert f"diagnosis: {diagnosis['verdict']}" in shown
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in before.items())
 
     # What a kill or a full disk may have left undone is made up for.
@@ -168,6 +172,20 @@ def test_results_without_a_checkpoint_are_not_trained_over(tmp_path):
     path.write_text(json.dumps(want | {"accuracy": -1.0}))
     run(config, tmp_path)
     assert json.loads(path.read_text())["accuracy"] == want["accuracy"]
+
+
+def test_test_is_left_alone_until_it_is_asked_for(tmp_path, monkeypatch, capsys):
+    config = tiny.make_config()
+    train.train_and_evaluate(config, tmp_path, on_test=False)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("config.json", "metrics.jsonl", "checkpoints")
+    }
+    assert "test accuracy" not in capsys.readouterr().out
+    rows = (tmp_path / "metrics.jsonl").read_text()
+    train.train_and_evaluate(config, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == rows
+    assert "compiled" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "evaluation.json").read_text())["epoch"] == 2
 
 
 def flip_bytes(directory):
@@ -261,6 +279,7 @@ def test_a_network_that_does_not_fit_into_the_memory_is_refused(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("recompiled")
 @pytest.mark.parametrize("steps_per_dispatch", [1, 3])
 @pytest.mark.parametrize("bad_step", [2, 5, 8])
 def test_a_step_that_is_not_finite_stops_the_run_and_is_named(

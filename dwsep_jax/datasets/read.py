@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dwsep_jax.errors import DataError
+from dwsep_jax.errors import ConfigError, DataError
 
 # Records are asked for in batches: one at a time takes twice as long.
 BATCH_SIZE = 1000
@@ -25,6 +25,19 @@ class Split(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     ids: np.ndarray
+
+
+def find_data_dir(field: str | None) -> pathlib.Path:
+    """Return the TFDS directory: the field, else the environment, else the default."""
+    environment = os.environ.get("TFDS_DATA_DIR")
+    what = "data_dir" if field else "TFDS_DATA_DIR"
+    value = field or environment or "~/tensorflow_datasets"
+    if "://" in value:
+        raise ConfigError(f"{what}={value} is not on this machine; copy it to a disk")
+    data_dir = pathlib.Path(value).expanduser().absolute()
+    if data_dir.exists() and not data_dir.is_dir():
+        raise ConfigError(f"{what}={value} is a file; name the directory that holds it")
+    return data_dir
 
 
 def find_version_dir(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:

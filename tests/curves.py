@@ -1,0 +1,184 @@
+"""Made loss curves of which the right diagnosis is known, in two families.
+
+Losses are shares of that of guessing, ln(num_classes), until the rows are made.
+`make_tuning_curve` is exponentials under Gaussian noise: the thresholds of
+`dwsep_jax.diagnose` were set on it. `make_held_back_curve` has other formulas
+throughout (Hill functions, logistic curves, stairs, powers, U-turns by logarithm;
+correlated noise with heavy tails, spikes, gaps; another way from loss to accuracy) and
+was written before there was a threshold.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+VERDICTS = (
+    "overfitting",
+    "underfitting",
+    "well_fitted",
+    "still_improving",
+    "diverged",
+)
+
+
+class Curve(NamedTuple):
+    """A made run: what it is, its rows, and the number of classes."""
+
+    verdict: str
+    rows: list[dict]
+    num_classes: int
+
+
+def sample(make, count: int, seed: int) -> list[Curve]:
+    """Return `count` curves of one family, as many of each verdict."""
+    rng = np.random.default_rng(seed)
+    return [make(VERDICTS[i % len(VERDICTS)], rng) for i in range(count)]
+
+
+def make_rows(train, val, train_error, val_error, num_classes) -> list[dict]:
+    """Return rows as in metrics.jsonl of losses and errors as shares of guessing's."""
+    chance, guess = np.log(num_classes), 1 - 1 / num_classes
+    columns = {
+        "train_eval_loss": chance * np.maximum(train, 1e-6),
+        "train_eval_accuracy": 1 - guess * np.clip(train_error, 0, 1),
+        "val_loss": chance * np.maximum(val, 1e-6),
+        "val_accuracy": 1 - guess * np.clip(val_error, 0, 1),
+    }
+    return [
+        {"epoch": i + 1, **{name: float(v[i]) for name, v in columns.items()}}
+        for i in range(len(train))
+    ]
+
+
+def _draw_length(rng):
+    return round(np.exp(rng.uniform(np.log(5), np.log(200))))
+
+
+def make_tuning_curve(verdict: str, rng: np.random.Generator) -> Curve:
+    """Return a curve of exponentials under independent Gaussian noise."""
+    n, num_classes = _draw_length(rng), int(rng.choice([3, 10, 10, 100]))
+    t = np.arange(1, n + 1) / n
+    fall = np.exp(-t / rng.uniform(0.03, 0.15))
+    floor, gap = rng.uniform(0, 0.12), rng.uniform(0, 0.06)
+    extra, error_of_extra = np.zeros(n), 1.0
+    if verdict == "underfitting":
+        floor, gap = rng.uniform(0.35, 0.95), rng.uniform(0, 0.05)
+        if rng.random() < 0.3:  # by far too low a rate
+            floor, fall = 0.0, np.exp(-t / rng.uniform(8, 20))
+    elif verdict == "still_improving":
+        fall = np.exp(-t / rng.uniform(0.5, 1.5))
+    elif verdict == "overfitting" and rng.random() < 0.5:
+        floor, gap = rng.uniform(0, 0.08), rng.uniform(0.15, 0.5)
+    elif verdict == "overfitting":
+        floor, gap = rng.uniform(0, 0.05), rng.uniform(0.05, 0.3)
+        start = rng.uniform(0.2, 0.6)
+        extra = rng.uniform(0.08, 0.6) * np.clip((t - start) / (1 - start), 0, None)
+        error_of_extra = rng.choice([0.0, 0.5])  # 0: only the confidence grows
+    train = floor + (1 - floor) * fall
+    val = train + gap * (1 - fall)
+    if verdict == "diverged":
+        start = rng.uniform(0.2, 0.9)
+        grown = 1 - np.exp(-np.clip(t - start, 0, None) / rng.uniform(0.01, 0.1))
+        grown[-1] = max(grown[-1], 0.9)
+        rise = grown * (rng.uniform(1.0, 4.0) - floor)
+        train, val = train + rise, val + rise
+    noisy = 1 + rng.uniform(0.005, 0.05) * rng.standard_normal((2, n))
+    train, full, val = train * noisy[0], (val + extra) * noisy[1], val * noisy[1]
+    val_error = np.maximum(val + error_of_extra * extra, 0) ** 1.15
+    rows = make_rows(train, full, train**1.15, val_error, num_classes)
+    return Curve(verdict, rows, num_classes)
+
+
+def _hill(t, rng, low, high):
+    return 1 / (1 + (t / rng.uniform(low, high)) ** rng.uniform(3, 6))
+
+
+def _settled(t, rng):
+    """Return a fall from 1 that is over well before the end."""
+    kind = rng.integers(4)
+    if kind == 0:
+        return _hill(t, rng, 0.08, 0.2)
+    if kind == 1:
+        slope = rng.uniform(15, 40)
+        return 1 / (1 + np.exp(slope * (t - rng.uniform(0.1, 0.4))))
+    if kind == 2:  # two steps of the learning rate, at a half and at three quarters
+        stairs = np.where(t < 0.5, 0.3, np.where(t < 0.75, 0.06, 0.0))
+        return np.maximum(stairs, 1 / (1 + (t / 0.08) ** 2) - 0.05 * t)
+    s = np.clip(t / rng.uniform(0.5, 0.85), 0, 1)  # a rate that decays to zero
+    return 1 - s * s * (3 - 2 * s)
+
+
+def _falling(t, rng):
+    """Return a fall from 1 that is under way at the end."""
+    if rng.random() < 0.5:
+        power = rng.uniform(0.5, 1.2)
+        scale = rng.uniform(0.15, 0.7) ** (-1 / power) - 1  # is at 0.15 to 0.7 now
+        return (1 + scale * t) ** -power
+    slope = rng.uniform(3, 8)
+    return 1 / (1 + np.exp(slope * (t - rng.uniform(0.6, 1.0))))
+
+
+def make_held_back_curve(verdict: str, rng: np.random.Generator) -> Curve:
+    """Return a curve that the thresholds have not seen the like of."""
+    n, num_classes = _draw_length(rng), int(rng.choice([4, 10, 10, 50, 100]))
+    t = np.arange(1, n + 1) / n
+    fall = _falling(t, rng) if verdict == "still_improving" else _settled(t, rng)
+    floor, gap, doubt = rng.uniform(0.005, 0.1), rng.uniform(0, 0.05), np.zeros(n)
+    if verdict == "underfitting":
+        floor = rng.uniform(0.4, 1.0)
+        if rng.random() < 0.3:  # creeps along a straight line
+            fall, floor = 1 - rng.uniform(0.02, 0.1) * t, 0.0
+    elif verdict == "overfitting":
+        mode = rng.integers(3)
+        floor = rng.uniform(0.0, 0.04)
+        gap = rng.uniform(0.2, 0.6) if mode == 0 else rng.uniform(0.05, 0.35)
+        turn = rng.uniform(0.15, 0.5)
+        rise = np.log(np.maximum(t / turn, 1)) / np.log(1 / turn)
+        rise *= 0.0 if mode == 0 else max(0.08, rng.uniform(0.3, 2.0) * gap)
+        doubt = rise if mode == 1 else np.zeros(n)  # loss without mistakes
+        gap = gap + (rise if mode == 2 else 0.0)
+    train = floor + (1 - floor) * fall
+    val = train + gap * (1 - fall)
+    if verdict == "diverged":
+        train, val = _blow_up(t, train, val, rng)
+    noise = _draw_noise(n, rng)
+    train, doubt, val = train * noise[0], doubt * noise[1], val * noise[1]
+    train_error, val_error = (np.expm1(0.5 * x) / np.expm1(0.5) for x in (train, val))
+    rows = make_rows(train, val + doubt, train_error, val_error, num_classes)
+    return Curve(verdict, _damage(rows, rng), num_classes)
+
+
+def _blow_up(t, train, val, rng):
+    """Let the loss leap up at some epoch, or grow like a power from there on."""
+    last = len(t) - 1
+    start = rng.integers(max(1, round(0.2 * last)), max(2, round(0.95 * last)) + 1)
+    start = min(start, last)
+    top = rng.uniform(1.0, 5.0)
+    if rng.random() < 0.5:
+        rise = np.where(np.arange(len(t)) >= start, top, 0.0)
+    else:
+        passed = np.clip(np.arange(len(t)) - start + 1, 0, None)
+        rise = top * (passed / passed[-1]) ** rng.uniform(0.3, 3)
+    return np.maximum(train, rise), np.maximum(val, rise * rng.uniform(1.0, 1.2))
+
+
+def _draw_noise(n, rng):
+    """Return factors (2, n): noise with a memory and heavy tails, and spikes early."""
+    memory, size = rng.uniform(0, 0.5), rng.uniform(0.005, 0.04)
+    shocks = np.clip(rng.standard_t(4, (2, n)), -5, 5) * size * np.sqrt(1 - memory**2)
+    noise = np.zeros((2, n))
+    for i in range(n):
+        noise[:, i] = memory * noise[:, i - 1] + shocks[:, i]
+    early = np.arange(n) < 0.7 * n
+    spikes = np.where((rng.random(n) < 0.03) & early, rng.uniform(1.5, 3, n), 1.0)
+    return np.exp(noise) * spikes
+
+
+def _damage(rows, rng):
+    """Leave out some rows and some values; the last row is whole."""
+    kept = [row for row in rows[:-1] if rng.random() > 0.03]
+    for row in kept:
+        for name in list(row)[1:]:
+            if rng.random() < 0.03:
+                row[name] = rng.choice([None, float("nan")])
+    return [*kept, rows[-1]]
