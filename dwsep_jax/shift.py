@@ -287,7 +287,7 @@ def _mix(x, kernel):
 
 
 def join(pieces: Sequence[jax.Array]) -> jax.Array:
-    """Return the pieces (..., C_i) as one tensor, their channels one after the other."""
+    """Return the pieces (..., C_i) as one tensor, channels one after the other."""
     return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
 
 
