@@ -61,6 +61,8 @@ def train_quickly(patch):
         if accuracy is None:
             raise DivergedError("val_loss is nan; try less")
         row = {"val_accuracy": accuracy, "val_loss": loss}
+        row |= {"train_accuracy": accuracy, "train_loss": loss, "learning_rate": rate}
+        row |= {"train_eval_accuracy": accuracy, "train_eval_loss": loss}
         row |= {"elapsed_seconds": 1.0, "images_per_second": 10.0}
         rows = [{"epoch": i + 1, **row} for i in range(config.num_epochs)]
         write_rows(workdir, rows)
