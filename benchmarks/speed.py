@@ -411,7 +411,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()  # As main.py does. PyTorch gains by it, too.
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    num_rounds = 3 if arguments.quick else 7
+    num_rounds = 3 if arguments.quick else 5
     result = {"schema": 1, "environment": describe_environment(DTYPE, 0)}
     result["environment"]["versions"]["torch"] = torch.__version__
     result["layers"] = {

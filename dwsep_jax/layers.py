@@ -115,7 +115,7 @@ class SeparableConv(nn.Module):
             with jax.named_scope("depthwise"):
                 y = ops.depthwise_conv(x, depthwise, **options)
             y = y if self.norm is None else self.norm(name="norm")(y)
-            y = activate(y, (), self.activation, y.dtype)
+            y = activate(y, (), self.activation, pointwise.dtype)
             with jax.named_scope("pointwise"):
                 y = ops.pointwise_conv(y, pointwise)
         return y if bias is None else _add(y, bias)
@@ -264,7 +264,8 @@ class Dropout(nn.Module):
         kept = bits.astype(jnp.uint16) < keep.astype(jnp.uint16)
         scale = jnp.where(keep > 0, 256 / jnp.maximum(keep, 1), 0)
         # Scaled in float32: rounded to bfloat16, the scale would shift the expectation.
-        scaled = (x.astype(scale.dtype) * scale).astype(x.dtype)
+        wide = accumulator_dtype(x.dtype)
+        scaled = (x.astype(wide) * scale.astype(wide)).astype(x.dtype)
         return jnp.where(kept, scaled, jnp.zeros((), x.dtype))
 
 

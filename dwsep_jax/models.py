@@ -236,7 +236,7 @@ def _standard(config):
                 f"{field}={config[field]} needs conv='separable': a standard "
                 "convolution has no inside"
             )
-    return StandardConv
+    return partial(StandardConv, lowering=config.lowering)
 
 
 CONVOLUTIONS = {"separable": _separable, "standard": _standard}

@@ -7,6 +7,7 @@ lowerings.
 """
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from dwsep_jax import shift
 from dwsep_jax.errors import choose
 
 Activation = Callable[[jax.Array], jax.Array]
-Padding = str | int | Sequence[tuple[int, int]]
+Padding = str | int | Sequence[int | tuple[int, int]]
 
 
 class Normalized(struct.PyTreeNode):
@@ -83,7 +84,7 @@ def depthwise_conv(
         of the dtype of `x`.
       strides: (rows, columns), in pixels; one number for both.
       padding: "SAME" or "VALID" as `lax` has them, or (low, high) pairs for rows and
-        columns; one number for all four.
+        columns; one number stands for a pair, or for all four.
       kernel_dilation: (rows, columns) between taps, in pixels; one number for both.
       lowering: "conv" (one grouped convolution, the reference), "shift" (a sum of
         shifted products), or "auto" (the faster one on the platform it runs on).
@@ -323,10 +324,11 @@ def per_channel(vector: jax.Array, ndim: int) -> jax.Array:
 
 
 def _pair(name, value):
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or any(number < 1 for number in pair):
+    pair = (value, value) if isinstance(value, Integral) else tuple(value)
+    whole = all(isinstance(number, Integral) for number in pair)
+    if len(pair) != 2 or not whole or min(pair) < 1:
         raise ValueError(f"{name} are one or two numbers >= 1, not {value!r}")
-    return pair
+    return tuple(map(int, pair))
 
 
 def _conv(x, kernel, geometry):
@@ -392,6 +394,8 @@ def _check_dtypes(x, kernel):
 
 def _geometry(x, kernel, strides, padding, kernel_dilation):
     """Return the geometry with explicit padding; raise if no output would be left."""
+    if 0 in (*kernel.shape, *x.shape[1:]):
+        raise ValueError(f"x {x.shape} or kernel {kernel.shape} is empty")
     strides = _pair("strides", strides)
     kernel_dilation = _pair("kernel_dilation", kernel_dilation)
     effective = [
@@ -404,8 +408,9 @@ def _geometry(x, kernel, strides, padding, kernel_dilation):
                 f'padding is "SAME", "VALID" or (low, high) pairs, not {padding!r}'
             )
         padding = lax.padtype_to_pads(x.shape[1:3], effective, strides, padding)
-    if isinstance(padding, int):
-        padding = ((padding, padding),) * 2
+    if isinstance(padding, Integral):
+        padding = (padding, padding)
+    padding = [(p, p) if isinstance(p, Integral) else p for p in padding]
     pads = tuple((int(low), int(high)) for low, high in padding)
     if len(pads) != 2 or any(low < 0 or high < 0 for low, high in pads):
         raise ValueError(

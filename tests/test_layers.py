@@ -74,6 +74,13 @@ def test_separable_conv_with_norm_and_activation_between():
     np.testing.assert_allclose(module.apply(variables, x), want, rtol=1e-5, atol=1e-5)
 
 
+def test_a_norm_in_between_may_be_of_another_dtype():
+    x = images()
+    norm = lambda name: lambda x: x.astype(jnp.float32)  # noqa: E731
+    module = layers.SeparableConv(5, norm=norm, dtype=jnp.bfloat16)
+    assert module.init_with_output(KEY, x)[0].dtype == jnp.bfloat16
+
+
 @pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
 def test_standard_conv_is_nn_conv(lowering):
     x = images()

@@ -319,3 +319,15 @@ def test_halving_first_changes_neither_parameters_nor_gradients(conv):
     for reference, other in zip(*results):
         for a, b in zip(jax.tree.leaves(reference), jax.tree.leaves(other)):
             assert relative_error(b, a) < 1e-5
+
+
+def test_the_lowering_reaches_standard_convolutions():
+    def has_convolutions(lowering):
+        config = tiny.make_config(conv="standard", lowering=lowering)
+        model = models.create_model(config, 3)
+        x = jnp.ones((1, 8, 8, 3))
+        variables = jax.eval_shape(model.init, KEY, x)
+        return "conv_general_dilated" in str(jax.make_jaxpr(model.apply)(variables, x))
+
+    assert has_convolutions("conv")
+    assert not has_convolutions("shift")

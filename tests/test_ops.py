@@ -215,6 +215,8 @@ def test_one_number_stands_for_both_axes():
         x, kernel, strides=(2, 2), padding=((1, 1), (1, 1)), kernel_dilation=(2, 2)
     )
     np.testing.assert_array_equal(got, want)
+    options = dict(strides=np.int64(2), padding=(1, 1), kernel_dilation=2)
+    np.testing.assert_array_equal(ops.depthwise_conv(x, kernel, **options), want)
 
 
 def test_auto_is_shift_on_cpu_and_conv_elsewhere():
@@ -255,6 +257,8 @@ def test_pointwise_conv_equals_nn_conv():
         (lambda x, k: ops.depthwise_conv(x, k, padding="FULL"), "not 'FULL'"),
         (lambda x, k: ops.depthwise_conv(x, k, strides=0), "strides are one or two"),
         (lambda x, k: ops.depthwise_conv(x, k, padding=((-1, 0), (0, 0))), ">= 0"),
+        (lambda x, k: ops.depthwise_conv(x, k, strides=(1.5, 1)), "not \\(1.5, 1\\)"),
+        (lambda x, k: ops.depthwise_conv(x, k[:0]), "is empty"),
         (lambda x, k: ops.depthwise_conv(x[0], k), r"\(N, H, W, C\)"),
         (
             lambda x, k: ops.depthwise_conv(x, jnp.tile(k, (1, 1, 1, 2))),

@@ -294,6 +294,14 @@ def test_halving_before_the_convolution_is_halving_after_it(size):
         ),
         (lambda x, d, p: ops.separable_conv(x, d, p.astype(jnp.bfloat16)), "bfloat16"),
         (lambda x, d, p: ops.separable_conv(x, d, p, lowering="fft"), "one of auto"),
+        (
+            lambda x, d, p: ops.halving_conv(
+                ops.Normalized((x,), x[0, 0, 0], x[0, 0, 0], None, x.dtype),
+                p,
+                lowering="fft",
+            ),
+            "one of auto",
+        ),
         (lambda x, d, p: ops.standard_conv(x, p[..., :2, :]), r"\(kh, kw, C, F\), not"),
     ],
 )
