@@ -246,6 +246,7 @@ def halving_conv(x: Normalized, kernel: jax.Array, *, lowering: str) -> jax.Arra
     Returns:
       (N, H/2, W/2, F) in the dtype of `x`.
     """
+    choose("lowering", lowering, _LOWERINGS)
     if lowering == "conv":
         x = x.compute()
         with jax.named_scope("conv"):
