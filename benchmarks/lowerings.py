@@ -65,7 +65,7 @@ def measure(function, shape, kernel_size, stride, dtype) -> list[str]:
 
             run = gradients if with_gradients else forward
             contenders[lowering] = compile_jax(run, x, kernels)
-        timings = time_in_turn(contenders, num_rounds=9)
+        timings = time_in_turn(contenders, num_rounds=5)
         shift, conv = timings["shift"], timings["conv"]
         cells.append(
             f"{shift.median_ms:.2f} ± {shift.spread_ms / 2:.2f} | "
@@ -79,7 +79,7 @@ def main() -> None:
     keep_freed_memory()
     device = jax.devices()[0]
     print(f"{device.device_kind}, jax {jax.__version__}; ms, median ± half the")
-    print("interquartile range of 9 rounds; ratio: conv to shift\n")
+    print("interquartile range of 5 rounds; ratio: conv to shift\n")
     columns = "convolution | dtype | shape | kernel, stride"
     columns += " | shift, forward | conv | ratio | shift, gradients too | conv | ratio"
     print(f"| {columns} |\n{'| --- ' * 10}|")

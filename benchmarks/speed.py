@@ -383,15 +383,15 @@ def measure_network(name: str, num_rounds: int) -> dict[str, Any]:
     print(f"\nconfigs/{name}.py, outputs differ from ours by {errors}", flush=True)
     bound = MAX_ERROR if DTYPE == "float32" else 0.05
     assert max(errors.values()) < bound, errors
+    training = time_in_turn(network.training(), num_rounds)
+    print_table("training step, ms", {f"batch size {BATCH_SIZE}": training})
+    loop = measure_loop(network, num_steps=8, num_rounds=max(3, num_rounds // 2))
+    print_table("8 steps, ms", {"loop": loop})
     inference = {
         str(size): time_in_turn(network.inference(size), num_rounds)
         for size in INFERENCE_SIZES
     }
     print_table("inference, ms, batch size", inference)
-    training = time_in_turn(network.training(), num_rounds)
-    print_table("training step, ms", {f"batch size {BATCH_SIZE}": training})
-    loop = measure_loop(network, num_steps=8, num_rounds=max(3, num_rounds // 2))
-    print_table("8 steps, ms", {"loop": loop})
     start = measure_start(name)
     print(f"\nstart to first step: {start}", flush=True)
     return {
@@ -410,6 +410,7 @@ def main() -> None:
     parser.add_argument("--out", default="speed.json", help="where the JSON goes")
     arguments = parser.parse_args()
     keep_freed_memory()  # As main.py does. PyTorch gains by it, too.
+    torch._dynamo.config.recompile_limit = 64  # One for each batch size.
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     num_rounds = 3 if arguments.quick else 5
     result = {"schema": 1, "environment": describe_environment(DTYPE, 0)}

@@ -2,7 +2,7 @@
 
 221,650 parameters, 62.5 M multiply-adds per image. On CIFAR-10. Accuracy after 100
 epochs is not measured yet: that takes a GPU or TPU. On 2 CPU cores (jax 0.10.2,
-float32), training steps of 128 images make 106 images/s, and 32 with the twin,
+float32), training steps of 128 images make 128 images/s, and 20 with the twin,
 `standard.py`; there, take `cpu.py`.
 
     python main.py --config=configs/separable.py
