@@ -346,7 +346,10 @@ def _conv(x, kernel, geometry):
 
 
 def _auto(reference, shifted):
-    """Lower to shifts on CPU, where XLA's grouped convolution is slow."""
+    """Lower to shifts on CPU, where they are faster in each shape and dtype measured.
+
+    The measurements are in benchmarks/lowerings.md. Elsewhere there are none yet.
+    """
 
     def run(*arrays):
         return lax.platform_dependent(*arrays, cpu=shifted, default=reference)
