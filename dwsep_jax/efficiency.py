@@ -260,5 +260,7 @@ _ONE_FLOP = (
     *("shift_left", "shift_right_arithmetic", "shift_right_logical"),
     "convert_element_type",
 )
-_FLOPS_PER_ELEMENT = dict.fromkeys(_ONE_FLOP, 1) | {"logistic": 3}
+# Of the gradient of tanh since jax 0.12: 1 - x**2 as (1 + x) * (1 - x).
+_THREE_FLOPS = ("logistic", "one_minus_square")
+_FLOPS_PER_ELEMENT = dict.fromkeys(_ONE_FLOP, 1) | dict.fromkeys(_THREE_FLOPS, 3)
 _THREEFRY_FLOPS = 121
