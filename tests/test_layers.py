@@ -168,6 +168,13 @@ def test_dropout_drops_its_share_and_keeps_the_mean(rate):
     np.testing.assert_allclose(kept, [1 / (1 - rounded)], rtol=1e-6)
 
 
+def test_dropout_decides_on_each_element_by_bits_of_its_own():
+    # An odd size: the last word has bytes to spare.
+    quarters = np.asarray(dropped(0.5, shape=(4 * 9999 + 3,)))[: 4 * 9999] == 0
+    shares = np.corrcoef(quarters.reshape(4, -1))
+    assert np.abs(shares - np.eye(4)).max() < 5 / np.sqrt(9999)
+
+
 def test_dropout_at_its_ends():
     np.testing.assert_array_equal(dropped(0.0), jnp.ones((64, 64, 64)))
     np.testing.assert_array_equal(dropped(1.0), jnp.zeros((64, 64, 64)))

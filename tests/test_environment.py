@@ -1,0 +1,70 @@
+"""What a process is told before it computes."""
+
+import pathlib
+import platform
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from dwsep_jax import environment
+
+ROOT = pathlib.Path(__file__).parents[1]
+CACHE, XLA_CACHES = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_enable_xla_caches",
+)
+
+
+@pytest.fixture(autouse=True)
+def _restored():
+    before = {name: getattr(jax.config, name) for name in (CACHE, XLA_CACHES)}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    jax.config.update(CACHE, None)
+    environment.use_compilation_cache()
+    directory = pathlib.Path(getattr(jax.config, CACHE))
+    assert directory == tmp_path / "dwsep_jax" / "compiled"
+    # Else moving the directory would make all that is in it useless.
+    assert getattr(jax.config, XLA_CACHES) == "none"
+
+
+def test_another_compilation_cache_is_left_alone():
+    jax.config.update(CACHE, "/elsewhere")
+    environment.use_compilation_cache()
+    assert getattr(jax.config, CACHE) == "/elsewhere"
+
+
+# Touches every page of 64 MiB, twice; prints how many pages were new the second time.
+COUNT_PAGES = """
+import ctypes, resource, sys
+from dwsep_jax import environment
+if sys.argv[1] == "keep":
+    environment.keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def fill():
+    place = libc.malloc(ctypes.c_size_t(2**26))
+    ctypes.memset(place, 1, 2**26)
+    libc.free(place)
+fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+fill()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
+def test_freed_memory_is_kept_for_the_next_call():
+    def count(word):
+        command = [sys.executable, "-c", COUNT_PAGES, word]
+        return int(subprocess.check_output(command, text=True, cwd=ROOT))
+
+    # Pages may be of 4 KiB, or many times that.
+    assert count("keep") < count("free") / 4
