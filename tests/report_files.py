@@ -216,11 +216,9 @@ def write_comparison(
         better = gain + (difference if name == "separable" else 0)
         offsets = spread * np.linspace(-1, 1, num_seeds) if num_seeds > 1 else [0.0]
         efficiency = make_efficiency(parameters, macs, ms) if with_efficiency else None
-        runs, per_class = [], []
-        for seed, offset in enumerate(rng.permutation(offsets)):
-            workdir = f"{name}/seed{seed}"
-            evaluation = write_run(
-                directory / workdir,
+        evaluations = [
+            write_run(
+                directory / name / f"seed{seed}",
                 names=names,
                 accuracy=0.97 + better + float(offset),
                 num_examples=num_examples,
@@ -229,43 +227,12 @@ def write_comparison(
                 efficiency=efficiency if seed == 0 else None,
                 seed=seed,
             )
-            run = {"seed": seed, "workdir": workdir, "epoch": num_epochs}
-            run |= {"accuracy": evaluation["accuracy"], "loss": evaluation["loss"]}
-            run |= {k: evaluation[k]["macro"] for k in ("precision", "recall", "f1")}
-            run |= {"ece": evaluation["calibration"]["ece"], "val_accuracy": 0.96}
-            runs.append(run | {"train_seconds": 120.0, "images_per_second": 1500.0})
-            per_class.append(evaluation["per_class"])
-        metrics = [key for key in runs[0] if key not in ("seed", "workdir")]
-        rates = [
-            {
-                "factor": f,
-                "learning_rate": 0.1 * f,
-                "val_accuracy": 0.95 - abs(f - 1) / 9,
-            }
-            | {"val_loss": 0.2, "workdir": f"{name}/rate{f}"}
-            for f in (0.333, 1.0, 3.0)
+            for seed, offset in enumerate(rng.permutation(offsets))
         ]
-        content["variants"][name] = {
-            "description": f"the {name.replace('_', ' by ')} network",
-            "overrides": {"conv": name.partition("_")[0], "growth_rate": 24},
-            "parameters": parameters,
-            "macs": macs,
-            "conv": name.partition("_")[0],
-            "rates": rates,
-            "learning_rate": 0.1,
-            "efficiency": f"{name}/seed0/efficiency.json" if efficiency else None,
-            "runs": runs,
-            "summary": {key: summarize([r[key] for r in runs]) for key in metrics},
-        }
-        content["per_class"][name] = [
-            {"name": class_name}
-            | {
-                f"{key}_mean": float(np.mean([rows[i][key] for rows in per_class]))
-                for key in ("f1", "recall", "precision")
-            }
-            for i, class_name in enumerate(names)
-        ]
-        accuracies[name] = np.array([run["accuracy"] for run in runs])
+        entry = make_variant(name, evaluations, num_epochs, with_efficiency)
+        content["variants"][name] = entry | {"parameters": parameters, "macs": macs}
+        content["per_class"][name] = average_classes(evaluations)
+        accuracies[name] = np.array([run["accuracy"] for run in entry["runs"]])
     for name in variants:
         if name != "standard":
             content["paired"][name] = make_pair(
@@ -275,6 +242,48 @@ def write_comparison(
     content["reason"] = f"the answer is {content['answer']}"
     write_json(directory / "comparison.json", content)
     return content
+
+
+def make_variant(
+    name: str, evaluations: list[dict], num_epochs: int, with_efficiency: bool
+) -> dict:
+    """Return the entry of a variant, without its size, from its runs' evaluations."""
+    runs = []
+    for seed, evaluation in enumerate(evaluations):
+        run = {"seed": seed, "workdir": f"{name}/seed{seed}", "epoch": num_epochs}
+        run |= {"accuracy": evaluation["accuracy"], "loss": evaluation["loss"]}
+        run |= {k: evaluation[k]["macro"] for k in ("precision", "recall", "f1")}
+        run |= {"ece": evaluation["calibration"]["ece"], "val_accuracy": 0.96}
+        runs.append(run | {"train_seconds": 120.0, "images_per_second": 1500.0})
+    metrics = [key for key in runs[0] if key not in ("seed", "workdir")]
+    rates = []
+    for factor in (0.333, 1.0, 3.0):
+        rate = {"factor": factor, "learning_rate": 0.1 * factor, "val_loss": 0.2}
+        rate |= {"val_accuracy": 0.95 - abs(factor - 1) / 9}
+        rates.append(rate | {"workdir": f"{name}/rate{factor}"})
+    conv = name.partition("_")[0]
+    return {
+        "description": f"the {name.replace('_', ' by ')} network",
+        "overrides": {"conv": conv, "growth_rate": 24},
+        "conv": conv,
+        "rates": rates,
+        "learning_rate": 0.1,
+        "efficiency": f"{name}/seed0/efficiency.json" if with_efficiency else None,
+        "runs": runs,
+        "summary": {key: summarize([r[key] for r in runs]) for key in metrics},
+    }
+
+
+def average_classes(evaluations: list[dict]) -> list[dict]:
+    """Return the means over the runs of each class's figures."""
+    return [
+        {"name": rows[0]["name"]}
+        | {
+            f"{key}_mean": float(np.mean([row[key] for row in rows]))
+            for key in ("f1", "recall", "precision")
+        }
+        for rows in zip(*(evaluation["per_class"] for evaluation in evaluations))
+    ]
 
 
 def make_pair(differences: np.ndarray, num_images: int) -> dict:
