@@ -64,13 +64,17 @@ class Timing:
 
 
 def time_in_turn(contenders: Contenders, num_rounds: int) -> dict[str, Timing]:
-    """Time each once a round; the first of them is ours."""
+    """Time each once a round; the first of them is ours.
+
+    Each runs once more before it is timed: right after another program, caches and
+    memory are that one's, and a step of training comes right after a step of training.
+    """
     for run in contenders.values():
-        run()
         run()
     seconds = {name: [] for name in contenders}
     for _ in range(num_rounds):
         for name, run in contenders.items():
+            run()
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
