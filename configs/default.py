@@ -90,7 +90,7 @@ def get_config() -> ml_collections.ConfigDict:
     # By how much more an accuracy must be better, as a share of 1.
     c.min_change = 0.001
 
-    # Comparison, by --mode=compare alone: what is compared; dwsep_jax/compare.py tells
+    # Comparison, by --mode=compare alone: what is compared; dwsep_jax/variants.py tells
     # what each name stands for.
     c.variants = (
         "separable",

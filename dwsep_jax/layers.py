@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype, promote_dtype
 
 from dwsep_jax import ops
-from dwsep_jax.shift import accumulator_dtype, activate
+from dwsep_jax.shift import accumulator_dtype, activate, per_channel
 
 Dtype = Any
 Initializer = Callable[..., jax.Array]
@@ -302,4 +302,4 @@ def _weights(module, shape):
 
 
 def _add(y, bias):
-    return y + ops.per_channel(bias.astype(y.dtype), y.ndim)
+    return y + per_channel(bias.astype(y.dtype), y.ndim)

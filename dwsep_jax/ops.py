@@ -119,10 +119,7 @@ def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     _check_pointwise(x.shape[-1], kernel)
     _check_dtypes(x, kernel)
-    # XLA adds up bfloat16 products in float32. To ask for a float32 result would make
-    # the products of the gradient float32 ones, at twice the bytes.
-    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-    return y.reshape(*x.shape[:-1], y.shape[-1])
+    return shift.mix(x, kernel)
 
 
 def separable_conv(
@@ -245,6 +242,9 @@ def halving_conv(x: Normalized, kernel: jax.Array, *, lowering: str) -> jax.Arra
 
     Returns:
       (N, H/2, W/2, F) in the dtype of `x`.
+
+    Raises:
+      ValueError: if the kernel, its dtype or the lowering do not fit.
     """
     choose("lowering", lowering, _LOWERINGS)
     if lowering == "conv":
@@ -319,11 +319,6 @@ def fold(
     return factor, bias - mean * factor
 
 
-def per_channel(vector: jax.Array, ndim: int) -> jax.Array:
-    """Return a (C,) vector as (1, ..., 1, C), to go with a tensor of `ndim` axes."""
-    return vector.reshape((1,) * (ndim - 1) + vector.shape)
-
-
 def _pair(name, value):
     pair = (value, value) if isinstance(value, Integral) else tuple(value)
     whole = all(isinstance(number, Integral) for number in pair)
@@ -368,8 +363,8 @@ _LOWERINGS = {
 def _check_depthwise(x, kernel):
     if len(x.shape) != 4 or kernel.ndim != 4:
         raise ValueError(
-            "depthwise_conv takes x (N, H, W, C) and kernel (kh, kw, 1, C), not "
-            f"{x.shape} and {kernel.shape}"
+            "a depthwise convolution takes x (N, H, W, C) and kernel (kh, kw, 1, C), "
+            f"not {x.shape} and {kernel.shape}"
         )
     channels = x.shape[-1]
     if kernel.shape[2] != 1 or kernel.shape[3] != channels:

@@ -92,13 +92,31 @@ def activate(
     """Return activation(x * factor + constant) in `dtype`; factor and constant (C,)."""
     # The scopes tell whoever counts what is for the norm and what for the activation.
     if affine:
-        factor, constant = (v.reshape((1,) * (x.ndim - 1) + v.shape) for v in affine)
+        factor, constant = (per_channel(vector, x.ndim) for vector in affine)
         with jax.named_scope("norm"):
             x = x.astype(factor.dtype) * factor + constant
     if activation is not None:
         with jax.named_scope("activation"):
             x = activation(x)
     return x.astype(dtype)
+
+
+def per_channel(vector: jax.Array, ndim: int) -> jax.Array:
+    """Return a (C,) vector as (1, ..., 1, C), to go with a tensor of `ndim` axes."""
+    return vector.reshape((1,) * (ndim - 1) + vector.shape)
+
+
+def join(pieces: Sequence[jax.Array]) -> jax.Array:
+    """Return the pieces (..., C_i) as one tensor, channels one after the other."""
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
+
+
+def mix(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolve x (..., C) with kernel (1, 1, C, F), as one matrix product."""
+    # XLA adds up bfloat16 products in float32. To ask for a float32 result would make
+    # the products of the gradient float32 ones, at twice the bytes.
+    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def shifted_sum(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
@@ -116,7 +134,7 @@ def convolve_patches(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax
     views = [
         view.astype(x.dtype) for _, _, view in _views(x, kernel.shape[:2], geometry)
     ]
-    return _mix(jnp.concatenate(views, -1), kernel.reshape(1, 1, -1, kernel.shape[-1]))
+    return mix(jnp.concatenate(views, -1), kernel.reshape(1, 1, -1, kernel.shape[-1]))
 
 
 def _name_axes(*arrays):
@@ -199,7 +217,9 @@ def _for_each_chunk(add, init, arrays, chunk):
 
 
 def _put(whole, part, start):
-    """Return `whole` with a part of its images replaced."""
+    """Return `whole` with a part of its images replaced, or all of them."""
+    if part.shape == whole.shape:
+        return part
     return lax.dynamic_update_slice_in_dim(whole, part, start, axis=0)
 
 
@@ -280,21 +300,10 @@ def _split(arrays, num_pieces):
     return pieces, rest[:-2], rest[-2], rest[-1]
 
 
-def _mix(x, kernel):
-    """Multiply x (N, H, W, C) by a pointwise kernel (1, 1, C, F)."""
-    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-    return y.reshape(*x.shape[:-1], y.shape[-1])
-
-
-def join(pieces: Sequence[jax.Array]) -> jax.Array:
-    """Return the pieces (..., C_i) as one tensor, channels one after the other."""
-    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
-
-
 def _separable_at_once(*arrays, num_pieces, activation, geometry):
     pieces, affine, kernel, mixer = _split(arrays, num_pieces)
     x = activate(join(pieces), affine, activation, kernel.dtype)
-    return _mix(shifted_sum(x, kernel, geometry=geometry), mixer)
+    return mix(shifted_sum(x, kernel, geometry=geometry), mixer)
 
 
 def _separable(*arrays, num_pieces, activation, geometry):
@@ -334,13 +343,10 @@ def _separable_gradients(*arrays, num_pieces, activation, geometry):
         u, activate_vjp = jax.vjp(
             lambda x, *affine: activate(x, affine, activation, kernel.dtype), x, *affine
         )
-        y, flat_g = (
-            shifted_sum(u, kernel, geometry=geometry),
-            g.reshape(-1, g.shape[-1]),
-        )
-        dy = _mix(g, mixer.swapaxes(2, 3))
+        y = shifted_sum(u, kernel, geometry=geometry)
+        dy = mix(g, mixer.swapaxes(2, 3))
         # Contracted in place: the transpose of `@` would copy g to columns first.
-        flat_y = y.reshape(-1, y.shape[-1])
+        flat_y, flat_g = (a.reshape(-1, a.shape[-1]) for a in (y, g))
         d_mixer += lax.dot_general(
             flat_y, flat_g, (((0,), (0,)), ((), ())), preferred_element_type=wide
         )
@@ -348,22 +354,16 @@ def _separable_gradients(*arrays, num_pieces, activation, geometry):
         du = _spread(dy, kernel, image_size, geometry)
         dx, *d_affine_part = activate_vjp(du)
         d_affine = [a + b for a, b in zip(d_affine, d_affine_part, strict=True)]
-        d_parts = join_vjp(dx)
-        if len(g) == len(whole_g):
-            d_pieces = list(d_parts)
-        else:
-            d_pieces = [
-                _put(whole, d_part, start)
-                for whole, d_part in zip(d_pieces, d_parts, strict=True)
-            ]
+        d_pieces = [
+            _put(whole, d_part, start)
+            for whole, d_part in zip(d_pieces, join_vjp(dx), strict=True)
+        ]
         return d_pieces, d_affine, sums, d_mixer
 
-    whole_g = g
-    sums = _zero_sums(g, kernel.shape[-1], kernel_size, chunk)
     init = (
         [jnp.zeros_like(piece) for piece in pieces],
         [jnp.zeros_like(vector) for vector in affine],
-        sums,
+        _zero_sums(g, kernel.shape[-1], kernel_size, chunk),
         jnp.zeros(mixer.shape[2:], wide),
     )
     d_pieces, d_affine, sums, d_mixer = _for_each_chunk(add, init, [g, *pieces], chunk)

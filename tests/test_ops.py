@@ -306,7 +306,7 @@ def test_normalize_and_its_derivatives_equal_the_formula(activation):
 
     def formula(x, mean, var, scale, bias):
         mean, var, scale, bias = (
-            ops.per_channel(v, 4) for v in (mean, var, scale, bias)
+            shift.per_channel(v, 4) for v in (mean, var, scale, bias)
         )
         y = (x - mean) / jnp.sqrt(var + 0.1) * scale + bias
         return y if activation is None else activation(y)

@@ -31,6 +31,7 @@ from dwsep_jax.report.page import (
     Text,
 )
 from dwsep_jax.report.run import FLOPS_WORDS, build_command, describe_environment
+from dwsep_jax.statistics import MIN_SEEDS
 
 REFERENCES = (
     (
@@ -226,7 +227,7 @@ def _show_differences(comparison):
     note = (
         "Both intervals must agree. Better: both above 0. Not worse: both above "
         f"{points(-content['margin'])}, the margin. Worse: both below 0. Undecided: "
-        f"anything else, and fewer than {text.MIN_SEEDS} seeds."
+        f"anything else, and fewer than {MIN_SEEDS} seeds."
     )
     caption = f"Test accuracy minus that of {content['baseline']}, in points"
     reason = Text(f"{content['reason'].rstrip('.')}.")

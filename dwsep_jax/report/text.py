@@ -15,8 +15,8 @@ from dwsep_jax.report.format import (
     times,
 )
 from dwsep_jax.report.page import Headline
+from dwsep_jax.statistics import MIN_SEEDS
 
-MIN_SEEDS = 3
 ANSWER_WORDS = {
     "better": "better",
     "not_worse": "not worse by more than the margin",
