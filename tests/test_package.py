@@ -88,7 +88,7 @@ def test_declared_dependencies_are_those_that_are_used():
     ours = {"configs", "dwsep_jax"}
     used = imported_packages("dwsep_jax", "configs") - set(sys.stdlib_module_names)
     assert used - ours == needed - undeclared
-    tests = {"flatbuffers", "hypothesis", "pytest", "ruff", "selenium"}
+    tests = {"flatbuffers", "hypothesis", "pytest", "pytest-xdist", "ruff", "selenium"}
     extra = project["optional-dependencies"]["test"]
     assert {re.match(r"[\w-]+", line)[0] for line in extra} == tests
     core = {"jax", "flax", "optax", "orbax", "tensorflow_datasets", "clu", "numpy"}
