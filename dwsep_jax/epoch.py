@@ -44,7 +44,6 @@ def make_steps(config: ConfigDict, num_classes: int) -> Steps:
         shift=config.shift,
         cutout_size=config.cutout,
         mixup_alpha=config.mixup,
-        label_smoothing=config.label_smoothing,
         num_classes=num_classes,
     )
 

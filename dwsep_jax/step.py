@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +21,9 @@ from dwsep_jax.optim import Plateau, make_optimizer, make_plateau, make_schedule
 Batch = dict[str, jax.Array]
 
 # Fields whose values are leaves of the state: runs that differ in them are one program.
-_IN_THE_STATE = ("seed", "learning_rate", "weight_decay")
+# Of those that can be off, 0 is another program: it leaves out what it has no need of.
+_ALWAYS_IN_THE_STATE = ("seed", "learning_rate", "weight_decay")
+_IN_THE_STATE_ABOVE_0 = ("dropout_rate", "label_smoothing")
 
 
 class Average(struct.PyTreeNode):
@@ -52,6 +53,10 @@ class TrainState(struct.PyTreeNode):
       plateau: scales the learning rate, by `optim.update_plateau`.
       apply_fn: `model.apply`.
       tx: the optimizer.
+      dropout_rate: what the model is called with as `dropout_rate`, float32 scalar;
+        None: it is called without, and has a rate of its own or none.
+      label_smoothing: share of each label that is spread over all classes alike
+        (Szegedy et al. 2016), float32 scalar; None: nothing is.
     """
 
     step: jax.Array
@@ -63,6 +68,8 @@ class TrainState(struct.PyTreeNode):
     plateau: Plateau
     apply_fn: Callable = struct.field(pytree_node=False)
     tx: optax.GradientTransformation = struct.field(pytree_node=False)
+    dropout_rate: jax.Array | None = None
+    label_smoothing: jax.Array | None = None
 
 
 class RunKeys(NamedTuple):
@@ -123,17 +130,24 @@ def make_train_state(config: ConfigDict, dataset: Dataset) -> TrainState:
     state = draw_state(_state_maker(config, dataset))
     # Programs are told apart by these two, which never read what the state holds.
     apply_fn, tx = _share_functions(
-        tuple((k, v) for k, v in config.items() if k not in _IN_THE_STATE),
+        static_fields(config),
         len(dataset.class_names),
         dataset.steps_per_epoch(config.batch_size),
     )
     return state.replace(apply_fn=apply_fn, tx=tx)
 
 
+def static_fields(config: ConfigDict) -> tuple[tuple[str, Any], ...]:
+    """Return what tells programs apart: equal for two runs that are one program."""
+    in_the_state = {name: 0 for name in _ALWAYS_IN_THE_STATE}
+    in_the_state |= {name: config[name] > 0 for name in _IN_THE_STATE_ABOVE_0}
+    return tuple((dict(config.items()) | in_the_state).items())
+
+
 @functools.lru_cache(maxsize=8)
 def _share_functions(fields, num_classes, steps_per_epoch):
     """Return the same `apply_fn` and `tx` for all runs that are one program."""
-    config = ConfigDict(dict(fields) | dict.fromkeys(_IN_THE_STATE, 0))
+    config = ConfigDict(dict(fields) | dict.fromkeys(_IN_THE_STATE_ABOVE_0, 0))
     tx = make_optimizer(config, make_schedule(config, steps_per_epoch))
     return create_model(config, num_classes).apply, tx
 
@@ -197,7 +211,16 @@ def state_maker(
     model = create_model(config, num_classes)
     tx = make_optimizer(config, make_schedule(config, steps_per_epoch))
     keys = make_run_keys(config.seed)
-    return partial(create_train_state, model, tx, image_shape, keys, config.ema_decay)
+
+    def make_state():
+        state = create_train_state(model, tx, image_shape, keys, config.ema_decay)
+        above_0 = {
+            name: jnp.float32(config[name]) if config[name] else None
+            for name in _IN_THE_STATE_ABOVE_0
+        }
+        return state.replace(**above_0)
+
+    return make_state
 
 
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -213,7 +236,9 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
       the step).
     """
     labels = batch["label"]
+    hard_labels = labels if labels.ndim == 1 else labels.argmax(axis=-1)
     _, dropout_key = _step_keys(state)
+    rates = {} if state.dropout_rate is None else {"dropout_rate": state.dropout_rate}
 
     def loss_fn(params):
         logits, updated = state.apply_fn(
@@ -222,15 +247,15 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
+            **rates,
         )
-        losses = cross_entropy(logits, labels)
+        losses = cross_entropy(logits, _smooth(labels, state, logits.shape[-1]))
         return losses.mean(), (losses, logits, updated.get("batch_stats", {}))
 
     grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda u: state.plateau.multiplier * u, updates)
     params = optax.apply_updates(state.params, updates)
-    hard_labels = labels if labels.ndim == 1 else labels.argmax(axis=-1)
     metrics = measure(losses, logits, hard_labels, jnp.ones(losses.shape, bool))
     state = state.replace(
         step=state.step + 1,
@@ -240,6 +265,18 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         ema=state.ema and _update_average(state.ema, state.step, params, batch_stats),
     )
     return state, metrics
+
+
+def _smooth(labels, state, num_classes):
+    """Return the labels as probabilities, smoothed, where the state says by how much.
+
+    Labels that mixup has blended may be smoothed after: both are linear.
+    """
+    if state.label_smoothing is None:
+        return labels
+    if labels.ndim == 1:
+        labels = jax.nn.one_hot(labels, num_classes)
+    return optax.smooth_labels(labels, state.label_smoothing)
 
 
 def _update_average(ema, step, params, batch_stats):
