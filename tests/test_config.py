@@ -103,6 +103,7 @@ INVALID = {
     "num_seeds": [0, 1001, 1.5],
     "rate_factors": [(), (0.0,), (1001,), (1, 1.0001), (NAN,), ("1",), 1.0],
     "margin": [-0.1, 101, NAN],
+    "members_at_once": [0, 1001, 1.5],
     "seed": [-1, 2**32, 1.0, None],
     "steps_per_dispatch": [0, -1, 1.5, 10**4 + 1],
     "eval_batch_size": [0, 10**5 + 1],

@@ -226,6 +226,7 @@ IN_THE_COMPARISON = {
     "num_seeds": 3,
     "rate_factors": (1.0, 2.0),
     "margin": 60.0,
+    "members_at_once": 2,
 }
 
 
