@@ -61,11 +61,19 @@ def compile_programs(
     steps = make_steps(config, len(dataset.class_names))
     permutation = jax.ShapeDtypeStruct(dataset.train.labels.shape, jnp.int32)
     arguments = (state, Metrics.empty(), arrays, permutation)
-    return compile_steps(config, dataset, steps, arguments)
+    remedy = (
+        f"take a smaller --config.batch_size than {config.batch_size} or a smaller "
+        "network, and another --workdir"
+    )
+    return compile_steps(config, dataset, steps, arguments, remedy)
 
 
 def compile_steps(
-    config: ConfigDict, dataset: data.Dataset, steps: Steps, arguments: tuple[Any, ...]
+    config: ConfigDict,
+    dataset: data.Dataset,
+    steps: Steps,
+    arguments: tuple[Any, ...],
+    remedy: str,
 ) -> list[Program]:
     """Compile an epoch of some steps, for arguments like these.
 
@@ -76,6 +84,10 @@ def compile_steps(
       dataset: has so many steps in an epoch.
       steps: called with the arguments and `num_steps`.
       arguments: arrays, or shapes with the sharding that the arrays will have.
+      remedy: what to do where they need more memory than there is.
+
+    Raises:
+      UserError: if they do.
     """
     start = time.perf_counter()
     whole, rest = divmod(
@@ -89,7 +101,7 @@ def compile_steps(
             compiled = _compile(
                 steps, num_steps, config.deterministic, structure, shapes
             )
-            _check_memory(compiled, config)
+            _check_memory(compiled, remedy)
             programs += [Program(num_steps, compiled)] * count
     console.say(f"compiled the training step in {time.perf_counter() - start:.1f} s")
     return programs
@@ -111,14 +123,13 @@ def _compile(steps, num_steps, deterministic, structure, shapes):
     return jitted.lower(*jax.tree.unflatten(structure, shapes)).compile()
 
 
-def _check_memory(compiled, config):
+def _check_memory(compiled, remedy):
     """Raise `UserError` if the program needs more memory than there is."""
     needed, available = peak_bytes(compiled), memory_bytes()
     if needed is not None and needed > available:
         raise UserError(
             f"a training step needs {needed / 2**30:.1f} GiB of memory, and there are "
-            f"{available / 2**30:.1f}; take a smaller --config.batch_size than "
-            f"{config.batch_size} or a smaller network, and another --workdir"
+            f"{available / 2**30:.1f}; {remedy}"
         )
 
 

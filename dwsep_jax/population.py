@@ -158,7 +158,8 @@ class Programs:
             self._arguments(states, [True] * len(states), orders),
         )
         steps = together(make_steps(config, len(dataset.class_names)), num_devices)
-        self._programs = compile_steps(config, dataset, steps, shapes)
+        remedy = f"take --config.members_at_once below {len(states)}"
+        self._programs = compile_steps(config, dataset, steps, shapes, remedy)
 
     def _arguments(self, states, is_active, permutations):
         totals = [Metrics.empty()] * len(states)
