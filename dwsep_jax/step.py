@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -127,37 +128,22 @@ def make_train_state(config: ConfigDict, dataset: Dataset) -> TrainState:
     Raises:
       ConfigError: for an unknown choice, or a batch larger than the training split.
     """
-    state = draw_state(_state_maker(config, dataset))
-    # Programs are told apart by these two, which never read what the state holds.
-    apply_fn, tx = _share_functions(
-        static_fields(config),
-        len(dataset.class_names),
-        dataset.steps_per_epoch(config.batch_size),
-    )
-    return state.replace(apply_fn=apply_fn, tx=tx)
+    return draw_state(_state_maker(config, dataset))
 
 
 def static_fields(config: ConfigDict) -> tuple[tuple[str, Any], ...]:
     """Return what tells programs apart: equal for two runs that are one program."""
-    in_the_state = {name: 0 for name in _ALWAYS_IN_THE_STATE}
+    in_the_state = dict.fromkeys(_ALWAYS_IN_THE_STATE, 0)
     in_the_state |= {name: config[name] > 0 for name in _IN_THE_STATE_ABOVE_0}
     return tuple((dict(config.items()) | in_the_state).items())
 
 
-@functools.lru_cache(maxsize=8)
-def _share_functions(fields, num_classes, steps_per_epoch):
-    """Return the same `apply_fn` and `tx` for all runs that are one program."""
-    config = ConfigDict(dict(fields) | dict.fromkeys(_IN_THE_STATE_ABOVE_0, 0))
-    tx = make_optimizer(config, make_schedule(config, steps_per_epoch))
-    return create_model(config, num_classes).apply, tx
-
-
-def draw_state(make_state: Callable[[], TrainState]) -> TrainState:
+def draw_state(make_state: partial) -> TrainState:
     """Return the state that `state_maker`'s function makes, as arrays."""
-    # The program runs once: the CPU compiler would spend more than it saves.
+    # The program is small: the CPU compiler would spend more than it saves.
     is_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if is_cpu else None
-    return jax.jit(make_state, compiler_options=options)()
+    return jax.jit(make_state.func, compiler_options=options)(*make_state.args)
 
 
 def check_train_state(config: ConfigDict, dataset: Dataset, memory_bytes: int) -> None:
@@ -202,23 +188,40 @@ def state_maker(
     num_classes: int,
     image_shape: tuple[int, ...],
     steps_per_epoch: int,
-) -> Callable[[], TrainState]:
+) -> partial:
     """Return what makes the first state of a resolved configuration.
 
     Raises:
       ConfigError: for an unknown choice.
     """
-    model = create_model(config, num_classes)
-    tx = make_optimizer(config, make_schedule(config, steps_per_epoch))
-    keys = make_run_keys(config.seed)
+    make_state = _share_maker(
+        static_fields(config), num_classes, image_shape, steps_per_epoch
+    )
+    rates = (*_ALWAYS_IN_THE_STATE[1:], *_IN_THE_STATE_ABOVE_0)
+    values = {name: config[name] for name in rates}
+    return partial(make_state, make_run_keys(config.seed), values)
 
-    def make_state():
-        state = create_train_state(model, tx, image_shape, keys, config.ema_decay)
+
+@functools.lru_cache(maxsize=8)
+def _share_maker(fields, num_classes, image_shape, steps_per_epoch):
+    """Return what makes the first states of all runs that are one program.
+
+    Programs are told apart by `apply_fn` and `tx`, among others: these states share
+    them, and neither reads what the state holds.
+    """
+    static = dict(fields)
+    config = ConfigDict(static | dict.fromkeys(_IN_THE_STATE_ABOVE_0, 0))
+    schedule = make_schedule(config, steps_per_epoch)
+    model, tx = create_model(config, num_classes), make_optimizer(config, schedule)
+
+    def make_state(keys, values):
+        own_tx = make_optimizer(ConfigDict(static | values), schedule)
+        state = create_train_state(model, own_tx, image_shape, keys, config.ema_decay)
         above_0 = {
-            name: jnp.float32(config[name]) if config[name] else None
+            name: jnp.float32(values[name]) if static[name] else None
             for name in _IN_THE_STATE_ABOVE_0
         }
-        return state.replace(**above_0)
+        return state.replace(tx=tx, **above_0)
 
     return make_state
 
