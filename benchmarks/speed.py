@@ -305,7 +305,6 @@ def measure_loop(network: Network, num_steps: int, num_rounds: int) -> dict[str,
         shift=config.shift,
         cutout_size=config.cutout,
         mixup_alpha=config.mixup,
-        label_smoothing=config.label_smoothing,
         num_classes=10,
     )
     key, batch = jax.random.key(0), permutation[:BATCH_SIZE]

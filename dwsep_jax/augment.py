@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 
 Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -85,15 +84,12 @@ def make_augment(
     shift: int,
     cutout_size: int,
     mixup_alpha: float,
-    label_smoothing: float,
     num_classes: int,
 ) -> Augment:
     """Return (key, images, labels) -> (images, labels), changed at random.
 
     uint8 images (N, H, W, C) become float32 in [-1, 1]: flip, shift, normalize, cutout,
-    mixup. Classes, int (N,), become probabilities (N, num_classes) with mixup or label
-    smoothing, which gives a share of `label_smoothing` to all classes alike (Szegedy et
-    al. 2016).
+    mixup. Classes, int (N,), become probabilities (N, num_classes) with mixup.
     """
 
     def augment(key, images, labels):
@@ -105,10 +101,8 @@ def make_augment(
         images = normalize(images)
         if cutout_size:
             images = cutout(cutout_key, images, cutout_size)
-        if mixup_alpha or label_smoothing:
-            labels = jax.nn.one_hot(labels, num_classes)
-            labels = optax.smooth_labels(labels, label_smoothing)
         if mixup_alpha:
+            labels = jax.nn.one_hot(labels, num_classes)
             images, labels = mixup(mixup_key, images, labels, mixup_alpha)
         return images, labels
 

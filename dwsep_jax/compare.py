@@ -3,7 +3,8 @@
 All variants share recipe, order of the data, seeds and splits. Each has the learning
 rate that validation finds the best for it; test is read only then. A run's place is
 <variant>/seed<k>, that of a trial of a rate <variant>/rate<factor>, and every one goes
-on by itself after its last whole epoch.
+on by itself after its last whole epoch. Where runs of a variant are trained together,
+they only come ahead of their turn, which then finds them trained.
 """
 
 import json
@@ -15,11 +16,11 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from dwsep_jax import console, data, train
+from dwsep_jax import console, data, population, train
 from dwsep_jax.comparison import Trial, build_comparison, seed_directory
 from dwsep_jax.config import COMPARISON, load_config, open_workdir, validate
 from dwsep_jax.errors import ConfigError, DivergedError, UserError
@@ -81,6 +82,13 @@ def make_run_config(variant: Variant, factor: float, seed: int) -> ConfigDict:
     return config
 
 
+class Run(NamedTuple):
+    """A run of a comparison: its configuration and its place."""
+
+    config: ConfigDict
+    directory: pathlib.Path
+
+
 def run(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> None:
     """Train what is left to train of a resolved configuration, and write the results.
 
@@ -94,14 +102,24 @@ def run(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> Non
     # The first seed's runs are the trials that were chosen.
     progress = Progress(names * (len(config.rate_factors) + len(seeds) - 1))
     trials = {name: [] for name in names}
+    at_once = population.limit_members(config)
+    ahead = Ahead(dataset, at_once)
+    for variant in variants:
+        make_run = partial(make_rate_run, variant, seed=seeds[0], workdir=workdir)
+        ahead.train([make_run(factor) for factor in config.rate_factors])
     for factor in config.rate_factors:
         for variant in variants:
-            trial = try_rate(variant, factor, seeds[0], workdir, progress)
+            trial = try_rate(variant, factor, seeds[0], workdir, progress, ahead)
             trials[variant.name].append(trial)
     chosen = {name: choose_rate(name, trials[name]) for name in names}
     for i, seed in enumerate(seeds):
+        # So many seeds of one variant, then of the next.
+        together = seeds[i : i + at_once] if i % at_once == 1 else []
         for variant in variants:
-            train_seed(variant, chosen[variant.name], seed, workdir, progress)
+            make_run = partial(make_seed_run, variant, chosen[variant.name].factor)
+            ahead.train([make_run(seed, workdir) for seed in together])
+        for variant in variants:
+            train_seed(variant, chosen[variant.name], seed, workdir, progress, ahead)
         if i == 0:
             measure_costs([seed_directory(workdir, name, seed) for name in names])
         comparison = build_comparison(
@@ -129,6 +147,65 @@ def list_seeds(config: ConfigDict) -> list[int]:
             f"the last seed would be {last}; the largest is {2**32 - 1}"
         )
     return list(range(config.seed, last + 1))
+
+
+def make_rate_run(
+    variant: Variant, factor: float, seed: int, workdir: pathlib.Path
+) -> Run:
+    """Return the trial of a multiple of a variant's learning rate."""
+    directory = workdir / variant.name / f"rate{factor:.3g}"
+    return Run(make_run_config(variant, factor, seed), directory)
+
+
+def make_seed_run(
+    variant: Variant, factor: float, seed: int, workdir: pathlib.Path
+) -> Run:
+    """Return the run of a variant with a seed, at a multiple of its learning rate."""
+    directory = seed_directory(workdir, variant.name, seed)
+    return Run(make_run_config(variant, factor, seed), directory)
+
+
+class Ahead:
+    """Trains runs of a variant together, ahead of their turn.
+
+    What is left for their turn is to say what came of it: the seconds of each, or why
+    it diverged.
+    """
+
+    def __init__(self, dataset: data.Dataset, num_members: int):
+        """With one member at once nothing is trained ahead."""
+        self._dataset = dataset
+        self._num_members = num_members
+        self._outcomes = {}
+
+    def train(self, runs: Sequence[Run]) -> None:
+        """Train what is left to train of some runs, so many at once."""
+        runs = [run for run in runs if not _is_done(run, on_test=False)]
+        for i in range(0, len(runs), self._num_members):
+            some = runs[i : i + self._num_members]
+            if len(some) > 1:
+                self._train(some)
+
+    def _train(self, runs):
+        configs, directories = zip(*runs, strict=True)
+        names = ", ".join(directory.name for directory in directories)
+        console.say(f"training {directories[0].parent.name} together: {names}")
+        start = time.perf_counter()
+        outcomes = population.train_members(configs, directories, self._dataset)
+        seconds = (time.perf_counter() - start) / len(runs)
+        for directory, outcome in zip(directories, outcomes, strict=True):
+            self._outcomes[directory] = (seconds, outcome.error)
+
+    def take(self, directory: pathlib.Path) -> float | None:
+        """Return the seconds that a run's training took; None if it was not ahead.
+
+        Raises:
+          DivergedError: if it diverged.
+        """
+        seconds, error = self._outcomes.get(directory, (None, None))
+        if error is not None:
+            raise error
+        return seconds
 
 
 class Progress:
@@ -165,18 +242,19 @@ def try_rate(
     seed: int,
     workdir: pathlib.Path,
     progress: Progress,
+    ahead: Ahead,
 ) -> Trial:
     """Train a variant at a multiple of the learning rate, and score it on validation.
 
     Test is not read. A rate at which the run diverges is a bad one, and no error.
     """
-    config = make_run_config(variant, factor, seed)
-    directory = workdir / variant.name / f"rate{factor:.3g}"
+    run = make_rate_run(variant, factor, seed, workdir)
+    config, directory = run
     trial = Trial(factor, config.learning_rate, None, None, directory)
     text = f"{variant.name} at rate {config.learning_rate:.3g}: "
     start = time.perf_counter()
     try:
-        seconds = _train(config, directory, on_test=False)
+        seconds = _train(run, False, ahead)
     except DivergedError as error:
         text += str(error).partition(";")[0]
         progress.finish(variant.name, time.perf_counter() - start, text)
@@ -205,11 +283,16 @@ def choose_rate(name: str, trials: Sequence[Trial]) -> Trial:
 
 
 def train_seed(
-    variant: Variant, trial: Trial, seed: int, workdir: pathlib.Path, progress: Progress
+    variant: Variant,
+    trial: Trial,
+    seed: int,
+    workdir: pathlib.Path,
+    progress: Progress,
+    ahead: Ahead,
 ) -> None:
     """Train a variant with a seed at the rate of a trial, and evaluate it on test."""
-    config = make_run_config(variant, trial.factor, seed)
-    directory = seed_directory(workdir, variant.name, seed)
+    run = make_seed_run(variant, trial.factor, seed, workdir)
+    config, directory = run
     is_trial = seed == variant.config.seed
     if is_trial and not directory.exists():
         # The same run as the trial: copied, not trained again.
@@ -217,7 +300,7 @@ def train_seed(
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.copytree(trial.directory, unfinished)
         os.replace(unfinished, directory)
-    seconds = _train(config, directory, on_test=True)
+    seconds = _train(run, True, ahead)
     accuracy = json.loads((directory / "evaluation.json").read_bytes())["accuracy"]
     text = f"{variant.name} seed {seed}: test accuracy {accuracy:.2%}"
     if is_trial:
@@ -226,20 +309,23 @@ def train_seed(
         progress.finish(variant.name, seconds, text)
 
 
-def _train(config, directory, on_test):
+def _train(run, on_test, ahead):
     """Train what is left; return the seconds that took, None if nothing was left."""
-    if (directory / "config.json").exists():
-        load_config(directory, config)  # Another's run is refused.
-        if _is_done(config, directory, on_test):
-            return None
+    seconds = ahead.take(run.directory)
+    if _is_done(run, on_test):
+        return seconds
     start = time.perf_counter()
-    directory.mkdir(parents=True, exist_ok=True)
-    with console.logged(directory / "train.log"):
-        train.train_and_evaluate(config, directory, on_test)
-    return time.perf_counter() - start
+    run.directory.mkdir(parents=True, exist_ok=True)
+    with console.logged(run.directory / "train.log"):
+        train.train_and_evaluate(run.config, run.directory, on_test)
+    return time.perf_counter() - start + (seconds or 0.0)
 
 
-def _is_done(config, directory, on_test):
+def _is_done(run, on_test):
+    config, directory = run
+    if not (directory / "config.json").exists():
+        return False
+    load_config(directory, config)  # Another's run is refused.
     try:
         rows = read_rows(directory)
     except UserError:  # A process that was killed has left half a row.

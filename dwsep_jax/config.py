@@ -162,6 +162,7 @@ FIELDS = {
         ),
     ),
     "margin": _number("0.5", "from 0 to 100", lambda v: 0 <= v <= 100),
+    "members_at_once": _optional(_integer("4", 1, 1000), int),
     "seed": _SEED,
     "steps_per_dispatch": _optional(_integer("16", 1, 10**4), int),
     "eval_batch_size": _integer("512", 1, 10**5),
@@ -173,8 +174,9 @@ FIELDS = {
 
 # They change no result, but for the last bits of an evaluation's sums.
 CHANGE_NOTHING = frozenset({"data_dir", "progress", "eval_batch_size", "tensorboard"})
-# Of a comparison these may change: it has more seeds then, or another answer.
-_MAY_CHANGE = frozenset({"num_seeds", "margin"})
+# Of a comparison these may change: it has more seeds then, or another answer, or is
+# trained in other programs, to the same numbers but for the last digits.
+_MAY_CHANGE = frozenset({"num_seeds", "margin", "members_at_once"})
 
 # What a workdir may hold, and the fields that are free to differ when that goes on,
 # and no part of the workdir's name. A single run reads no field of a comparison.
@@ -316,7 +318,7 @@ def open_workdir(
 
     The first start resolves the config and writes config.json; a later one reuses what
     was resolved then, with the exempt fields as they are requested now. A comparison
-    is stored anew where its seeds or its margin have changed.
+    is stored anew where what may change has changed.
 
     Args:
       workdir: the directory of a run or a comparison.

@@ -41,12 +41,13 @@ _log = None  # Where lines and tables go instead, within `logged`.
 def logged(path: str | os.PathLike) -> Iterator[None]:
     """Append lines and tables to a file instead; a progress bar is still shown."""
     global _log
+    before = _log
     with open(path, "a", encoding="utf-8") as file:
         _log = _make_console(file=file)
         try:
             yield
         finally:
-            _log = None
+            _log = before
 
 
 def say(text: str) -> None:

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,6 @@ def make_steps(config: ConfigDict, num_classes: int) -> Steps:
         shift=config.shift,
         cutout_size=config.cutout,
         mixup_alpha=config.mixup,
-        label_smoothing=config.label_smoothing,
         num_classes=num_classes,
     )
 
@@ -58,50 +57,79 @@ def _make_steps(batch_size, **augmentation):
 def compile_programs(
     config: ConfigDict, dataset: data.Dataset, state: TrainState, arrays: Batch
 ) -> list[Program]:
-    """Compile the programs whose steps, one after the other, make an epoch.
-
-    All take `steps_per_dispatch` steps but the last, which takes what is left.
-    """
-    start = time.perf_counter()
+    """Compile the programs whose steps, one after the other, make an epoch."""
     steps = make_steps(config, len(dataset.class_names))
     permutation = jax.ShapeDtypeStruct(dataset.train.labels.shape, jnp.int32)
+    arguments = (state, Metrics.empty(), arrays, permutation)
+    remedy = (
+        f"take a smaller --config.batch_size than {config.batch_size} or a smaller "
+        "network, and another --workdir"
+    )
+    return compile_steps(config, dataset, steps, arguments, remedy)
+
+
+def compile_steps(
+    config: ConfigDict,
+    dataset: data.Dataset,
+    steps: Steps,
+    arguments: tuple[Any, ...],
+    remedy: str,
+) -> list[Program]:
+    """Compile an epoch of some steps, for arguments like these.
+
+    All programs take `steps_per_dispatch` steps but the last, which takes what is left.
+
+    Args:
+      config: resolved.
+      dataset: has so many steps in an epoch.
+      steps: called with the arguments and `num_steps`.
+      arguments: arrays, or shapes with the sharding that the arrays will have.
+      remedy: what to do where they need more memory than there is.
+
+    Raises:
+      UserError: if they do.
+    """
+    start = time.perf_counter()
     whole, rest = divmod(
         dataset.steps_per_epoch(config.batch_size), config.steps_per_dispatch
     )
     programs = []
     for num_steps, count in ((config.steps_per_dispatch, whole), (rest, min(rest, 1))):
         if count:
-            leaves, structure = jax.tree.flatten((state, arrays, permutation))
-            shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+            leaves, structure = jax.tree.flatten(arguments)
+            shapes = tuple(map(_shape_of, leaves))
             compiled = _compile(
                 steps, num_steps, config.deterministic, structure, shapes
             )
-            _check_memory(compiled, config)
+            _check_memory(compiled, remedy)
             programs += [Program(num_steps, compiled)] * count
     console.say(f"compiled the training step in {time.perf_counter() - start:.1f} s")
     return programs
 
 
+def _shape_of(leaf):
+    is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+    return leaf if is_shape else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
 @functools.lru_cache(maxsize=16)
 def _compile(steps, num_steps, deterministic, structure, shapes):
     """Compile some steps, once for all runs that are one program."""
-    state, arrays, permutation = jax.tree.unflatten(structure, shapes)
     jitted = jax.jit(
         partial(steps, num_steps=num_steps),
         donate_argnums=(0, 1),
         compiler_options=compiler_options(deterministic),
     )
-    return jitted.lower(state, Metrics.empty(), arrays, permutation).compile()
+    return jitted.lower(*jax.tree.unflatten(structure, shapes)).compile()
 
 
-def _check_memory(compiled, config):
+def _check_memory(compiled, remedy):
     """Raise `UserError` if the program needs more memory than there is."""
     needed, available = peak_bytes(compiled), memory_bytes()
     if needed is not None and needed > available:
         raise UserError(
             f"a training step needs {needed / 2**30:.1f} GiB of memory, and there are "
-            f"{available / 2**30:.1f}; take a smaller --config.batch_size than "
-            f"{config.batch_size} or a smaller network, and another --workdir"
+            f"{available / 2**30:.1f}; {remedy}"
         )
 
 
@@ -127,26 +155,56 @@ def train_epoch(
     Raises:
       DivergedError: naming the first step with a loss or parameter that is not finite.
     """
-    total, done, under_way = Metrics.empty(), int(state.step), deque()
+    done = int(state.step)
 
-    def finish_first():
+    def read(losses):
         nonlocal done
-        losses = under_way.popleft()
-        _check_finite(done, losses)
+        check_finite(done, losses)
         done += len(losses)
         progress.advance(len(losses))
 
-    for program in programs:
-        state, total, losses = program.run(state, total, arrays, permutation)
-        under_way.append(losses)
-        if sum(map(len, under_way)) > _MAX_STEPS_UNDER_WAY:
-            finish_first()
-    while under_way:
-        finish_first()
+    arguments = (state, Metrics.empty(), arrays, permutation)
+    state, total = dispatch(programs, arguments, read)
     return state, {name: float(value) for name, value in total.compute().items()}
 
 
-def _check_finite(first_step, losses):
+def dispatch(
+    programs: list[Program],
+    arguments: tuple[Any, ...],
+    read: Callable[[jax.Array], None],
+) -> tuple[Any, Metrics]:
+    """Run the programs, and have their losses read while later ones run.
+
+    Args:
+      programs: as `compile_steps` returns them.
+      arguments: of the first: state, total, arrays, permutation.
+      read: given the losses of each program.
+
+    Returns:
+      The last state and total.
+    """
+    state, total, *rest = arguments
+    under_way, num_steps = deque(), 0
+    for program in programs:
+        state, total, losses = program.run(state, total, *rest)
+        under_way.append((program.num_steps, losses))
+        num_steps += program.num_steps
+        if num_steps > _MAX_STEPS_UNDER_WAY:
+            num_read, losses = under_way.popleft()
+            num_steps -= num_read
+            read(losses)
+    for _, losses in under_way:
+        read(losses)
+    return state, total
+
+
+def check_finite(first_step: int, losses: jax.Array) -> None:
+    """Raise `DivergedError` naming the first step whose loss is not finite.
+
+    Args:
+      first_step: steps taken before these.
+      losses: of each step, as `train_many` returns them.
+    """
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         raise DivergedError(

@@ -133,7 +133,7 @@ class DenseNet(nn.Module):
       stem_stride: 1, or 2 to halve the image at once.
       kernel_size: side of the kernels of the stem and the dense layers.
       act: activation.
-      dropout_rate: share of each dense layer's outputs that is dropped; may be traced.
+      dropout_rate: share of each dense layer's outputs that is dropped.
       inner_norm: put a batch norm between depthwise and pointwise (`SeparableConv`).
       inner_act: put the activation between depthwise and pointwise, likewise.
       norm_momentum: share that running statistics keep at each step.
@@ -151,7 +151,7 @@ class DenseNet(nn.Module):
     stem_stride: int = 1
     kernel_size: int = 3
     act: Activation = nn.relu
-    dropout_rate: float | jax.Array = 0.0
+    dropout_rate: float = 0.0
     inner_norm: bool = False
     inner_act: bool = False
     norm_momentum: float = 0.9
@@ -159,12 +159,20 @@ class DenseNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        train: bool = False,
+        dropout_rate: float | jax.Array | None = None,
+    ) -> jax.Array:
         """Return logits (N, num_classes), float32, of images x (N, H, W, C).
 
         In training, batch statistics are of this batch, the collection `batch_stats`
-        must be mutable, and dropout draws from the stream `dropout`.
+        must be mutable, and dropout draws from the stream `dropout`. A `dropout_rate`
+        replaces that of the network; it may be traced.
         """
+        if dropout_rate is None:
+            dropout_rate = self.dropout_rate
         _check_image_size(x.shape, self.stem_stride, len(self.block_sizes))
         kernel_size = (self.kernel_size, self.kernel_size)
         statistics = partial(BatchStatistics, self.norm_momentum)
@@ -182,7 +190,7 @@ class DenseNet(nn.Module):
             normalize=normalize,
             norm=partial(inner_norm, activation=self.act),
             bottleneck=self.bottleneck,
-            dropout_rate=self.dropout_rate,
+            dropout_rate=dropout_rate,
             dtype=self.dtype,
         )
 

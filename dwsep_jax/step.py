@@ -22,7 +22,9 @@ from dwsep_jax.optim import Plateau, make_optimizer, make_plateau, make_schedule
 Batch = dict[str, jax.Array]
 
 # Fields whose values are leaves of the state: runs that differ in them are one program.
-_IN_THE_STATE = ("seed", "learning_rate", "weight_decay")
+# Of those that can be off, 0 is another program: it leaves out what it has no need of.
+_ALWAYS_IN_THE_STATE = ("seed", "learning_rate", "weight_decay")
+_IN_THE_STATE_ABOVE_0 = ("dropout_rate", "label_smoothing")
 
 
 class Average(struct.PyTreeNode):
@@ -52,6 +54,10 @@ class TrainState(struct.PyTreeNode):
       plateau: scales the learning rate, by `optim.update_plateau`.
       apply_fn: `model.apply`.
       tx: the optimizer.
+      dropout_rate: what the model is called with as `dropout_rate`, float32 scalar;
+        None: it is called without, and has a rate of its own or none.
+      label_smoothing: share of each label that is spread over all classes alike
+        (Szegedy et al. 2016), float32 scalar; None: nothing is.
     """
 
     step: jax.Array
@@ -63,6 +69,8 @@ class TrainState(struct.PyTreeNode):
     plateau: Plateau
     apply_fn: Callable = struct.field(pytree_node=False)
     tx: optax.GradientTransformation = struct.field(pytree_node=False)
+    dropout_rate: jax.Array | None = None
+    label_smoothing: jax.Array | None = None
 
 
 class RunKeys(NamedTuple):
@@ -120,30 +128,22 @@ def make_train_state(config: ConfigDict, dataset: Dataset) -> TrainState:
     Raises:
       ConfigError: for an unknown choice, or a batch larger than the training split.
     """
-    state = draw_state(_state_maker(config, dataset))
-    # Programs are told apart by these two, which never read what the state holds.
-    apply_fn, tx = _share_functions(
-        tuple((k, v) for k, v in config.items() if k not in _IN_THE_STATE),
-        len(dataset.class_names),
-        dataset.steps_per_epoch(config.batch_size),
-    )
-    return state.replace(apply_fn=apply_fn, tx=tx)
+    return draw_state(_state_maker(config, dataset))
 
 
-@functools.lru_cache(maxsize=8)
-def _share_functions(fields, num_classes, steps_per_epoch):
-    """Return the same `apply_fn` and `tx` for all runs that are one program."""
-    config = ConfigDict(dict(fields) | dict.fromkeys(_IN_THE_STATE, 0))
-    tx = make_optimizer(config, make_schedule(config, steps_per_epoch))
-    return create_model(config, num_classes).apply, tx
+def static_fields(config: ConfigDict) -> tuple[tuple[str, Any], ...]:
+    """Return what tells programs apart: equal for two runs that are one program."""
+    in_the_state = dict.fromkeys(_ALWAYS_IN_THE_STATE, 0)
+    in_the_state |= {name: config[name] > 0 for name in _IN_THE_STATE_ABOVE_0}
+    return tuple((dict(config.items()) | in_the_state).items())
 
 
-def draw_state(make_state: Callable[[], TrainState]) -> TrainState:
+def draw_state(make_state: partial) -> TrainState:
     """Return the state that `state_maker`'s function makes, as arrays."""
-    # The program runs once: the CPU compiler would spend more than it saves.
+    # The program is small: the CPU compiler would spend more than it saves.
     is_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if is_cpu else None
-    return jax.jit(make_state, compiler_options=options)()
+    return jax.jit(make_state.func, compiler_options=options)(*make_state.args)
 
 
 def check_train_state(config: ConfigDict, dataset: Dataset, memory_bytes: int) -> None:
@@ -188,16 +188,42 @@ def state_maker(
     num_classes: int,
     image_shape: tuple[int, ...],
     steps_per_epoch: int,
-) -> Callable[[], TrainState]:
+) -> partial:
     """Return what makes the first state of a resolved configuration.
 
     Raises:
       ConfigError: for an unknown choice.
     """
-    model = create_model(config, num_classes)
-    tx = make_optimizer(config, make_schedule(config, steps_per_epoch))
-    keys = make_run_keys(config.seed)
-    return partial(create_train_state, model, tx, image_shape, keys, config.ema_decay)
+    make_state = _share_maker(
+        static_fields(config), num_classes, image_shape, steps_per_epoch
+    )
+    rates = (*_ALWAYS_IN_THE_STATE[1:], *_IN_THE_STATE_ABOVE_0)
+    values = {name: config[name] for name in rates}
+    return partial(make_state, make_run_keys(config.seed), values)
+
+
+@functools.lru_cache(maxsize=8)
+def _share_maker(fields, num_classes, image_shape, steps_per_epoch):
+    """Return what makes the first states of all runs that are one program.
+
+    Programs are told apart by `apply_fn` and `tx`, among others: these states share
+    them, and neither reads what the state holds.
+    """
+    static = dict(fields)
+    config = ConfigDict(static | dict.fromkeys(_IN_THE_STATE_ABOVE_0, 0))
+    schedule = make_schedule(config, steps_per_epoch)
+    model, tx = create_model(config, num_classes), make_optimizer(config, schedule)
+
+    def make_state(keys, values):
+        own_tx = make_optimizer(ConfigDict(static | values), schedule)
+        state = create_train_state(model, own_tx, image_shape, keys, config.ema_decay)
+        above_0 = {
+            name: jnp.float32(values[name]) if static[name] else None
+            for name in _IN_THE_STATE_ABOVE_0
+        }
+        return state.replace(tx=tx, **above_0)
+
+    return make_state
 
 
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -213,7 +239,9 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
       the step).
     """
     labels = batch["label"]
+    hard_labels = labels if labels.ndim == 1 else labels.argmax(axis=-1)
     _, dropout_key = _step_keys(state)
+    rates = {} if state.dropout_rate is None else {"dropout_rate": state.dropout_rate}
 
     def loss_fn(params):
         logits, updated = state.apply_fn(
@@ -222,15 +250,15 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
+            **rates,
         )
-        losses = cross_entropy(logits, labels)
+        losses = cross_entropy(logits, _smooth(labels, state, logits.shape[-1]))
         return losses.mean(), (losses, logits, updated.get("batch_stats", {}))
 
     grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda u: state.plateau.multiplier * u, updates)
     params = optax.apply_updates(state.params, updates)
-    hard_labels = labels if labels.ndim == 1 else labels.argmax(axis=-1)
     metrics = measure(losses, logits, hard_labels, jnp.ones(losses.shape, bool))
     state = state.replace(
         step=state.step + 1,
@@ -240,6 +268,18 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         ema=state.ema and _update_average(state.ema, state.step, params, batch_stats),
     )
     return state, metrics
+
+
+def _smooth(labels, state, num_classes):
+    """Return the labels as probabilities, smoothed, where the state says by how much.
+
+    Labels that mixup has blended may be smoothed after: both are linear.
+    """
+    if state.label_smoothing is None:
+        return labels
+    if labels.ndim == 1:
+        labels = jax.nn.one_hot(labels, num_classes)
+    return optax.smooth_labels(labels, state.label_smoothing)
 
 
 def _update_average(ema, step, params, batch_stats):

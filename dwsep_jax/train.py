@@ -5,7 +5,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -38,6 +38,7 @@ from dwsep_jax.history import (
 )
 from dwsep_jax.start import print_start
 from dwsep_jax.step import (
+    Batch,
     TrainState,
     averaged,
     check_train_state,
@@ -105,22 +106,14 @@ def run(
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir))
         state, history = resume(config, workdir, checkpoints, state)
-        write_event, first = None, len(history)
-        if not is_finished(config, history):
-            # --mode=evaluate may have left one.
-            pathlib.Path(workdir, "evaluation.json").unlink(missing_ok=True)
-        has_events = pathlib.Path(workdir, "tensorboard").exists()
-        if config.tensorboard and not (has_events and is_finished(config, history)):
-            write_event = stack.enter_context(Events(workdir, history)).write
+        first = len(history)
+        write_event = stack.enter_context(open_events(config, workdir, history))
         epochs = train_epochs(config, dataset, state, history.copy())
         for trained, row in stack.enter_context(contextlib.closing(epochs)):
             state = trained
             history.append(row)
-            scores = {row["epoch"]: score(row) for row in history}
-            checkpoints.save(row["epoch"], state, {"history": history}, scores)
-            append_row(workdir, row)
-            if write_event is not None:
-                write_event(row)
+            save_epoch(workdir, checkpoints, state, history)
+            write_event(row)
             left = seconds_left(history, first, config.num_epochs)
             console.say(console.format_epoch(row, config.num_epochs, left))
         if not on_test:
@@ -171,7 +164,36 @@ def resume(
         what = "finished" if is_finished(config, history) else "resuming"
         console.say(f"{what} after epoch {restored.epoch}, step {int(state.step):,}")
     write_rows(workdir, history)
+    if not is_finished(config, history):
+        # --mode=evaluate may have left one.
+        pathlib.Path(workdir, "evaluation.json").unlink(missing_ok=True)
     return state, history
+
+
+@contextlib.contextmanager
+def open_events(
+    config: ConfigDict, workdir: str | os.PathLike, history: list[Row]
+) -> Iterator[Callable[[Row], None]]:
+    """Give what writes a row as TensorBoard events, where they are wanted."""
+    has_events = pathlib.Path(workdir, "tensorboard").exists()
+    if config.tensorboard and not (has_events and is_finished(config, history)):
+        with Events(workdir, history) as events:
+            yield events.write
+    else:
+        yield lambda row: None
+
+
+def save_epoch(
+    workdir: str | os.PathLike,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    history: list[Row],
+) -> None:
+    """Save the state after the last epoch of the history, then the epoch's row."""
+    row = history[-1]
+    scores = {row["epoch"]: score(row) for row in history}
+    checkpoints.save(row["epoch"], state, {"history": history}, scores)
+    append_row(workdir, row)
 
 
 def train_epochs(
@@ -187,14 +209,10 @@ def train_epochs(
     if is_finished(config, history):
         return
     steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
-    arrays = {
-        "image": jnp.asarray(dataset.train.images),
-        "label": jnp.asarray(dataset.train.labels),
-    }
+    arrays = on_device(dataset)
     programs = compile_programs(config, dataset, state, arrays)
     compile_evaluation(config, dataset, state)
     order_key = make_run_keys(config.seed).order
-    schedule = optim.make_schedule(config, steps_per_epoch)
     elapsed_before = history[-1]["elapsed_seconds"] if history else 0.0
     start = time.perf_counter()
     with console.EpochProgress(config, steps_per_epoch) as progress:
@@ -204,24 +222,55 @@ def train_epochs(
             permutation = data.epoch_permutation(
                 order_key, epoch, len(dataset.train.labels)
             )
-            multiplier = float(state.plateau.multiplier)
             epoch_start = time.perf_counter()
             state, trained = train_epoch(programs, state, arrays, permutation, progress)
             seconds = time.perf_counter() - epoch_start
-            last_step = (epoch + 1) * steps_per_epoch - 1
-            rate = float(schedule(last_step)) * config.learning_rate * multiplier
-            row = {
-                "epoch": epoch + 1,
-                "step": last_step + 1,
-                **{f"train_{name}": value for name, value in trained.items()},
-                **evaluate_epoch(config, dataset, state),
-                "learning_rate": rate,
-                "images_per_second": steps_per_epoch * config.batch_size / seconds,
-            }
+            row = make_row(config, dataset, state, trained, seconds)
             row["elapsed_seconds"] = elapsed_before + time.perf_counter() - start
             state = lower_rate_on_plateau(config, state, row["val_loss"])
             history.append(row)
             yield state, row
+
+
+def on_device(dataset: data.Dataset) -> Batch:
+    """Return the training images and labels as arrays of the device."""
+    return {
+        "image": jnp.asarray(dataset.train.images),
+        "label": jnp.asarray(dataset.train.labels),
+    }
+
+
+def make_row(
+    config: ConfigDict,
+    dataset: data.Dataset,
+    state: TrainState,
+    trained: dict[str, float],
+    seconds: float,
+) -> Row:
+    """Evaluate the state after an epoch, and return the epoch's row.
+
+    Args:
+      config: resolved.
+      dataset: its train_eval and validation are read.
+      state: before the rate is lowered on a plateau.
+      trained: means of the metrics over the epoch.
+      seconds: that its steps took.
+
+    Raises:
+      DivergedError: if a loss is not finite.
+    """
+    steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
+    num_steps = int(state.step)
+    share = float(optim.make_schedule(config, steps_per_epoch)(num_steps - 1))
+    multiplier = float(state.plateau.multiplier)
+    return {
+        "epoch": num_steps // steps_per_epoch,
+        "step": num_steps,
+        **{f"train_{name}": value for name, value in trained.items()},
+        **evaluate_epoch(config, dataset, state),
+        "learning_rate": share * config.learning_rate * multiplier,
+        "images_per_second": steps_per_epoch * config.batch_size / seconds,
+    }
 
 
 def lower_rate_on_plateau(

@@ -7,7 +7,7 @@ import types
 import numpy as np
 
 import dwsep_jax
-from dwsep_jax import compare, data, train
+from dwsep_jax import compare, data, population, train
 from dwsep_jax.config import open_workdir
 from dwsep_jax.errors import DivergedError
 from dwsep_jax.figures import LAST_FIGURE
@@ -51,7 +51,7 @@ def train_quickly(patch):
 
     Accuracy and loss on validation are those of `scores`, by learning rate.
     """
-    quick = types.SimpleNamespace(runs=[], scores={})
+    quick = types.SimpleNamespace(runs=[], scores={}, groups=[])
 
     def train_and_evaluate(config, workdir, on_test):
         rate = round(config.learning_rate, 3)
@@ -71,8 +71,20 @@ def train_quickly(patch):
             draw(workdir)
             (workdir / "diagnosis.json").write_text("{}")
 
+    def train_members(configs, workdirs, dataset):
+        quick.groups.append([workdir.name for workdir in workdirs])
+        outcomes = []
+        for config, workdir in zip(configs, workdirs, strict=True):
+            error = None
+            try:
+                train_and_evaluate(config, workdir, on_test=False)
+            except DivergedError as its_error:
+                error = its_error
+            outcomes.append(population.Outcome([], error, is_pruned=False))
+        return outcomes
+
     patch.setattr(train, "train_and_evaluate", train_and_evaluate)
-    return quick
+    patch.setattr(population, "train_members", train_members)
     return quick
 
 

@@ -77,7 +77,7 @@ def test_mixup_share_follows_the_beta_distribution():
     assert 0.6 < near_ends < 0.76
 
 
-OFF = dict(flip=False, shift=0, cutout_size=0, mixup_alpha=0.0, label_smoothing=0.0)
+OFF = dict(flip=False, shift=0, cutout_size=0, mixup_alpha=0.0)
 LABELS = jnp.arange(16) % 4
 
 
@@ -100,16 +100,7 @@ def test_each_option_on_images_acts_alone(option):
     assert not np.array_equal(y, on(jax.random.key(1), images, LABELS)[0])
 
 
-def test_label_smoothing_gives_all_classes_a_share():
-    images = jnp.zeros((16, 8, 8, 3), jnp.uint8)
-    smooth = augment.make_augment(**OFF | {"label_smoothing": 0.2}, num_classes=4)
-    _, labels = smooth(KEY, images, LABELS)
-    want = np.full((16, 4), 0.05)
-    want[np.arange(16), LABELS] = 0.85
-    np.testing.assert_allclose(labels, want, rtol=1e-6)
-
-
-def test_mixup_blends_images_with_labels_smoothed_or_not():
+def test_mixup_blends_images_with_labels():
     images = jax.random.randint(KEY, (16, 8, 8, 3), 0, 256).astype(jnp.uint8)
     mix = augment.make_augment(**OFF | {"mixup_alpha": 1.0}, num_classes=4)
     y, labels = mix(KEY, images, LABELS)
@@ -120,11 +111,6 @@ def test_mixup_blends_images_with_labels_smoothed_or_not():
     want = augment.mixup(key, x, jax.nn.one_hot(LABELS, 4), 1.0)
     np.testing.assert_array_equal(y, want[0])
     np.testing.assert_array_equal(labels, want[1])
-    both = augment.make_augment(
-        **OFF | {"mixup_alpha": 1.0, "label_smoothing": 0.2}, num_classes=4
-    )
-    _, smoothed = both(KEY, images, LABELS)
-    np.testing.assert_allclose(smoothed, 0.8 * labels + 0.05, rtol=1e-5)
 
 
 def test_options_draw_by_keys_of_their_own(monkeypatch):
@@ -139,7 +125,7 @@ def test_options_draw_by_keys_of_their_own(monkeypatch):
 
     for name in ("random_flip", "random_shift", "cutout", "mixup"):
         monkeypatch.setattr(augment, name, record(getattr(augment, name)))
-    on = dict(flip=True, shift=1, cutout_size=2, mixup_alpha=0.5, label_smoothing=0.0)
+    on = dict(flip=True, shift=1, cutout_size=2, mixup_alpha=0.5)
     images = jnp.zeros((16, 8, 8, 3), jnp.uint8)
     augment.make_augment(**on, num_classes=4)(KEY, images, LABELS)
     assert len(set(keys)) == len(keys) == 4

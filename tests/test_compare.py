@@ -201,6 +201,78 @@ def test_killed_anywhere_it_goes_on_to_the_same_numbers(whole, tmp_path, monkeyp
     assert sorted(epochs) == sorted(whole.epochs)
 
 
+def assert_near(value, other):
+    """Compare two contents whose numbers may differ in their last digits."""
+    assert type(value) is type(other)
+    if isinstance(value, dict):
+        assert value.keys() == other.keys()
+        for name in value:
+            assert_near(value[name], other[name])
+    elif isinstance(value, list):
+        for one, two in zip(value, other, strict=True):
+            assert_near(one, two)
+    else:
+        is_number = isinstance(value, float)
+        assert value == (pytest.approx(other, rel=1e-3) if is_number else other)
+
+
+def test_runs_trained_together_and_killed_come_to_the_same(
+    whole, tmp_path, monkeypatch, capsys
+):
+    epochs = []
+    count_epochs(monkeypatch, epochs)
+    monkeypatch.setattr(train, "draw_run", draw)
+    changes = whole.changes | {"num_seeds": 3, "members_at_once": 2}
+    append_row, rows = train.append_row, []
+
+    def kill(workdir, row):
+        rows.append(row)
+        if len(rows) == 2:
+            raise Killed
+        append_row(workdir, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "append_row", kill)
+        with pytest.raises(Killed):
+            run(tmp_path, **changes)
+    comparison = run(tmp_path, **changes)
+    assert "training separable together: rate1, rate3" in capsys.readouterr().out
+    assert [epoch for epoch in epochs if epoch[2] < 2] == [
+        *[(conv, r, 0, i) for conv in TWO for i in (1, 2) for r in (0.1, 0.3)],
+        *[(*e[:3], i) for e in whole.epochs if e[2] == 1 and e[3] == 1 for i in (1, 2)],
+    ]
+    two_seeds = run(tmp_path, **changes | {"num_seeds": 2})
+    assert_near(without_times(two_seeds), without_times(whole.comparison))
+    assert comparison["seeds"] == [0, 1, 2]
+    for path in whole.workdir.rglob("*"):
+        if "checkpoints" not in path.parts:
+            assert (tmp_path / path.relative_to(whole.workdir)).exists(), path
+
+
+def test_runs_of_a_variant_are_trained_together_so_many_at_once(
+    tmp_path, quick, capsys
+):
+    quick.scores[0.3] = (None, None)
+    changes = {"rate_factors": (1.0, 2.0, 3.0, 4.0), "num_seeds": 4}
+    comparison = run(tmp_path, members_at_once=2, **changes)
+    assert quick.groups == [
+        *[["rate1", "rate2"], ["rate3", "rate4"]] * 2,
+        *[["seed1", "seed2"]] * 2,
+    ]
+    # What diverges among others is not trained again; the last seed is alone.
+    assert [run for run in quick.runs if run[1] == 0.3] == [
+        (conv, 0.3, 0, False) for conv in TWO
+    ]
+    assert quick.runs[-2:] == [(conv, 0.1, 3, True) for conv in TWO]
+    shown = capsys.readouterr().out
+    assert "separable at rate 0.3: val_loss is nan  0 s, 0 s left" in shown
+    assert "was trained before" not in shown
+    assert comparison["variants"]["standard"]["learning_rate"] == 0.1
+    quick.groups.clear()
+    assert run(tmp_path, members_at_once=4, **changes) == comparison
+    assert quick.groups == []
+
+
 def test_a_finished_comparison_is_left_alone_and_gains_seeds(
     tmp_path, quick, capsys, written
 ):

@@ -103,6 +103,7 @@ INVALID = {
     "num_seeds": [0, 1001, 1.5],
     "rate_factors": [(), (0.0,), (1001,), (1, 1.0001), (NAN,), ("1",), 1.0],
     "margin": [-0.1, 101, NAN],
+    "members_at_once": [0, 1001, 1.5],
     "seed": [-1, 2**32, 1.0, None],
     "steps_per_dispatch": [0, -1, 1.5, 10**4 + 1],
     "eval_batch_size": [0, 10**5 + 1],
@@ -309,7 +310,7 @@ def test_exempt_fields_are_those_of_the_present_request(tmp_path):
     open_workdir(tmp_path, make_config(data_dir="/old"), resolve)
     changes = {"data_dir": "/new", "progress": False, "eval_batch_size": 7}
     changes |= {"tensorboard": True, "variants": ("x",), "num_seeds": 2}
-    changes |= {"rate_factors": (2.0,), "margin": 1.0}
+    changes |= {"rate_factors": (2.0,), "margin": 1.0, "members_at_once": 2}
     for config in (
         open_workdir(tmp_path, make_config(**changes), never_resolve),
         load_config(tmp_path, make_config(**changes)),

@@ -124,6 +124,7 @@ def test_seeds_rates_and_decays_share_programs_and_other_recipes_do_not(dataset)
         return checksums(last.params)
 
     changes = {"seed": 1, "learning_rate": 0.2, "weight_decay": 0.1}
+    changes |= {"dropout_rate": 0.5}
     first, shared = last_bits(), last_bits(**changes)
     assert first != shared
     assert epoch._compile.cache_info().misses == 1
@@ -131,5 +132,5 @@ def test_seeds_rates_and_decays_share_programs_and_other_recipes_do_not(dataset)
     assert epoch._compile.cache_info().misses == 2
     # It was not the program of the first that was run with what was baked into it.
     epoch._compile.cache_clear()
-    step_lib._share_functions.cache_clear()
+    step_lib._share_maker.cache_clear()
     assert last_bits(**changes) == shared

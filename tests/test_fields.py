@@ -50,7 +50,7 @@ IN_THE_PROGRAM = {
     "activation": "swish",
     "inner_norm": True,
     "inner_activation": True,
-    "dropout_rate": 0.1,
+    "dropout_rate": 0.0,
     "norm_momentum": 0.5,
     "dtype": "bfloat16",
     "lowering": "conv",
@@ -71,17 +71,22 @@ def test_the_program_of_a_step_changes(dataset, field):
 
 
 IN_THE_STATE = {"seed": 1, "learning_rate": 0.2, "weight_decay": 0.1}
+# 0 is another program; beyond it there is one.
+IN_THE_STATE_ABOVE_0 = {"dropout_rate": 0.1, "label_smoothing": 0.1}
 
 
-@pytest.mark.parametrize("field", IN_THE_STATE)
+@pytest.mark.parametrize("field", [*IN_THE_STATE, *IN_THE_STATE_ABOVE_0])
 def test_the_state_before_the_first_step_changes(dataset, field):
     def values(**changes):
+        changes = {"label_smoothing": 0.2} | changes
         state = make_train_state(tiny.make_resolved(**changes), dataset)
         state = state.replace(key=jax.random.key_data(state.key))
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state)])
 
-    changed = values(**{field: IN_THE_STATE[field]})
-    assert not np.array_equal(changed, values())
+    change = {field: (IN_THE_STATE | IN_THE_STATE_ABOVE_0)[field]}
+    assert not np.array_equal(values(**change), values())
+    above_0 = {"label_smoothing": 0.2}
+    assert program(dataset, **above_0 | change) == program(dataset, **above_0)
 
 
 IN_THE_DATA = {
@@ -221,6 +226,7 @@ IN_THE_COMPARISON = {
     "num_seeds": 3,
     "rate_factors": (1.0, 2.0),
     "margin": 60.0,
+    "members_at_once": 2,
 }
 
 

@@ -113,6 +113,7 @@ def test_imports_run_one_way():
         *("data", "augment", "optim", "metrics", "step", "checkpoint", "efficiency"),
         *("timing", "environment", "summary", "config", "history", "events", "reading"),
         *("figures", "diagnose", "evaluate", "epoch", "start", "train", "cost", "cli"),
+        "population",
         *("statistics", "report", "widths", "variants", "comparison", "compare"),
     ]
     packages = {"datasets", "report"}

@@ -81,6 +81,7 @@ def test_the_step_follows_the_gradient_of_the_mean_cross_entropy(state, batch):
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
+            dropout_rate=0.2,
         )
         log_p = jax.nn.log_softmax(logits)
         return -log_p[jnp.arange(8), batch["label"]].mean()
@@ -102,6 +103,47 @@ def test_labels_may_be_probabilities(state, train_step, batch):
     assert hard_metrics.compute()["accuracy"] == soft_metrics.compute()["accuracy"]
 
 
+def test_labels_are_smoothed_by_what_the_state_says(state, train_step, batch):
+    one_hot = jax.nn.one_hot(batch["label"], tiny.NUM_CLASSES)
+    mixed = batch | {"label": 0.75 * one_hot + 0.25 * one_hot[::-1]}
+    smooth = state.replace(label_smoothing=jnp.float32(0.3))
+    for before in (batch | {"label": one_hot}, mixed):
+        want, _ = train_step(state, batch | {"label": 0.7 * before["label"] + 0.1})
+        got, _ = train_step(smooth, before)
+        for a, b in zip(jax.tree.leaves(want.params), jax.tree.leaves(got.params)):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    hard, hard_metrics = train_step(smooth, batch)
+    soft, soft_metrics = train_step(smooth, batch | {"label": one_hot})
+    assert_equal(hard.params, soft.params)
+    assert hard_metrics.compute()["accuracy"] == soft_metrics.compute()["accuracy"]
+
+
+def test_the_dropout_rate_is_what_the_state_says(state, train_step, batch):
+    def loss(rate):
+        _, metrics = train_step(state.replace(dropout_rate=rate), batch)
+        return float(metrics.compute()["loss"])
+
+    assert state.dropout_rate == jnp.float32(0.2)
+    assert loss(jnp.float32(0.2)) != loss(jnp.float32(0.4))
+    # Without a rate of the state, the network has its own.
+    model = create_model(tiny.make_config(), tiny.NUM_CLASSES)
+    own = state.replace(dropout_rate=None, apply_fn=model.apply)
+    want, _ = train_step(own, batch)
+    got, _ = train_step(state, batch)
+    for a, b in zip(jax.tree.leaves(want.params), jax.tree.leaves(got.params)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_is_drawn_for_a_rate_of_0(batch):
+    def count_draws(**changes):
+        config = tiny.make_config(flip=False, shift=0, **changes)
+        state = step.make_train_state(config, tiny.make_dataset())
+        return str(jax.make_jaxpr(step.train_step)(state, batch)).count("random_bits")
+
+    assert count_draws(dropout_rate=0.0) == 0
+    assert count_draws(dropout_rate=0.2) == 2
+
+
 def test_dropout_differs_from_step_to_step(state, train_step, batch):
     _, first = train_step(state, batch)
     _, second = train_step(state.replace(step=state.step + 1), batch)
@@ -109,7 +151,7 @@ def test_dropout_differs_from_step_to_step(state, train_step, batch):
 
 
 def make_augment(**options):
-    off = dict(flip=False, shift=0, cutout_size=0, mixup_alpha=0.0, label_smoothing=0.0)
+    off = dict(flip=False, shift=0, cutout_size=0, mixup_alpha=0.0)
     return augment_lib.make_augment(**off | options, num_classes=tiny.NUM_CLASSES)
 
 
