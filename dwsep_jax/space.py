@@ -131,9 +131,8 @@ def list_trials_to_check(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:
 def _parse_axis(text, config):
     field, equals, values = (part.strip() for part in text.partition("="))
     if not equals or not field:
-        raise _refuse(
-            text, "write FIELD=A|B|..., FIELD=LOW..HIGH or FIELD=LOW..HIGH log"
-        )
+        form = "FIELD=A|B|..., FIELD=LOW..HIGH or FIELD=LOW..HIGH log"
+        raise _refuse(text, f"an axis is {form}")
     _check_field(text, field)
     low, dots, high = values.partition("..")
     if not dots:

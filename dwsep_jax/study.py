@@ -104,7 +104,7 @@ def open_study(
 
 def _define(config):
     """Return what all workers of a study must agree on."""
-    names = config.keys() - EXEMPT[SWEEP]
+    names = set(config) - EXEMPT[SWEEP]
     return {name: value for name, value in to_dict(config).items() if name in names}
 
 

@@ -29,7 +29,6 @@ from dwsep_jax.study import (
     get_original,
     list_planned,
     open_study,
-    seed_sampler,
     suggest,
 )
 from dwsep_jax.trials import (
@@ -145,7 +144,6 @@ class Trials:
             trial.set_user_attr("host", socket.gethostname())
             trial.set_user_attr("directory", str(directory.resolve()))
             release()
-            seed_sampler(self._study, self._config, self._axes, trial.number)
             params = suggest(trial, self._axes)
             try:
                 return self._train(trial, params, directory)

@@ -62,9 +62,15 @@ def work(
                 requeue_dead(study, is_file(config.storage))
                 trials = list_trials(study)
                 if any(trial.state == TrialState.WAITING for trial in trials):
-                    # The sampler of a grid decides at once, others when they are asked.
+                    # A grid's sampler decides at once, others when they are asked.
                     seed_sampler(study, config, axes, 0)
-                    _run_next(study, run_trial, queue.close, after_trial)
+
+                    def run(trial: optuna.Trial, queue=queue) -> float:
+                        seed_sampler(study, config, axes, trial.number)
+                        return run_trial(trial, queue.close)
+
+                    if (number := _run_next(study, run)) is not None:
+                        after_trial(number)
                     continue
             running = [t for t in trials if t.state == TrialState.RUNNING]
             if not running:
@@ -79,15 +85,18 @@ def work(
         ) from error
 
 
-def _run_next(study, run_trial, release, after_trial):
-    """Run the next trial of the queue; what stops the sweep puts it back there."""
+def _run_next(study, run):
+    """Run the next trial of the queue; return its number if it ended here.
+
+    What stops the sweep puts the trial back into the queue.
+    """
     taken = []
 
     def objective(trial):
         taken.append(trial)
         if not is_planned(trial):
             raise _SurplusError
-        return run_trial(trial, release)
+        return run(trial)
 
     try:
         study.optimize(objective, n_trials=1, catch=(ConfigError, _SurplusError))
@@ -96,16 +105,13 @@ def _run_next(study, run_trial, release, after_trial):
             f"trial {taken[0].number} was given to another worker: this one was silent "
             f"for {GRACE_SECONDS} s"
         )
-        return
+        return None
     except (Exception, KeyboardInterrupt):
         for trial in taken:
             with contextlib.suppress(optuna.exceptions.StorageInternalError):
                 _retry(study, trial.number)
         raise
-    finally:
-        release()
-    if is_planned(taken[0]):
-        after_trial(taken[0].number)
+    return taken[0].number if is_planned(taken[0]) else None
 
 
 def requeue_dead(study: optuna.Study, is_in_file: bool) -> None:
