@@ -70,7 +70,9 @@ def test_the_trial_of_a_killed_worker_is_tried_again(kind, tmp_path, request):
     assert list(retries) == [lost]
     again = retries[lost]
     assert rows[lost]["state"] == "failed"
-    assert rows[lost]["note"] == f"its worker was gone; tried again as {again['number']}"
+    assert (
+        rows[lost]["note"] == f"its worker was gone; tried again as {again['number']}"
+    )
     # Every original has one whole trial, and the one that was lost kept its values.
     assert [r["number"] for r in rows.values() if r["state"] != "complete"] == [lost]
     assert again["mixup"] == rows[lost]["mixup"]
