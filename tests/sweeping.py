@@ -70,9 +70,7 @@ def train_quickly(patch):
 
 def make_config(**changes):
     return tiny.make_config(
-        **{"space": SPACE, "num_trials": 4, "num_seeds": 2, "num_epochs": 2}
-        | {"learning_rate": None, "weight_decay": None}
-        | changes
+        **{"space": SPACE, "num_trials": 4, "num_seeds": 2, "num_epochs": 2} | changes
     )
 
 

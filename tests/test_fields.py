@@ -240,9 +240,9 @@ def test_a_comparison_changes(monkeypatch, tmp_path, field):
 
 IN_THE_SWEEP = {
     "space": ("optimizer=adam|sgd", "mixup=0..1"),
-    "sampler": "random",
+    "sampler": "grid",
     "pruner": "none",
-    "num_trials": 13,
+    "num_trials": 5,
     "storage": "kept.journal",
     "study": "other",
 }
@@ -252,12 +252,13 @@ IN_THE_SWEEP = {
 def test_a_sweep_changes(monkeypatch, tmp_path, field):
     trained = sweeping.train_quickly(monkeypatch)
     # Ever worse, so that the pruner has something to do.
-    trained.score = lambda config: [1 - 0.01 * len(trained.runs)] * 2
+    trained.score = lambda config: [1 - 0.1 * len(trained.runs)] * 2
     monkeypatch.chdir(tmp_path)
 
     def sweep(name, **changes):
         trained.runs.clear()
-        best = sweeping.run(tmp_path / name, **{"num_trials": 12} | changes)
+        changes = {"space": ("optimizer=adam|sgd", "kernel_size=3..5")} | changes
+        best = sweeping.run(tmp_path / name, **{"num_trials": 6} | changes)
         drawn = [config.to_dict() for _, config in trained.runs]
         states = [row["state"] for row in sweeping.read_trials(tmp_path / name)]
         return drawn, states, best["study"]

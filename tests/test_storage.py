@@ -66,7 +66,7 @@ def test_a_missing_driver_is_named(tmp_path, monkeypatch):
         ("batch_size=4..45", "batch_size=45"),
         ("shift=1|9", "shift=9 leaves nothing of images of 8 pixels"),
         ("warmup_epochs=0..2", r"warmup_epochs=2\.0: must be less than"),
-        ("learning_rate=x1|x90000", "learning_rate=.*: must be"),
+        ("learning_rate=x1|x900000", "learning_rate=.*: must be"),
     ],
 )
 def test_values_that_no_run_can_have_are_refused_first(
