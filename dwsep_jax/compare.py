@@ -11,28 +11,23 @@ import json
 import os
 import pathlib
 import shutil
-import statistics
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from dwsep_jax import console, data, population, train
+from dwsep_jax import console, data, train
 from dwsep_jax.comparison import Trial, build_comparison, seed_directory
 from dwsep_jax.config import COMPARISON, load_config, open_workdir, validate
 from dwsep_jax.errors import ConfigError, DivergedError, UserError
-from dwsep_jax.evaluate import read_evaluation
-from dwsep_jax.figures import LAST_FIGURE
 from dwsep_jax.files import write_atomically
-from dwsep_jax.history import score
+from dwsep_jax.history import evaluated_row, score
 from dwsep_jax.reading import read_rows
+from dwsep_jax.runs import Progress, Run, Trainer
 from dwsep_jax.variants import BASELINE, MAIN, Variant, make_variants
 
-# Of a run that has nothing left to do.
-_FILES = ("evaluation.json", "predictions.npz", LAST_FIGURE, "diagnosis.json")
 _SENTENCES = {
     "better": f"{MAIN} is better than {BASELINE}",
     "not_worse": f"{MAIN} is not worse than {BASELINE} by more than {{:g}} points",
@@ -82,13 +77,6 @@ def make_run_config(variant: Variant, factor: float, seed: int) -> ConfigDict:
     return config
 
 
-class Run(NamedTuple):
-    """A run of a comparison: its configuration and its place."""
-
-    config: ConfigDict
-    directory: pathlib.Path
-
-
 def run(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> None:
     """Train what is left to train of a resolved configuration, and write the results.
 
@@ -102,14 +90,14 @@ def run(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> Non
     # The first seed's runs are the trials that were chosen.
     progress = Progress(names * (len(config.rate_factors) + len(seeds) - 1))
     trials = {name: [] for name in names}
-    at_once = population.limit_members(config)
-    ahead = Ahead(dataset, at_once)
+    trainer = Trainer(config, dataset)
+    at_once = trainer.num_members
     for variant in variants:
         make_run = partial(make_rate_run, variant, seed=seeds[0], workdir=workdir)
-        ahead.train([make_run(factor) for factor in config.rate_factors])
+        trainer.train_ahead([make_run(factor) for factor in config.rate_factors])
     for factor in config.rate_factors:
         for variant in variants:
-            trial = try_rate(variant, factor, seeds[0], workdir, progress, ahead)
+            trial = try_rate(variant, factor, seeds[0], workdir, progress, trainer)
             trials[variant.name].append(trial)
     chosen = {name: choose_rate(name, trials[name]) for name in names}
     for i, seed in enumerate(seeds):
@@ -117,9 +105,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> Non
         together = seeds[i : i + at_once] if i % at_once == 1 else []
         for variant in variants:
             make_run = partial(make_seed_run, variant, chosen[variant.name].factor)
-            ahead.train([make_run(seed, workdir) for seed in together])
+            trainer.train_ahead([make_run(seed, workdir) for seed in together])
         for variant in variants:
-            train_seed(variant, chosen[variant.name], seed, workdir, progress, ahead)
+            train_seed(variant, chosen[variant.name], seed, workdir, progress, trainer)
         if i == 0:
             measure_costs([seed_directory(workdir, name, seed) for name in names])
         comparison = build_comparison(
@@ -165,84 +153,13 @@ def make_seed_run(
     return Run(make_run_config(variant, factor, seed), directory)
 
 
-class Ahead:
-    """Trains runs of a variant together, ahead of their turn.
-
-    What is left for their turn is to say what came of it: the seconds of each, or why
-    it diverged.
-    """
-
-    def __init__(self, dataset: data.Dataset, num_members: int):
-        """With one member at once nothing is trained ahead."""
-        self._dataset = dataset
-        self._num_members = num_members
-        self._outcomes = {}
-
-    def train(self, runs: Sequence[Run]) -> None:
-        """Train what is left to train of some runs, so many at once."""
-        runs = [run for run in runs if not _is_done(run, on_test=False)]
-        for i in range(0, len(runs), self._num_members):
-            some = runs[i : i + self._num_members]
-            if len(some) > 1:
-                self._train(some)
-
-    def _train(self, runs):
-        configs, directories = zip(*runs, strict=True)
-        names = ", ".join(directory.name for directory in directories)
-        console.say(f"training {directories[0].parent.name} together: {names}")
-        start = time.perf_counter()
-        outcomes = population.train_members(configs, directories, self._dataset)
-        seconds = (time.perf_counter() - start) / len(runs)
-        for directory, outcome in zip(directories, outcomes, strict=True):
-            self._outcomes[directory] = (seconds, outcome.error)
-
-    def take(self, directory: pathlib.Path) -> float | None:
-        """Return the seconds that a run's training took; None if it was not ahead.
-
-        Raises:
-          DivergedError: if it diverged.
-        """
-        seconds, error = self._outcomes.get(directory, (None, None))
-        if error is not None:
-            raise error
-        return seconds
-
-
-class Progress:
-    """How many of the runs are trained, and how long the rest will take."""
-
-    def __init__(self, names: Sequence[str]):
-        """Plan a run for each of these names of variants, in any order."""
-        self._total = len(names)
-        self._left = list(names)
-        self._seconds = defaultdict(list)
-
-    def finish(self, name: str, seconds: float | None, text: str) -> None:
-        """Note and print that a run is done; None: an earlier process trained it."""
-        self._left.remove(name)
-        done = self._total - len(self._left)
-        if seconds is None:
-            took = "was trained before"
-        else:
-            self._seconds[name].append(seconds)
-            took = f"{console.format_seconds(seconds)}, {self._format_left()} left"
-        count = f"run {done:>{len(str(self._total))}}/{self._total}"
-        console.say(f"{count}  {text}  {took}")
-
-    def _format_left(self):
-        means = {name: statistics.mean(s) for name, s in self._seconds.items()}
-        unseen = statistics.mean(means.values())
-        left = sum(means.get(name, unseen) for name in self._left)
-        return console.format_seconds(left)
-
-
 def try_rate(
     variant: Variant,
     factor: float,
     seed: int,
     workdir: pathlib.Path,
     progress: Progress,
-    ahead: Ahead,
+    trainer: Trainer,
 ) -> Trial:
     """Train a variant at a multiple of the learning rate, and score it on validation.
 
@@ -254,12 +171,12 @@ def try_rate(
     text = f"{variant.name} at rate {config.learning_rate:.3g}: "
     start = time.perf_counter()
     try:
-        seconds = _train(run, False, ahead)
+        seconds = trainer.train(run, on_test=False)
     except DivergedError as error:
         text += str(error).partition(";")[0]
         progress.finish(variant.name, time.perf_counter() - start, text)
         return trial
-    row = _evaluated_row(config, read_rows(directory))
+    row = evaluated_row(read_rows(directory), config.early_stopping)
     loss = row.get("ema_val_loss", row["val_loss"])
     text += f"validation accuracy {score(row):.2%}, loss {loss:.4f}"
     progress.finish(variant.name, seconds, text)
@@ -288,7 +205,7 @@ def train_seed(
     seed: int,
     workdir: pathlib.Path,
     progress: Progress,
-    ahead: Ahead,
+    trainer: Trainer,
 ) -> None:
     """Train a variant with a seed at the rate of a trial, and evaluate it on test."""
     run = make_seed_run(variant, trial.factor, seed, workdir)
@@ -300,43 +217,13 @@ def train_seed(
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.copytree(trial.directory, unfinished)
         os.replace(unfinished, directory)
-    seconds = _train(run, True, ahead)
+    seconds = trainer.train(run, on_test=True)
     accuracy = json.loads((directory / "evaluation.json").read_bytes())["accuracy"]
     text = f"{variant.name} seed {seed}: test accuracy {accuracy:.2%}"
     if is_trial:
         console.say(f"{text} (the trial at rate {config.learning_rate:.3g})")
     else:
         progress.finish(variant.name, seconds, text)
-
-
-def _train(run, on_test, ahead):
-    """Train what is left; return the seconds that took, None if nothing was left."""
-    seconds = ahead.take(run.directory)
-    if _is_done(run, on_test):
-        return seconds
-    start = time.perf_counter()
-    run.directory.mkdir(parents=True, exist_ok=True)
-    with console.logged(run.directory / "train.log"):
-        train.train_and_evaluate(run.config, run.directory, on_test)
-    return time.perf_counter() - start + (seconds or 0.0)
-
-
-def _is_done(run, on_test):
-    config, directory = run
-    if not (directory / "config.json").exists():
-        return False
-    load_config(directory, config)  # Another's run is refused.
-    try:
-        rows = read_rows(directory)
-    except UserError:  # A process that was killed has left half a row.
-        return False
-    if not train.is_finished(config, rows):
-        return False
-    epoch = _evaluated_row(config, rows)["epoch"]
-    return not on_test or (
-        read_evaluation(directory, epoch) is not None
-        and all((directory / name).exists() for name in _FILES)
-    )
 
 
 def measure_costs(directories: Sequence[pathlib.Path]) -> None:
@@ -383,13 +270,13 @@ def print_result(comparison: dict[str, Any]) -> None:
         difference = ("", "")
         if paired is not None:
             difference = (
-                _format_points(paired, "+"),
+                console.format_points(paired, "+"),
                 paired["answer"].replace("_", " "),
             )
         pace = entry["summary"]["images_per_second"]["mean"]
         rate = f"{entry['learning_rate']:.3g}"
         rows.append([name, entry["parameters"], entry["macs"], rate])
-        rows[-1] += [_format_points(accuracy), *difference, f"{pace:,.0f}"]
+        rows[-1] += [console.format_points(accuracy), *difference, f"{pace:,.0f}"]
     columns = ["variant", "parameters", "MACs per image", "rate", "test accuracy, %"]
     columns += [f"against {BASELINE}, points", "", "images/s"]
     n = len(comparison["seeds"])
@@ -397,16 +284,3 @@ def print_result(comparison: dict[str, Any]) -> None:
     console.print_table(title, columns, rows)
     verdict = _SENTENCES[comparison["answer"]].format(100 * comparison["margin"])
     console.say(f"answer: {verdict}. {comparison['reason']}")
-
-
-def _format_points(summary, sign=""):
-    """Return mean and 95 % interval of shares of 1, in points."""
-    if summary["ci95"] is None:
-        return f"{100 * summary['mean']:{sign}.2f}"
-    half = (summary["ci95"][1] - summary["ci95"][0]) / 2
-    return f"{100 * summary['mean']:{sign}.2f} ± {100 * half:.2f}"
-
-
-def _evaluated_row(config, rows):
-    """Return the row of the epoch that is evaluated at the end."""
-    return max(rows, key=score) if config.early_stopping else rows[-1]
