@@ -1,6 +1,7 @@
 """The report of one run, from its files."""
 
 import math
+import shlex
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.figures import render_pictures, render_run
 from dwsep_jax.history import score
 from dwsep_jax.report import charts
-from dwsep_jax.report.files import Run
+from dwsep_jax.report.files import SWEEP, Run
 from dwsep_jax.report.format import (
     DASH,
     amount,
@@ -398,7 +399,7 @@ def build_command(
 
     Args:
       requested: fields, as config.json holds them.
-      kind: `config.RUN` or `config.COMPARISON`.
+      kind: `RUN` or `COMPARISON` of `config`, or `SWEEP`.
       config: a file of the repository, with its `:arg`; what it says is left out.
     """
     try:
@@ -408,11 +409,14 @@ def build_command(
     mode, exempt = "", EXEMPT[RUN]
     if kind == COMPARISON:
         mode, exempt = " --mode=compare", CHANGE_NOTHING
+    elif kind == SWEEP:
+        # In the same storage it would go on with the same study.
+        mode, exempt = " --mode=sweep", CHANGE_NOTHING | {"storage", "study"}
     words = [f"python main.py{mode} --config={config}"]
     for name, value in from_dict(requested).items():
         is_given = value is not None and name not in exempt
         if is_given and (name not in base or base[name] != value):
-            words.append(f"--config.{name}={format_value(value)}")
+            words.append(f"--config.{name}={shlex.quote(format_value(value))}")
     return " \\\n  ".join([*words, "--workdir=runs/again"])
 
 
