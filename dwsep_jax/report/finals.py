@@ -32,6 +32,10 @@ class Rival(NamedTuple):
     answer: str
 
 
+# By field.
+Rivals = dict[str, list[Rival]]
+
+
 def find_winner(sweep: Sweep) -> Trial | None:
     """Return the winner, or the best of the complete trials so far."""
     if sweep.best:
@@ -62,7 +66,7 @@ def find_final(sweep: Sweep, number: int) -> dict[str, Any] | None:
     return next((final for final in finals if final["number"] == number), None)
 
 
-def find_rivals(sweep: Sweep) -> dict[str, list[Rival]]:
+def find_rivals(sweep: Sweep) -> Rivals:
     """Return, by field, the best trials of its other values, against the winner.
 
     The fields are those of the finals' reasons: `optimizer=adam`.
@@ -71,7 +75,7 @@ def find_rivals(sweep: Sweep) -> dict[str, list[Rival]]:
     winner = find_final(sweep, best["number"]) if sweep.best else None
     if winner is None:
         return {}
-    rivals: dict[str, list[Rival]] = {}
+    rivals: Rivals = {}
     compared = {}
     for final in best["finals"]:
         for reason in final["reasons"]:

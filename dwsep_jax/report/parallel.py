@@ -51,7 +51,8 @@ def parallel(pairs: Sequence[tuple[Trial, Spec]], axes: Sequence[Axis]) -> Spec:
             x = _place(axis, setting, ends)
             if x is not None:
                 value = {"row": label, "i": i, "x": round(x, 4)}
-                value["class"] = _classify(point, quartiles)
+                value["class"] = name = _classify(point, quartiles)
+                value["width"] = _CLASSES[name][2]
                 values.append(point | value)
     return _draw(values, rows, ticks)
 
@@ -102,14 +103,14 @@ def _draw(values, rows, ticks):
     place = {"x": x, "y": y}
     line = place | {"order": {"field": "i"}, "detail": {"field": "number"}}
     shown = [name for name in _CLASSES if any(v["class"] == name for v in values)]
-    colors, dashes, widths = zip(*_CLASSES.values(), strict=True)
+    colors, dashes, _ = zip(*_CLASSES.values(), strict=True)
     colors = [f"var(--{color})" for color in colors]
     color = scale_by("class", list(_CLASSES), colors, shown[::-1])
     color["legend"] |= {"symbolType": "stroke", "symbolSize": 150}
-    looks = {"color": color}
-    for channel, choices in (("strokeDash", dashes), ("strokeWidth", widths)):
-        looks[channel] = scale_by("class", list(_CLASSES), choices, shown)
-        looks[channel]["legend"] = None
+    dash = scale_by("class", list(_CLASSES), dashes, shown)
+    looks = {"color": color, "strokeDash": dash | {"legend": color["legend"]}}
+    looks["strokeWidth"] = {"field": "width", "type": "quantitative", "scale": None}
+    looks["strokeWidth"]["legend"] = None
     rule = {"type": "rule", "color": "var(--line)", "strokeWidth": 2}
     ends = {"y": y, "x": x | {"field": "low"}, "x2": {"field": "high"}}
     hover = {"type": "point", "on": "pointerover", "clear": "pointerout"}

@@ -63,15 +63,15 @@ _ANSWER_WORDS = {"better": "behind", "worse": "ahead", "undecided": "undecided"}
 
 def describe_sweep(sweep: Sweep) -> Section:
     """Return what the files of a sweep, finished or not, have to show."""
-    pairs = _list_pairs(sweep)
+    pairs, rivals = _list_pairs(sweep), finals.find_rivals(sweep)
     shown = [
         Part("History", _show_history(sweep, pairs)),
         Part("All settings together", _show_parallel(sweep, pairs)),
         Part("Which settings matter", _show_importance(sweep)),
         Part("Setting by setting", _show_slices(sweep, pairs)),
         Part("Every trial", [_tabulate_trials(sweep)]),
-        Part("Discussion", [Bullets(sweep_text.discuss(sweep))]),
-        Part("What to try next", [Bullets(sweep_text.list_next_steps(sweep))]),
+        Part("Discussion", [Bullets(sweep_text.discuss(sweep, rivals))]),
+        Part("What to try next", [Bullets(sweep_text.list_next_steps(sweep, rivals))]),
         Part("How to reproduce it", _show_command(sweep)),
         Part("References", [_list_references(sweep)]),
     ]
@@ -82,10 +82,10 @@ def describe_sweep(sweep: Sweep) -> Section:
         title = f"Sweep {name} on {dataset}, under way"
         summary = [name, dataset, "sweep", DASH, headline.verdict]
         return Section(title, [headline], shown, summary)
-    headline = sweep_text.answer(sweep)
+    headline = sweep_text.answer(sweep, rivals)
     parts = [
         Part("The winner", _show_winner(sweep)),
-        Part("Finals over seeds", _show_finals(sweep)),
+        Part("Finals over seeds", _show_finals(sweep, rivals)),
         *shown,
     ]
     dataset = sweep.best["dataset"]
@@ -99,7 +99,8 @@ def _list_pairs(sweep):
     """Return the trials that have a value, each with what the charts take of it."""
     winner = finals.find_winner(sweep)
     found = [t for t in sweep.trials if t.value is not None and t.state != "failed"]
-    floor = _choose_floor([trial.value for trial in found])
+    complete = [trial.value for trial in finals.list_complete(sweep)]
+    floor = _choose_floor(complete or [trial.value for trial in found])
     return [
         (
             t,
@@ -116,13 +117,15 @@ def _choose_floor(values):
     if not values:
         return 0.0
     best, middle = max(values), float(np.median(values))
-    return max(min(values), best - 3 * max(best - middle, 0.005))
+    return max(min(values), best - 2 * max(best - middle, 0.005))
 
 
 def _show_winner(sweep):
     winner = finals.find_winner(sweep)
     rows, searched = [], {axis.field: axis for axis in sweep.axes}
-    for field, value in sweep.best["overrides"].items():
+    overrides = sweep.best["overrides"]
+    for field in sorted(overrides, key=lambda field: field not in searched):
+        value = overrides[field]
         axis, given = searched.get(field), sweep_text.shorten(show_setting(value))
         if axis is None:
             rows.append([field, given, "not searched"])
@@ -148,31 +151,37 @@ def _describe_range(axis):
     return f"{axis.low:g} to {axis.high:g}{unit}{', log' if axis.log else ''}"
 
 
-def _name_final(sweep, final):
-    trial = next(t for t in sweep.trials if t.number == final["number"])
-    fields = [reason.partition("=") for reason in final["reasons"]]
-    fields = dict.fromkeys(field for field, equals, _ in fields if equals)
-    # What the finals are about, for the winner and all others.
-    named = [axis.name for axis in sweep.axes if axis.field in ("optimizer", *fields)]
-    named += [axis.name for axis in sweep.axes if axis.field == "activation"]
-    settings = [trial.settings[name] for name in dict.fromkeys(named)]
-    return f"{', '.join(settings) or 'trial'} ({trial.number})"
+def _name_finals(sweep, entries):
+    """Return, by number, what tells one final from another: adam, swish (17)."""
+    reasons = [reason for final in entries for reason in final["reasons"]]
+    fields = [reason.partition("=")[0] for reason in reasons if "=" in reason]
+    columns = [
+        axis.name
+        for field in dict.fromkeys(["optimizer", "activation", *fields])
+        for axis in sweep.axes
+        if axis.field == field
+    ]
+    settings = {trial.number: trial.settings for trial in sweep.trials}
+    return {
+        n: f"{', '.join(settings[n][name] for name in columns) or 'trial'} ({n})"
+        for n in (final["number"] for final in entries)
+    }
 
 
-def _show_finals(sweep):
+def _show_finals(sweep, rivals):
     entries = [final for final in sweep.best["finals"] if final["runs"]]
     if not entries:
         return [Text("Left out: best.json has no finals.")]
     number = sweep.best["number"]
-    names = {final["number"]: _name_final(sweep, final) for final in entries}
+    names = _name_finals(sweep, entries)
     rows, values, seeds = [], [], []
     for final in entries:
         accuracy = final["summary"]["accuracy"]
         name, ends = names[final["number"]], accuracy.get("ci95")
-        row = [name, ", ".join(final["reasons"]), percent(accuracy["mean"])]
+        row = [name, percent(accuracy["mean"])]
         row += [percent(accuracy.get("std")), interval(ends, percent)]
         row += [mean_and_interval(final["summary"].get("val_accuracy"))]
-        rows.append([*row, str(accuracy["n"])])
+        rows.append([*row, str(accuracy["n"]), ", ".join(final["reasons"])])
         value = {"name": name, "mean": 100 * accuracy["mean"]}
         value |= {"low": 100 * ends[0] if ends else None}
         value |= {"high": 100 * ends[1] if ends else None}
@@ -183,36 +192,37 @@ def _show_finals(sweep):
             for run in final["runs"]
         ]
     title = "Test accuracy of the finals: mean, 95 % interval, and each seed"
-    listed = "; ".join(f"{row[0]} {row[2]} ({row[4]})" for row in rows)
+    listed = "; ".join(f"{row[0]} {row[1]} ({row[3]})" for row in rows)
     spec = sweep_charts.finals(values, seeds)
-    columns = ["trial", "best of", "test accuracy", "std", "95 % interval"]
-    columns += ["validation accuracy", "seeds"]
+    columns = ["trial", "test accuracy", "std", "95 % interval"]
+    columns += ["validation accuracy", "seeds", "best of"]
     note = (
-        "Each is the best complete trial of its optimizer or activation, trained anew "
-        "at full length with seeds that the search has not seen, and read on test "
-        f"once. Intervals: Student's t over seeds; {PLUS_MINUS} is half of one."
+        "Each is the best complete trial of its optimizer or activation, its number in "
+        "brackets, trained anew at full length with seeds that the search has not "
+        "seen, and read on test once. Intervals: Student's t over seeds; "
+        f"{PLUS_MINUS} is half of one."
     )
     return [
         Chart("finals", title, f"{title}: {listed}.", spec),
         Table("The finals", columns, rows, note=note),
-        *_show_differences(sweep, names),
+        *_show_differences(rivals, names),
         *_show_curves(sweep, names),
     ]
 
 
-def _show_differences(sweep, names):
+def _show_differences(rivals, names):
     rows = []
-    for field, rivals in finals.find_rivals(sweep).items():
-        for rival in rivals:
+    for field, found in rivals.items():
+        for rival in found:
             over_seeds, images = rival.over_seeds, rival.over_images
-            row = [f"{field}={rival.value}", names[rival.number]]
+            row = [f"{field}={rival.value}"]
             row += [points(over_seeds["mean"]), interval(over_seeds.get("ci95"))]
             row += [interval(images), str(over_seeds["n"])]
-            rows.append([*row, _ANSWER_WORDS[rival.answer]])
+            rows.append([*row, _ANSWER_WORDS[rival.answer], names[rival.number]])
     if not rows:
         return
-    columns = ["best of", "trial", "winner minus it", "95 % over seeds"]
-    columns += ["95 % over images", "seeds", "it is"]
+    columns = ["best of", "winner minus it", "95 % over seeds", "95 % over images"]
+    columns += ["seeds", "it is", "trial"]
     note = (
         "In points of test accuracy, paired by seed. Behind or ahead: both intervals "
         "are on one side of 0; undecided: anything else."
@@ -257,8 +267,8 @@ def _show_history(sweep, pairs):
         "epochs. The line is the best complete trial so far, the ring the winner."
     )
     if low:
-        verb = "lies" if low == 1 else "lie"
-        words += f" {low} {verb} lower, and are drawn at the lower end of the axis."
+        verb = "lies lower and is" if low == 1 else "lie lower and are"
+        words += f" Of the trials, {low} {verb} drawn at the lower end of the axis."
     alt = f"{title}: {steps or 'none is complete'}."
     return [Chart("history", title, alt, spec), Text(words)]
 
@@ -272,8 +282,9 @@ def _show_parallel(sweep, pairs):
     alt = f"{title}. {len(pairs)} trials; the best is the thick line{words}."
     spec = parallel(pairs, sweep.axes)
     words = (
-        "Where the dark lines come together, the setting matters and its best value is "
-        "there; where they spread, it hardly does. Point at a line for its trial."
+        "Where the lines of the best quarter come together, the setting matters and "
+        "its best value is there; where they spread, it hardly does. Point at a line "
+        "to read its trial."
     )
     return [Chart("parallel", title, alt, spec), Text(words)]
 
@@ -334,13 +345,13 @@ def _describe_choices(axis, values):
         if axis.kind == "choice" and value["state"] == "complete":
             found.setdefault(value["x"], []).append(value["value"])
     parts = [
-        f"{choice} {max(found[choice]):.2f} % (median {np.median(found[choice]):.2f} %"
+        f"{choice}: {max(found[choice]):.2f} % (median {np.median(found[choice]):.2f} %"
         f", {len(found[choice])} complete)"
         for choice in axis.choices
         if choice in found
     ]
     if parts:
-        yield f"Best of each {axis.label}: {', '.join(parts)}."
+        yield f"Best of each {axis.label}. {'; '.join(parts)}."
 
 
 def _tabulate_trials(sweep):

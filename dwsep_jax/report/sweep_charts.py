@@ -12,7 +12,7 @@ _STATES = ("complete", "pruned", "running", "failed")
 _STATE_COLORS = [f"var(--series{i})" for i in (0, 4, 3, 1)]
 _STATE_SHAPES = ("circle", "triangle-down", "diamond", "cross")
 _ACCURACY = {"field": "y", "type": "quantitative", "title": "validation accuracy (%)"}
-_ACCURACY |= {"scale": {"zero": False, "nice": True}}
+_ACCURACY |= {"scale": {"zero": False, "nice": False, "padding": 10}}
 
 
 def history(values: list[Spec], best: list[Spec]) -> Spec:
@@ -42,16 +42,16 @@ def slices(values: list[Spec], axis: Axis) -> Spec:
     """
     if axis.kind == "choice":
         x = {"field": "x", "type": "nominal", "sort": list(axis.choices)}
-        x |= {"scale": {"domain": list(axis.choices)}, "title": axis.label}
-        x["axis"] = {"labelAngle": 0}
+        x["scale"] = {"domain": list(axis.choices), "paddingInner": 0.4}
+        x |= {"title": axis.label, "axis": {"labelAngle": 0}}
         # Side by side in the order of the trials, where they would lie on each other.
         offset = {"field": "number", "type": "quantitative"}
-        offset["scale"] = {"zero": False, "range": [{"expr": "-14"}, {"expr": "14"}]}
+        offset["scale"] = {"zero": False, "nice": False}
         layers = _points(x, _ACCURACY, values, {"xOffset": offset})
     else:
         x = {"field": "x", "type": "quantitative", "title": axis.label}
         ends = span(axis, [value["x"] for value in values])
-        scale = {"type": "log" if axis.log else "linear", "nice": False, "zero": False}
+        scale = {"type": "log" if axis.log else "linear", "nice": False}
         x["scale"] = scale | {"domain": ends, "padding": 10}
         x["axis"] = {"values": list_ticks(*ends, axis.log)}
         x["axis"] |= {"format": "~r", "grid": False}
@@ -64,8 +64,8 @@ def importance(values: list[Spec]) -> Spec:
     sort = [value["name"] for value in values]
     largest = max(value["share"] for value in values)
     x = {"field": "share", "type": "quantitative"}
-    x["title"] = "share of the variance of the accuracy (%)"
-    x |= {"scale": {"domain": [0, 1.15 * max(largest, 1)], "nice": False}}
+    x |= {"title": "share (%)", "axis": {"tickCount": 5}}
+    x["scale"] = {"domain": [0, 1.15 * max(largest, 1)], "nice": False}
     y = {"field": "name", "type": "nominal", "sort": sort, "title": None}
     tooltip = [{"field": "name", "title": "axis"}, {"field": "shown", "title": "share"}]
     bar = {"mark": {"type": "bar", "color": "var(--series0)"}}

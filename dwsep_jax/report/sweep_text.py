@@ -4,7 +4,7 @@ from collections import Counter
 
 from dwsep_jax.report import finals
 from dwsep_jax.report.files import Sweep
-from dwsep_jax.report.finals import Rival
+from dwsep_jax.report.finals import Rival, Rivals
 from dwsep_jax.report.format import (
     TIMES,
     interval,
@@ -19,11 +19,15 @@ from dwsep_jax.report.trials import Trial, read_number
 from dwsep_jax.statistics import MIN_SEEDS
 
 
-def answer(sweep: Sweep) -> Headline:
-    """Return the answer: which settings are best, what they reach, and how sure."""
+def answer(sweep: Sweep, rivals: Rivals) -> Headline:
+    """Return the answer: which settings are best, what they reach, and how sure.
+
+    Args:
+      sweep: a finished one.
+      rivals: as `find_rivals` returns them.
+    """
     winner = finals.find_winner(sweep)
     final = finals.find_final(sweep, winner.number)
-    rivals = finals.find_rivals(sweep)
     verdict, tone = _decide(sweep, winner, final, rivals)
     reached = sweep.best["validation"]
     sentences = [
@@ -76,13 +80,12 @@ def describe_settings(sweep: Sweep, trial: Trial) -> str:
     """Return the settings of a trial, axis by axis."""
     found = []
     for axis in sweep.axes:
-        words = f"{axis.field} {shorten(trial.settings[axis.name])}"
+        words = shorten(trial.settings[axis.name])
         if axis.name != axis.field:
-            factor = shorten(trial.settings[axis.name])
-            rate = trial.settings.get(axis.field)
-            words = f"{axis.field} {shorten(rate)} ({factor} {TIMES} the default)"
-            words = words if rate else f"{axis.field} {factor} {TIMES} the default"
-        found.append(words)
+            words += f" {TIMES} the default"
+            if rate := trial.settings.get(axis.field):
+                words = f"{shorten(rate)} ({words})"
+        found.append(f"{axis.field} {words}")
     return ", ".join(found)
 
 
@@ -158,13 +161,13 @@ def _describe_edge(axis, side):
     )
 
 
-def discuss(sweep: Sweep) -> list[str]:
-    """Return what the evidence shows, and what it does not."""
+def discuss(sweep: Sweep, rivals: Rivals) -> list[str]:
+    """Return what the evidence shows, and what it does not; see `answer`."""
     return [
         *_discuss_trials(sweep),
         *_discuss_pruning(sweep),
         *_discuss_luck(sweep),
-        *_discuss_finals(sweep),
+        *_discuss_finals(sweep, rivals),
         *_discuss_fit(sweep),
     ]
 
@@ -218,8 +221,7 @@ def _discuss_luck(sweep):
     )
 
 
-def _discuss_finals(sweep):
-    rivals = finals.find_rivals(sweep)
+def _discuss_finals(sweep, rivals):
     found = [rival for field in rivals.values() for rival in field]
     if not found:
         return
@@ -232,8 +234,8 @@ def _discuss_finals(sweep):
             f"({', '.join(tried)} trials)."
         )
     yield (
-        f"The winner is set against {_count(len(found), 'other final')} at 95 % each: "
-        "of twenty such comparisons, one would find a difference where there is none."
+        f"The winner is set against {_count(len(found), 'other final')}, at 95 % each: "
+        "where there is no difference, one in twenty such comparisons finds one."
     )
     if any(rival.over_images is None for rival in found):
         yield (
@@ -252,8 +254,8 @@ def _discuss_fit(sweep):
         yield f"How the winner's loss curves read: {listing(found)}."
 
 
-def list_next_steps(sweep: Sweep) -> list[str]:
-    """Return what to try next, by what was found."""
+def list_next_steps(sweep: Sweep, rivals: Rivals) -> list[str]:
+    """Return what to try next, by what was found; see `answer`."""
     steps = []
     for axis, side in finals.find_edges(sweep):
         end = axis.low if side == "below" else axis.high
@@ -268,8 +270,8 @@ def list_next_steps(sweep: Sweep) -> list[str]:
             "study."
         )
     final = finals.find_final(sweep, sweep.best["number"]) if sweep.best else None
-    rivals = [r for found in finals.find_rivals(sweep).values() for r in found]
-    if any(r.answer == "undecided" for r in rivals):
+    found = [rival for field in rivals.values() for rival in field]
+    if any(rival.answer == "undecided" for rival in found):
         steps.append(
             "More seeds (num_seeds) for the finals, if a difference as small as these "
             "matters to you; else take whichever is cheaper."

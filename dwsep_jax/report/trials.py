@@ -152,7 +152,7 @@ def axes_of_space(space: list[str]) -> list[Axis]:
     axes = []
     for text in space:
         field, _, values = text.partition("=")
-        words = values.split()
+        field, words = field.strip(), values.split()
         is_log = words[-1:] == ["log"]
         values = "".join(words[:-1] if is_log else words)
         name = f"{field}_factor" if values.startswith("x") else field
