@@ -1,5 +1,6 @@
 """The report: its answer, what it shows of which file, and what is left out."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -543,7 +544,7 @@ def test_both_themes_are_legible(theme):
         assert contrast(f"series{i}", "page") >= 3, i
     ramp = [contrast(f"ramp{i}", "page") for i in range(4)]
     assert ramp[0] >= 3
-    assert all(high / low > 1.2 for low, high in zip(ramp, ramp[1:]))
+    assert all(high / low > 1.2 for low, high in itertools.pairwise(ramp))
     assert contrast("text", "heat") >= 4.5
     assert page.THEMES["light"].keys() == page.THEMES["dark"].keys()
 

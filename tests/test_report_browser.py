@@ -150,6 +150,7 @@ def test_a_hover_tells_every_variant_of_an_epoch(browser, page):
     text = browser.execute_script(f"return {tooltip}.innerText")
     for words in ("epoch", "separable", "standard", "separable_macs"):
         assert words in text
+    assert "undefined" not in text
 
 
 def test_a_sweep_is_drawn_in_both_themes_and_fits_a_phone(browser, sweep_page):
@@ -197,3 +198,4 @@ def test_a_hover_tells_the_trial_of_a_line(browser, sweep_page):
     text = browser.execute_script(f"return {tooltip}.innerText")
     for words in ("trial", "state", "accuracy (%)", "optimizer", "dropout_rate"):
         assert words in text
+    assert "undefined" not in text

@@ -259,7 +259,7 @@ def test_the_discussion_counts_and_says_what_is_not_shown(workdir):
     )
     assert "that proves little of what it would have reached" in discussion
     assert "98.50 % in the search and 98.20 % on the mean of its finals" in discussion
-    assert "The winner is set against 4 other finals at 95 % each" in discussion
+    assert "The winner is set against 4 other finals, at 95 % each" in discussion
     assert "How the winner's loss curves read: well fitted in 3 of 3 runs." in (
         discussion
     )

@@ -314,7 +314,8 @@ def _reading_rule(x, by_x, names, form):
     """Return the rule that follows the pointer and tells every series' value."""
     hover = {"type": "point", "on": "pointerover", "clear": "pointerout"}
     hover |= {"nearest": True, "encodings": ["x"]}
-    tooltip = [{"field": "x", "title": "epoch"}]
+    # Without a format, Vega-Lite finds no value of the point that is nearest.
+    tooltip = [{"field": "x", "title": "epoch", "type": "quantitative", "format": "d"}]
     shown = set().union(*by_x.values())
     for i, name in enumerate(names):
         if f"v{i}" not in shown:

@@ -31,7 +31,7 @@ THEMES = {
         "series4": "#8a6d00",
         "series5": "#57606a",
         "ramp0": "#8b929a",
-        "ramp1": "#6a8cb4",
+        "ramp1": "#557fb0",
         "ramp2": "#2a6cb0",
         "ramp3": "#003a70",
     },

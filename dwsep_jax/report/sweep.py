@@ -117,7 +117,7 @@ def _choose_floor(values):
     if not values:
         return 0.0
     best, middle = max(values), float(np.median(values))
-    return max(min(values), best - 2 * max(best - middle, 0.005))
+    return max(min(values), best - 3 * max(best - middle, 0.005))
 
 
 def _show_winner(sweep):

@@ -138,10 +138,14 @@ def list_ticks(low: float, high: float, log: bool) -> list[float]:
 
 def list_tooltip() -> list[Spec]:
     """Return what a hover over a trial tells."""
-    tooltip = [{"field": "number", "title": "trial"}]
-    tooltip.append({"field": "state", "title": "state"})
-    tooltip.append({"field": "value", "title": "accuracy (%)", "format": ".2f"})
-    return [*tooltip, {"field": "settings", "title": "settings"}]
+    # Without a format, Vega-Lite finds no value of the point that is nearest.
+    number, text = {"type": "quantitative"}, {"type": "nominal", "format": ""}
+    return [
+        {"field": "number", "title": "trial", "format": "d"} | number,
+        {"field": "state", "title": "state"} | text,
+        {"field": "value", "title": "accuracy (%)", "format": ".2f"} | number,
+        {"field": "settings", "title": "settings"} | text,
+    ]
 
 
 def _points(x, y, values, more=None):
