@@ -10,6 +10,7 @@ Examples:
   python main.py --config=configs/digits.py --config.block_sizes=3,3 --noconfig.progress
   python main.py --mode=evaluate --workdir=runs/separable --split=validation
   python main.py --mode=compare --config=configs/compare.py:digits
+  python main.py --mode=sweep --config=configs/sweep.py:digits
   python main.py --mode=report --workdir=runs/separable,runs/digits
 
 Flags:
@@ -25,6 +26,9 @@ Flags:
               without training.
               compare: train the config's variants over several seeds, or go on with
               that, and say whether separable convolutions are worth it.
+              sweep: search the config's space for the best on validation, or go on
+              with that, or join those who do; train the best over several seeds, and
+              evaluate it on test.
               report: draw report.html, report.md and figures/ from the files of
               --workdir, or of several with commas, into the first; without jax.
   --workdir   Where the run's files are; default: runs/, a name from the config file,
@@ -86,6 +90,13 @@ def run_compare(command: cli.Command) -> None:
     compare.compare(command.config, command.workdir)
 
 
+def run_sweep(command: cli.Command) -> None:
+    """Search a space of configs, or go on with that, and evaluate the best."""
+    from dwsep_jax import sweep
+
+    sweep.sweep(command.config, command.workdir)
+
+
 def run_report(command: cli.Command) -> None:
     """Report the files of one or several workdirs."""
     from dwsep_jax import console, report
@@ -99,6 +110,7 @@ MODES = {
     "evaluate": run_evaluate,
     "efficiency": run_efficiency,
     "compare": run_compare,
+    "sweep": run_sweep,
     "report": run_report,
 }
 

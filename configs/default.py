@@ -98,12 +98,35 @@ def get_config() -> ml_collections.ConfigDict:
         "separable_parameters",
         "separable_macs",
     )
-    # Runs of each variant, with the seeds from `seed` on.
+    # Runs of each variant, with the seeds from `seed` on; those of a sweep's best are
+    # the next ones.
     c.num_seeds = 5
     # Each variant takes that multiple of the learning rate which validates best.
     c.rate_factors = (1 / 3, 1.0, 3.0)
     # Percentage points of test accuracy that a variant may lose without being worse.
     c.margin = 0.5
+
+    # Sweep, by --mode=sweep alone: what is searched, for each axis FIELD=A|B|...,
+    # FIELD=LOW..HIGH or FIELD=LOW..HIGH log, of any field of a run. An x before numbers
+    # multiplies the learning rate that suits the optimizer and the batch size.
+    c.space = (
+        "activation=relu|leaky_relu|swish",
+        "optimizer=adam|rmsprop|sgd",
+        "learning_rate=x0.1..x10 log",
+        "batch_size=32|64|128|256",
+        "dropout_rate=0..0.3",
+    )
+    # What chooses the next trial: tpe, random or grid.
+    c.sampler = "tpe"
+    # What ends hopeless trials, on validation: median, halving or none.
+    c.pruner = "median"
+    # Trials in all; unset: 24, or the points of the grid.
+    c.num_trials = config_dict.placeholder(int)
+    # A database's URL (config.json shows it, so keep the password elsewhere), or a file
+    # *.journal or *.log on a disk that workers share; unset: study.db in the workdir.
+    c.storage = config_dict.placeholder(str)
+    # Name of the study there.
+    c.study = "sweep"
 
     # Program. Draws the initial weights, the order, augmentation and dropout.
     c.seed = 0

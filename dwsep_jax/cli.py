@@ -19,6 +19,7 @@ from dwsep_jax.config import (
     COMPARISON,
     FIELDS,
     RUN,
+    SWEEP,
     check_fields,
     default_workdir,
     describe,
@@ -26,9 +27,12 @@ from dwsep_jax.config import (
     unknown_field,
     validate,
 )
-from dwsep_jax.errors import ConfigError, UserError, choose
+from dwsep_jax.errors import ConfigError, UserError, choose, is_out_of_memory
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+
+# What the workdir of a mode holds, where that is no single run.
+_KINDS = {"compare": COMPARISON, "sweep": SWEEP}
 
 # What JAX_PLATFORMS becomes. "" leaves the choice to jax, which prefers accelerators
 # and keeps the CPU beside them; "gpu" would demand every maker's GPUs at once.
@@ -102,7 +106,7 @@ def make_command(values: flags.FlagValues, rest: list[str]) -> Command:
     workdir = values.workdir and os.path.expanduser(values.workdir)
     if values.mode == "report" and values.config is None:
         return _make_report_command(workdir, rest)
-    kind = COMPARISON if values.mode == "compare" else RUN
+    kind = _KINDS.get(values.mode, RUN)
     if values.config is not None:
         base = load_file(values.config)
     elif workdir is not None:
@@ -278,7 +282,7 @@ def _describe_error(error: Exception) -> str:
     is_os_error = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT)
     if is_os_error or os.strerror(ENOSPC) in message or os.strerror(EDQUOT) in message:
         text += "; free some space and give the same command again"
-    elif isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in message:
+    elif is_out_of_memory(error):
         text += (
             "; out of memory: take a smaller --config.batch_size, "
             "--config.eval_batch_size or network, and another --workdir"

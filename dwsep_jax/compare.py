@@ -10,9 +10,7 @@ import json
 import os
 import pathlib
 import shutil
-import statistics
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -23,15 +21,12 @@ from dwsep_jax import console, data, train
 from dwsep_jax.comparison import Trial, build_comparison, seed_directory
 from dwsep_jax.config import COMPARISON, load_config, open_workdir, validate
 from dwsep_jax.errors import ConfigError, DivergedError, UserError
-from dwsep_jax.evaluate import read_evaluation
-from dwsep_jax.figures import LAST_FIGURE
 from dwsep_jax.files import write_atomically
-from dwsep_jax.history import score
+from dwsep_jax.history import evaluated_row, score
 from dwsep_jax.reading import read_rows
+from dwsep_jax.runs import Progress, train_logged
 from dwsep_jax.variants import BASELINE, MAIN, Variant, make_variants
 
-# Of a run that has nothing left to do.
-_FILES = ("evaluation.json", "predictions.npz", LAST_FIGURE, "diagnosis.json")
 _SENTENCES = {
     "better": f"{MAIN} is better than {BASELINE}",
     "not_worse": f"{MAIN} is not worse than {BASELINE} by more than {{:g}} points",
@@ -131,34 +126,6 @@ def list_seeds(config: ConfigDict) -> list[int]:
     return list(range(config.seed, last + 1))
 
 
-class Progress:
-    """How many of the runs are trained, and how long the rest will take."""
-
-    def __init__(self, names: Sequence[str]):
-        """Plan a run for each of these names of variants, in any order."""
-        self._total = len(names)
-        self._left = list(names)
-        self._seconds = defaultdict(list)
-
-    def finish(self, name: str, seconds: float | None, text: str) -> None:
-        """Note and print that a run is done; None: an earlier process trained it."""
-        self._left.remove(name)
-        done = self._total - len(self._left)
-        if seconds is None:
-            took = "was trained before"
-        else:
-            self._seconds[name].append(seconds)
-            took = f"{console.format_seconds(seconds)}, {self._format_left()} left"
-        count = f"run {done:>{len(str(self._total))}}/{self._total}"
-        console.say(f"{count}  {text}  {took}")
-
-    def _format_left(self):
-        means = {name: statistics.mean(s) for name, s in self._seconds.items()}
-        unseen = statistics.mean(means.values())
-        left = sum(means.get(name, unseen) for name in self._left)
-        return console.format_seconds(left)
-
-
 def try_rate(
     variant: Variant,
     factor: float,
@@ -176,12 +143,12 @@ def try_rate(
     text = f"{variant.name} at rate {config.learning_rate:.3g}: "
     start = time.perf_counter()
     try:
-        seconds = _train(config, directory, on_test=False)
+        seconds = train_logged(config, directory, on_test=False)
     except DivergedError as error:
         text += str(error).partition(";")[0]
         progress.finish(variant.name, time.perf_counter() - start, text)
         return trial
-    row = _evaluated_row(config, read_rows(directory))
+    row = evaluated_row(read_rows(directory), config.early_stopping)
     loss = row.get("ema_val_loss", row["val_loss"])
     text += f"validation accuracy {score(row):.2%}, loss {loss:.4f}"
     progress.finish(variant.name, seconds, text)
@@ -217,40 +184,13 @@ def train_seed(
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.copytree(trial.directory, unfinished)
         os.replace(unfinished, directory)
-    seconds = _train(config, directory, on_test=True)
+    seconds = train_logged(config, directory, on_test=True)
     accuracy = json.loads((directory / "evaluation.json").read_bytes())["accuracy"]
     text = f"{variant.name} seed {seed}: test accuracy {accuracy:.2%}"
     if is_trial:
         console.say(f"{text} (the trial at rate {config.learning_rate:.3g})")
     else:
         progress.finish(variant.name, seconds, text)
-
-
-def _train(config, directory, on_test):
-    """Train what is left; return the seconds that took, None if nothing was left."""
-    if (directory / "config.json").exists():
-        load_config(directory, config)  # Another's run is refused.
-        if _is_done(config, directory, on_test):
-            return None
-    start = time.perf_counter()
-    directory.mkdir(parents=True, exist_ok=True)
-    with console.logged(directory / "train.log"):
-        train.train_and_evaluate(config, directory, on_test)
-    return time.perf_counter() - start
-
-
-def _is_done(config, directory, on_test):
-    try:
-        rows = read_rows(directory)
-    except UserError:  # A process that was killed has left half a row.
-        return False
-    if not train.is_finished(config, rows):
-        return False
-    epoch = _evaluated_row(config, rows)["epoch"]
-    return not on_test or (
-        read_evaluation(directory, epoch) is not None
-        and all((directory / name).exists() for name in _FILES)
-    )
 
 
 def measure_costs(directories: Sequence[pathlib.Path]) -> None:
@@ -297,13 +237,13 @@ def print_result(comparison: dict[str, Any]) -> None:
         difference = ("", "")
         if paired is not None:
             difference = (
-                _format_points(paired, "+"),
+                console.format_points(paired, "+"),
                 paired["answer"].replace("_", " "),
             )
         pace = entry["summary"]["images_per_second"]["mean"]
         rate = f"{entry['learning_rate']:.3g}"
         rows.append([name, entry["parameters"], entry["macs"], rate])
-        rows[-1] += [_format_points(accuracy), *difference, f"{pace:,.0f}"]
+        rows[-1] += [console.format_points(accuracy), *difference, f"{pace:,.0f}"]
     columns = ["variant", "parameters", "MACs per image", "rate", "test accuracy, %"]
     columns += [f"against {BASELINE}, points", "", "images/s"]
     n = len(comparison["seeds"])
@@ -311,16 +251,3 @@ def print_result(comparison: dict[str, Any]) -> None:
     console.print_table(title, columns, rows)
     verdict = _SENTENCES[comparison["answer"]].format(100 * comparison["margin"])
     console.say(f"answer: {verdict}. {comparison['reason']}")
-
-
-def _format_points(summary, sign=""):
-    """Return mean and 95 % interval of shares of 1, in points."""
-    if summary["ci95"] is None:
-        return f"{100 * summary['mean']:{sign}.2f}"
-    half = (summary["ci95"][1] - summary["ci95"][0]) / 2
-    return f"{100 * summary['mean']:{sign}.2f} ± {100 * half:.2f}"
-
-
-def _evaluated_row(config, rows):
-    """Return the row of the epoch that is evaluated at the end."""
-    return max(rows, key=score) if config.early_stopping else rows[-1]

@@ -51,6 +51,19 @@ def _text(example: str) -> Field:
     )
 
 
+def _names(must_be: str, example: str) -> Field:
+    return Field(
+        must_be,
+        example,
+        lambda v: (
+            isinstance(v, tuple)
+            and len(v) > 0
+            and all(isinstance(name, str) and name.strip() for name in v)
+            and len(set(v)) == len(v)
+        ),
+    )
+
+
 def _flag(example: str) -> Field:
     return Field("true or false", example, lambda v: isinstance(v, bool))
 
@@ -140,16 +153,7 @@ FIELDS = {
     "num_epochs": _integer("100", 1, 10**6),
     "early_stopping": _integer("10", 0, 10**6),
     "min_change": _number("0.001", "of at least 0 and below 1", lambda v: 0 <= v < 1),
-    "variants": Field(
-        "a tuple of different names",
-        "separable,standard",
-        lambda v: (
-            isinstance(v, tuple)
-            and len(v) > 0
-            and all(isinstance(name, str) and name.strip() for name in v)
-            and len(set(v)) == len(v)
-        ),
-    ),
+    "variants": _names("a tuple of different names", "separable,standard"),
     "num_seeds": _integer("5", 1, 1000),
     "rate_factors": Field(
         "a tuple of numbers from 0.001 to 1000, different in the first three digits",
@@ -162,6 +166,16 @@ FIELDS = {
         ),
     ),
     "margin": _number("0.5", "from 0 to 100", lambda v: 0 <= v <= 100),
+    "space": _names(
+        "a tuple of different axes FIELD=A|B|..., FIELD=LOW..HIGH or FIELD=LOW..HIGH "
+        "log",
+        "'optimizer=adam|sgd,learning_rate=x0.1..x10 log'",
+    ),
+    "sampler": _text("tpe"),
+    "pruner": _text("median"),
+    "num_trials": _optional(_integer("24", 1, 10**6), int),
+    "storage": _optional(_text("postgresql://user@host/database"), str),
+    "study": _text("sweep"),
     "seed": _SEED,
     "steps_per_dispatch": _optional(_integer("16", 1, 10**4), int),
     "eval_batch_size": _integer("512", 1, 10**5),
@@ -173,20 +187,35 @@ FIELDS = {
 
 # They change no result, but for the last bits of an evaluation's sums.
 CHANGE_NOTHING = frozenset({"data_dir", "progress", "eval_batch_size", "tensorboard"})
-# Of a comparison these may change: it has more seeds then, or another answer.
-_MAY_CHANGE = frozenset({"num_seeds", "margin"})
-
-# What a workdir may hold, and the fields that are free to differ when that goes on,
-# and no part of the workdir's name. A single run reads no field of a comparison.
-RUN, COMPARISON = "run", "comparison"
-EXEMPT = {
-    RUN: CHANGE_NOTHING | _MAY_CHANGE | {"variants", "rate_factors"},
-    COMPARISON: CHANGE_NOTHING | _MAY_CHANGE,
+# What a workdir may hold.
+RUN, COMPARISON, SWEEP = "run", "comparison", "sweep"
+# These may change: a comparison has more seeds then, or another answer, and a sweep
+# more trials and seeds.
+_MAY_CHANGE = {
+    RUN: frozenset(),
+    COMPARISON: frozenset({"num_seeds", "margin"}),
+    SWEEP: frozenset({"num_trials", "num_seeds", "storage"}),
 }
-# What to do where a workdir holds the other of the two.
+_OF_A_COMPARISON = frozenset({"variants", "num_seeds", "rate_factors", "margin"})
+_OF_A_SWEEP = frozenset(
+    {"space", "sampler", "pruner", "num_trials", "storage", "study", "num_seeds"}
+)
+# The fields that are free to differ when a workdir goes on, and no part of its name: a
+# single run reads no field of a comparison or a sweep, and neither the other's.
+EXEMPT = {
+    RUN: CHANGE_NOTHING | _OF_A_COMPARISON | _OF_A_SWEEP,
+    COMPARISON: CHANGE_NOTHING
+    | _MAY_CHANGE[COMPARISON]
+    | (_OF_A_SWEEP - _OF_A_COMPARISON),
+    SWEEP: CHANGE_NOTHING | _MAY_CHANGE[SWEEP] | (_OF_A_COMPARISON - _OF_A_SWEEP),
+}
+# What the names of their default workdirs begin with.
+_PREFIXES = {RUN: "", COMPARISON: "compare", SWEEP: "sweep"}
+# What to do where a workdir holds another of the three.
 _REMEDIES = {
-    RUN: "choose another --workdir, or leave --mode=compare out",
+    RUN: "choose another --workdir, or --mode=train",
     COMPARISON: "name one of the runs below it, or give --mode=compare",
+    SWEEP: "name one of the runs below it, or give --mode=sweep",
 }
 
 # They are not planned for all `num_epochs`.
@@ -280,18 +309,18 @@ def default_workdir(
 ) -> str:
     """Return `runs/<config name>[@<arg>][-<field>=<value>...]`.
 
-    A comparison's name begins with `compare`.
+    A comparison's name begins with `compare`, that of a sweep with `sweep`.
 
     Args:
       config_path: the config file as given, with its `:arg` if it has one.
       config: the config of the run.
       base: what the file alone says; a field that keeps that value is not named.
-      kind: `RUN` or `COMPARISON`.
+      kind: `RUN`, `COMPARISON` or `SWEEP`.
     """
     path, colon, argument = config_path.partition(":")
     stem = pathlib.Path(path).stem
-    is_named = kind == RUN or stem == "compare"
-    pieces = [stem if is_named else f"compare-{stem}"]
+    prefix = _PREFIXES[kind]
+    pieces = [stem if prefix in ("", stem) else f"{prefix}-{stem}"]
     pieces += ["@", argument] if colon else []
     for name in sorted(FIELDS.keys() - EXEMPT[kind]):
         if config[name] != base[name]:
@@ -315,14 +344,14 @@ def open_workdir(
     """Make the workdir, or go on in it, and return the resolved config.
 
     The first start resolves the config and writes config.json; a later one reuses what
-    was resolved then, with the exempt fields as they are requested now. A comparison
-    is stored anew where its seeds or its margin have changed.
+    was resolved then, with the exempt fields as they are requested now. What may
+    change of a comparison or a sweep is stored anew where it has.
 
     Args:
-      workdir: the directory of a run or a comparison.
+      workdir: the directory of a run, a comparison or a sweep.
       requested: the config, with fields unset.
       resolve: sets them.
-      kind: `RUN` or `COMPARISON`.
+      kind: `RUN`, `COMPARISON` or `SWEEP`.
 
     Raises:
       ConfigError: if the config is invalid, or the workdir belongs to another one.
@@ -334,8 +363,7 @@ def open_workdir(
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             stored, resolved = _go_on(workdir, requested, kind, EXEMPT[kind])
-            changed = any(stored[name] != requested[name] for name in _MAY_CHANGE)
-            if kind == COMPARISON and changed:
+            if any(stored[name] != requested[name] for name in _MAY_CHANGE[kind]):
                 _write(path, requested, resolved, kind)
             return resolved
         _refuse_other_files(path.parent)
@@ -343,7 +371,7 @@ def open_workdir(
         raise _cannot_use(workdir, error) from error
     try:
         resolved = resolve(copy.deepcopy(requested))
-    except ConfigError:
+    except UserError:
         with contextlib.suppress(OSError):  # Others' files may lie there.
             path.parent.rmdir()
         raise

@@ -137,6 +137,19 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
 
 
+def format_points(summary: dict[str, Any], sign: str = "") -> str:
+    """Return mean and 95 % interval of shares of 1, in points.
+
+    Args:
+      summary: as `statistics.summarize_sample` returns it.
+      sign: "+" to show that of a difference.
+    """
+    if summary["ci95"] is None:
+        return f"{100 * summary['mean']:{sign}.2f}"
+    half = (summary["ci95"][1] - summary["ci95"][0]) / 2
+    return f"{100 * summary['mean']:{sign}.2f} ± {100 * half:.2f}"
+
+
 def print_evaluation(evaluation: dict[str, Any], network: str) -> None:
     """Print the result of a run: one table of all classes, and a closing line."""
     rows = [

@@ -32,3 +32,8 @@ def choose(field: str, name: str, choices):
         raise ConfigError(
             f"{field}={name!r} is unknown; choose one of {', '.join(choices)}"
         ) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether Python or XLA found no memory left, on host or device."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

@@ -39,6 +39,11 @@ def score(row: Row) -> float:
     return row.get("ema_val_accuracy", row["val_accuracy"])
 
 
+def evaluated_row(rows: list[Row], early_stopping: int) -> Row:
+    """Return the row of the epoch that is evaluated at the end of a run."""
+    return max(rows, key=score) if early_stopping else rows[-1]
+
+
 def is_settled(rows: list[Row], patience: int, min_change: float) -> bool:
     """Return whether the last `patience` epochs brought no better validation accuracy.
 

@@ -5,7 +5,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -98,13 +98,21 @@ def run(
     workdir: str | os.PathLike,
     dataset: data.Dataset,
     on_test: bool = True,
+    after_epoch: Callable[[Row], None] | None = None,
 ) -> None:
-    """Train what is left to train of a resolved configuration, then evaluate."""
+    """Train what is left to train of a resolved configuration, then evaluate.
+
+    `after_epoch` is called with the row of each epoch, first with those that an earlier
+    process trained; what it raises ends the run, which can be gone on with.
+    """
+    after_epoch = after_epoch or (lambda row: None)
     state = make_train_state(config, dataset)
     network = print_start(config, dataset, state)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir))
         state, history = resume(config, workdir, checkpoints, state)
+        for row in history:
+            after_epoch(row)
         write_event, first = None, len(history)
         if not is_finished(config, history):
             # --mode=evaluate may have left one.
@@ -123,6 +131,7 @@ def run(
                 write_event(row)
             left = seconds_left(history, first, config.num_epochs)
             console.say(console.format_epoch(row, config.num_epochs, left))
+            after_epoch(row)
         if not on_test:
             return
         if config.early_stopping:

@@ -10,7 +10,6 @@ from dwsep_jax import compare, epoch, train
 from dwsep_jax.config import load_config
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.figures import LAST_FIGURE
-from tests import tiny
 from tests.comparing import TWO, draw, read, run, stand_in, train_quickly
 
 
@@ -322,17 +321,6 @@ def test_accuracy_on_validation_decides_and_then_the_loss(
     assert load_config(directory).learning_rate == pytest.approx(rate)
 
 
-def test_the_weights_that_are_evaluated_are_those_that_decide():
-    def row(accuracy):
-        return {"ema_val_accuracy": accuracy, "val_accuracy": 0.1}
-
-    rows = [row(0.5), row(0.9), row(0.6)]
-    config = tiny.make_config(ema_decay=0.5)
-    assert compare._evaluated_row(config, rows) is rows[2]
-    config.early_stopping = 1
-    assert compare._evaluated_row(config, rows) is rows[1]
-
-
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
@@ -363,13 +351,3 @@ def test_two_processes_do_not_share_a_comparison(tmp_path):
         pytest.raises(UserError, match="another process is at work"),
     ):
         run(tmp_path)
-
-
-def test_the_time_left_is_that_of_the_variants_to_come(capsys):
-    progress = compare.Progress(["a", "b", "a", "b", "b"])
-    progress.finish("a", 10.0, "x")
-    assert capsys.readouterr().out == "run 1/5  x  10 s, 40 s left\n"
-    progress.finish("b", 20.0, "y")
-    assert capsys.readouterr().out == "run 2/5  y  20 s, 50 s left\n"
-    progress.finish("b", None, "z")
-    assert capsys.readouterr().out == "run 3/5  z  was trained before\n"

@@ -15,6 +15,7 @@ from dwsep_jax.config import (
     EXEMPT,
     FIELDS,
     RUN,
+    SWEEP,
     default_workdir,
     from_dict,
     load_config,
@@ -103,6 +104,12 @@ INVALID = {
     "num_seeds": [0, 1001, 1.5],
     "rate_factors": [(), (0.0,), (1001,), (1, 1.0001), (NAN,), ("1",), 1.0],
     "margin": [-0.1, 101, NAN],
+    "space": [(), ("",), ("a=1|2", "a=1|2"), (1,), "a=1|2", None],
+    "sampler": ["", None],
+    "pruner": ["", 1],
+    "num_trials": [0, -1, 1.5, 10**6 + 1],
+    "storage": ["", "None", 3],
+    "study": ["", None],
     "seed": [-1, 2**32, 1.0, None],
     "steps_per_dispatch": [0, -1, 1.5, 10**4 + 1],
     "eval_batch_size": [0, 10**5 + 1],
@@ -232,6 +239,20 @@ def test_a_comparison_has_a_workdir_of_its_own(path, changes, name):
         assert default_workdir(path, config, make_config()) == "runs/compare"
 
 
+@pytest.mark.parametrize(
+    ("path", "changes", "name"),
+    [
+        ("configs/sweep.py:digits", {}, "sweep@digits"),
+        ("configs/digits.py", {}, "sweep-digits"),
+        ("sweep.py", {"num_trials": 9, "storage": "a.log", "num_seeds": 3}, "sweep"),
+        ("sweep.py", {"sampler": "grid"}, "sweep-sampler=grid"),
+    ],
+)
+def test_a_sweep_has_a_workdir_of_its_own(path, changes, name):
+    workdir = default_workdir(path, make_config(**changes), make_config(), SWEEP)
+    assert workdir == os.path.join("runs", name)
+
+
 def test_different_runs_have_different_workdirs():
     runs = [
         ("a.py", {}),
@@ -309,7 +330,9 @@ def test_exempt_fields_are_those_of_the_present_request(tmp_path):
     open_workdir(tmp_path, make_config(data_dir="/old"), resolve)
     changes = {"data_dir": "/new", "progress": False, "eval_batch_size": 7}
     changes |= {"tensorboard": True, "variants": ("x",), "num_seeds": 2}
-    changes |= {"rate_factors": (2.0,), "margin": 1.0}
+    changes |= {"rate_factors": (2.0,), "margin": 1.0, "space": ("flip=true|false",)}
+    changes |= {"sampler": "grid", "pruner": "none", "num_trials": 3}
+    changes |= {"storage": "a.journal", "study": "other"}
     for config in (
         open_workdir(tmp_path, make_config(**changes), never_resolve),
         load_config(tmp_path, make_config(**changes)),
@@ -335,8 +358,25 @@ def test_a_comparison_keeps_its_variants_and_may_gain_seeds(tmp_path):
             open_workdir(tmp_path, make_config(**change), never_resolve, COMPARISON)
 
 
+def test_a_sweep_keeps_its_space_and_may_gain_trials(tmp_path):
+    open_workdir(tmp_path, make_config(), resolve, SWEEP)
+    changes = {"num_trials": 50, "num_seeds": 7, "storage": "a.journal"}
+    config = open_workdir(tmp_path, make_config(**changes), never_resolve, SWEEP)
+    assert {name: config[name] for name in changes} == changes
+    requested = load_requested(tmp_path, SWEEP)
+    assert {name: requested[name] for name in changes} == changes
+    open_workdir(tmp_path, make_config(variants=("x",)), never_resolve, SWEEP)
+    space = ("flip=true|false",)
+    for change in ({"space": space}, {"sampler": "random"}, {"study": "b"}):
+        with pytest.raises(ConfigError, match="belongs to another sweep: "):
+            open_workdir(tmp_path, make_config(**change), never_resolve, SWEEP)
+    # A comparison reads none of these.
+    open_workdir(tmp_path / "a", make_config(), resolve, COMPARISON)
+    open_workdir(tmp_path / "a", make_config(space=space), never_resolve, COMPARISON)
+
+
 def test_a_workdir_of_the_other_kind_is_refused(tmp_path):
-    for kind in (RUN, COMPARISON):
+    for kind in (RUN, COMPARISON, SWEEP):
         open_workdir(tmp_path / kind, make_config(), resolve, kind)
     with pytest.raises(ConfigError) as error:
         load_config(tmp_path / COMPARISON)
@@ -348,8 +388,10 @@ def test_a_workdir_of_the_other_kind_is_refused(tmp_path):
         load_requested(tmp_path / RUN, COMPARISON)
     assert str(error.value) == (
         f"--workdir={tmp_path}/run: holds a run, and a comparison is asked for; choose "
-        "another --workdir, or leave --mode=compare out"
+        "another --workdir, or --mode=train"
     )
+    with pytest.raises(ConfigError, match=r"holds a sweep, .* or give --mode=sweep"):
+        load_config(tmp_path / SWEEP)
 
 
 def test_differing_config_is_refused_by_name(tmp_path):
@@ -382,6 +424,15 @@ def test_another_platform_may_evaluate_but_not_go_on(tmp_path):
 def test_invalid_config_makes_no_workdir(tmp_path):
     with pytest.raises(ConfigError, match=r"--config\.seed=-1"):
         open_workdir(tmp_path / "a", make_config(seed=-1), resolve)
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_cannot_be_resolved_makes_no_workdir(tmp_path):
+    def refuse(config):
+        raise UserError("cannot be reached")
+
+    with pytest.raises(UserError, match="cannot be reached"):
+        open_workdir(tmp_path / "a", make_config(), refuse)
     assert not (tmp_path / "a").exists()
 
 
@@ -444,7 +495,7 @@ def damage(content, how):
     elif how == "another version":
         content["requested"]["nesterov"] = True
     elif how == "another kind":
-        content["kind"] = "sweep"
+        content["kind"] = "ensemble"
     elif how == "section of wrong type":
         content["requested"] = 3
     return json.dumps(content)

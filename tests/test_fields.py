@@ -11,7 +11,7 @@ from dwsep_jax.config import FIELDS
 from dwsep_jax.datasets import cache
 from dwsep_jax.metrics import Metrics
 from dwsep_jax.step import make_train_state
-from tests import comparing, tiny
+from tests import comparing, sweeping, tiny
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +238,39 @@ def test_a_comparison_changes(monkeypatch, tmp_path, field):
     assert compare("changed", **{field: IN_THE_COMPARISON[field]}) != default
 
 
+IN_THE_SWEEP = {
+    "space": ("optimizer=adam|sgd", "mixup=0..1"),
+    "sampler": "grid",
+    "pruner": "none",
+    "num_trials": 5,
+    "storage": "kept.journal",
+    "study": "other",
+}
+
+
+@pytest.mark.parametrize("field", IN_THE_SWEEP)
+def test_a_sweep_changes(monkeypatch, tmp_path, field):
+    trained = sweeping.train_quickly(monkeypatch)
+    # Ever worse, so that the pruner has something to do.
+    trained.score = lambda config: [1 - 0.1 * len(trained.runs)] * 2
+    monkeypatch.chdir(tmp_path)
+
+    def sweep(name, **changes):
+        trained.runs.clear()
+        changes = {"space": ("optimizer=adam|sgd", "kernel_size=3..5")} | changes
+        best = sweeping.run(tmp_path / name, **{"num_trials": 6} | changes)
+        drawn = [config.to_dict() for _, config in trained.runs]
+        states = [row["state"] for row in sweeping.read_trials(tmp_path / name)]
+        return drawn, states, best["study"]
+
+    changed = sweep("changed", **{field: IN_THE_SWEEP[field]})
+    if field == "storage":
+        assert (tmp_path / "kept.journal").exists()
+        assert not (tmp_path / "changed" / "study.db").exists()
+    else:
+        assert changed != sweep("default")
+
+
 IN_THE_LOOP = {
     *("early_stopping", "min_change", "plateau_factor", "plateau_patience"),
     *("steps_per_dispatch", "deterministic", "eval_batch_size"),
@@ -247,5 +280,5 @@ IN_THE_LOOP = {
 
 def test_no_field_is_left_out():
     tested = [*IN_THE_PROGRAM, *IN_THE_STATE, *IN_THE_DATA, *IN_THE_LOOP]
-    tested += IN_THE_COMPARISON
+    tested += [*IN_THE_COMPARISON, *IN_THE_SWEEP]
     assert sorted(tested) == sorted(FIELDS)

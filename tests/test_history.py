@@ -5,7 +5,14 @@ import json
 import pytest
 
 from dwsep_jax.errors import UserError
-from dwsep_jax.history import append_row, is_settled, score, seconds_left, write_rows
+from dwsep_jax.history import (
+    append_row,
+    evaluated_row,
+    is_settled,
+    score,
+    seconds_left,
+    write_rows,
+)
 
 
 def rows_of(*accuracies):
@@ -33,6 +40,12 @@ def test_rows_are_written_appended_and_replaced(tmp_path):
 def test_the_score_is_that_of_the_weights_that_are_evaluated():
     assert score({"val_accuracy": 0.5}) == 0.5
     assert score({"val_accuracy": 0.5, "ema_val_accuracy": 0.6}) == 0.6
+
+
+def test_the_weights_that_are_evaluated_are_those_that_decide():
+    rows = [{"ema_val_accuracy": a, "val_accuracy": 0.1} for a in (0.5, 0.9, 0.6)]
+    assert evaluated_row(rows, early_stopping=0) is rows[2]
+    assert evaluated_row(rows, early_stopping=1) is rows[1]
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_declared_dependencies_are_those_that_are_used():
     ours = {"configs", "dwsep_jax"}
     used = imported_packages("dwsep_jax", "configs") - set(sys.stdlib_module_names)
     assert used - ours == needed - undeclared
-    tests = {"flatbuffers", "hypothesis", "pytest", "ruff", "selenium"}
+    tests = {"flatbuffers", "hypothesis", "psycopg", "pytest", "ruff", "selenium"}
     extra = project["optional-dependencies"]["test"]
     assert {re.match(r"[\w-]+", line)[0] for line in extra} == tests
     core = {"jax", "flax", "optax", "orbax", "tensorflow_datasets", "clu", "numpy"}
@@ -113,7 +113,9 @@ def test_imports_run_one_way():
         *("data", "augment", "optim", "metrics", "step", "checkpoint", "efficiency"),
         *("timing", "environment", "summary", "config", "history", "events", "reading"),
         *("figures", "diagnose", "evaluate", "epoch", "start", "train", "cost", "cli"),
-        *("statistics", "report", "widths", "variants", "comparison", "compare"),
+        *("statistics", "report", "widths", "variants", "comparison", "runs"),
+        *("compare", "space", "storage", "study", "worker", "trials", "points"),
+        *("final", "sweep"),
     ]
     packages = {"datasets", "report"}
     rank = {name: i for i, name in enumerate(order)}

@@ -105,6 +105,27 @@ def test_a_run_learns_and_leaves_its_files(tmp_path, capsys):
     assert (tmp_path / "figures" / "reliability.png").exists()
 
 
+def test_a_caller_sees_each_epoch_and_may_end_the_run(tmp_path, dataset):
+    config = tiny.make_resolved(num_epochs=3)
+    seen = []
+
+    def end(row):
+        seen.append(row)
+        if row["epoch"] == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train.run(config, tmp_path, dataset, on_test=False, after_epoch=end)
+    assert [row["epoch"] for row in seen] == [1, 2]
+    again = []
+    train.run(config, tmp_path, dataset, on_test=False, after_epoch=again.append)
+    # Also those that were trained before, and no epoch twice.
+    assert again[:2] == seen
+    assert [row["epoch"] for row in again] == [1, 2, 3]
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row) for row in rows] == [{"schema": 1, **row} for row in again]
+
+
 def test_an_evaluation_of_other_weights_is_replaced(tmp_path, monkeypatch):
     config = tiny.make_config(num_epochs=2)
     path = tmp_path / "evaluation.json"

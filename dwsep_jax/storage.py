@@ -1,0 +1,133 @@
+"""Where a sweep's study is kept: SQLite in the workdir, a database, a journal file."""
+
+import contextlib
+import pathlib
+import time
+import warnings
+from collections.abc import Iterator
+
+import optuna
+import sqlalchemy
+from optuna.storages import (
+    BaseStorage,
+    JournalStorage,
+    RDBStorage,
+    RetryHeartbeatStaleTrialCallback,
+)
+from optuna.storages.journal import JournalFileBackend
+
+from dwsep_jax.errors import ConfigError, UserError
+
+HEARTBEAT_SECONDS = 10
+GRACE_SECONDS = 3 * HEARTBEAT_SECONDS
+_CONNECT_SECONDS = 10
+
+
+def is_file(storage: str | None) -> bool:
+    """Return whether the study is in the workdir or a journal file, not a database.
+
+    Raises:
+      ConfigError: if it is neither a file nor a URL.
+    """
+    if storage is None or storage.endswith((".journal", ".log")):
+        return True
+    if "://" not in storage:
+        raise ConfigError(
+            f"--config.storage={storage}: must be a database's URL, or a file "
+            "*.journal or *.log; e.g. --config.storage=postgresql://user@host/database"
+        )
+    return False
+
+
+def open_storage(storage: str | None, workdir: pathlib.Path) -> BaseStorage:
+    """Return the storage that `config.storage` names; unset: study.db in the workdir.
+
+    Raises:
+      ConfigError: if it is neither a URL nor a journal file.
+      UserError: if it cannot be reached, or its driver is missing.
+    """
+    if storage is None:
+        return _open_database(f"sqlite:///{workdir.resolve()}/study.db")
+    if not is_file(storage):
+        return _open_database(storage)
+    path = pathlib.Path(storage).expanduser()
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except OSError as error:
+        raise UserError(
+            f"--config.storage={storage}: cannot be used: {error.strerror}; name a "
+            "file in a directory that exists and can be written"
+        ) from error
+
+
+def _open_database(storage):
+    try:
+        url = sqlalchemy.make_url(storage)
+        backend = url.get_backend_name()
+    except sqlalchemy.exc.ArgumentError:
+        raise _no_url(storage.partition("://")[0] + "://...") from None
+    shown = url.render_as_string(hide_password=True)
+    options = {"pool_pre_ping": True}
+    if backend == "postgresql":
+        if url.drivername == "postgresql":
+            url = url.set(drivername="postgresql+psycopg")
+        options["connect_args"] = {"connect_timeout": _CONNECT_SECONDS}
+    elif backend == "sqlite":
+        options["connect_args"] = {"timeout": 60}
+    for attempt in (1, 2, 3):
+        try:
+            with calmly():
+                return RDBStorage(
+                    url.render_as_string(hide_password=False),
+                    engine_kwargs=options,
+                    heartbeat_interval=HEARTBEAT_SECONDS,
+                    grace_period=GRACE_SECONDS,
+                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+                )
+        except sqlalchemy.exc.NoSuchModuleError:
+            raise _no_url(shown) from None
+        except ImportError as error:
+            raise UserError(
+                f"--config.storage={shown}: the driver of that database is missing; "
+                f"{_describe_driver(backend)}"
+            ) from error
+        except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
+            # Two workers that create the same tables at once: the later one finds them.
+            is_race = isinstance(
+                error, sqlalchemy.exc.IntegrityError | sqlalchemy.exc.ProgrammingError
+            )
+            if is_race and attempt < 3:
+                time.sleep(1)
+                continue
+            raise UserError(
+                f"--config.storage={shown}: cannot be reached: {first_line(error)}; "
+                "start the database, or correct the URL"
+            ) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _no_url(shown):
+    return ConfigError(
+        f"--config.storage={shown}: is no URL of a database; e.g. "
+        "--config.storage=postgresql://user@host/database"
+    )
+
+
+def _describe_driver(backend):
+    if backend == "postgresql":
+        return "pip install 'dwsep_jax[postgresql]'"
+    return f"install one that SQLAlchemy knows for {backend}"
+
+
+def first_line(error: Exception) -> str:
+    """Return what the database says, without what SQLAlchemy says of it."""
+    cause = getattr(error, "orig", None) or error
+    return str(cause).strip().partition("\n")[0]
+
+
+@contextlib.contextmanager
+def calmly() -> Iterator[None]:
+    """Leave out that Optuna may change what it calls experimental."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
