@@ -6,6 +6,8 @@ import pathlib
 
 import numpy as np
 
+from dwsep_jax.cli import CONFIGS, load_file
+from dwsep_jax.config import to_dict
 from tests import report_files
 
 CHOICES = {"activation": ["relu", "leaky_relu", "swish"]}
@@ -106,9 +108,9 @@ def write_sweep(
     """
     directory.mkdir(parents=True, exist_ok=True)
     winner = WINNER | (winner or {})
-    fields = {"dataset": "digits", "space": SPACE, "sampler": "tpe", "pruner": pruner}
-    fields |= {"num_trials": num_trials, "num_seeds": num_seeds, "storage": None}
-    fields |= {"study": "sweep", "num_epochs": 12, "progress": False}
+    fields = to_dict(load_file(str(CONFIGS / "sweep.py") + ":digits"))
+    fields |= {"space": SPACE, "pruner": pruner, "num_trials": num_trials}
+    fields |= {"num_seeds": num_seeds, "num_epochs": 12}
     config = {"kind": "sweep", "requested": fields, "resolved": fields}
     report_files.write_json(directory / "config.json", config)
     rows = make_trials(num_trials, num_complete, winner)
@@ -122,7 +124,7 @@ def write_sweep(
     best["num_trials"] = {s: states.count(s) for s in ("complete", "pruned", "failed")}
     flags = [f"--config.{name}={value}" for name, value in overrides.items()]
     command = ["python main.py --config=configs/digits.py", *flags]
-    best |= {"command": " ".join(command), "importance": importance}
+    best |= {"command": " \\\n  ".join(command), "importance": importance}
     best |= {"validation": {"accuracy": 0.985, "epoch": 12}, "finals": []}
     best["environment"] = report_files.ENVIRONMENT
     own = [f"{name}={winner[name]}" for name in ("optimizer", "activation")]

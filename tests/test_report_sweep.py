@@ -15,11 +15,12 @@ from dwsep_jax import report
 from dwsep_jax.errors import UserError
 from dwsep_jax.report import files, finals, page, parallel, sweep_charts, sweep_text
 from dwsep_jax.report.sweep import describe_sweep
-from dwsep_jax.report.trials import Axis, axes_of_best, axes_of_space
+from dwsep_jax.report.trials import Axis, axes_of_best, axes_of_config
 from tests import sweep_files
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = {"num_examples": 500}
+NAMES = ("best", "config")
 CLEAR = {"optimizer=rmsprop": 0.02, "optimizer=sgd": 0.03}
 CLEAR |= {"activation=relu": 0.02, "activation=leaky_relu": 0.025}
 IMPORTANCE = {"learning_rate_factor": 0.55, "optimizer": 0.25, "activation": 0.12}
@@ -183,6 +184,13 @@ def test_too_few_complete_trials_are_no_answer(tmp_path):
     assert any(step.startswith("More trials") for step in list_steps(sweep))
 
 
+def test_a_seed_that_diverged_is_counted(workdir):
+    finals = json.loads((workdir / "best.json").read_text())["finals"]
+    finals[1]["diverged"] = [4]
+    change(workdir / "best.json", finals=finals)
+    assert "| 3 (1 diverged) | optimizer=rmsprop |" in markdown_of(workdir)
+
+
 def test_one_seed_confirms_nothing(tmp_path):
     sweep = sweep_of(tmp_path, num_seeds=1)
     answer = answer_of(sweep)
@@ -269,7 +277,11 @@ def test_the_discussion_counts_and_says_what_is_not_shown(workdir):
     sweep_files.write_trials(workdir, rows)
     discussion = " ".join(discuss(files.read_workdir(workdir)))
     assert "1 trial did a lost one again." in discussion
-    assert "Failed: killed (1)." in discussion
+    assert "Failed: killed" not in discussion  # It was done again.
+    assert "Of 15 trials, 12 complete and 3 pruned." in discussion
+    rows[15]["retry_of"] = ""
+    sweep_files.write_trials(workdir, rows)
+    assert "Failed: killed (1)." in " ".join(discuss(files.read_workdir(workdir)))
     assert "diverged" not in discussion
 
 
@@ -297,29 +309,33 @@ def test_references_are_those_of_what_was_used(tmp_path):
 def test_the_command_searches_again_and_joins_no_study(clear):
     code = find_parts(files.read_workdir(clear))["How to reproduce it"][0].text
     command, again = code.replace(" \\\n ", "").splitlines()
-    assert command.startswith("python main.py --mode=sweep --config=configs/sweep.py:")
-    assert "--config.storage" not in command
-    assert "--workdir=runs/again" in command
+    assert command == (
+        "python main.py --mode=sweep --config=configs/sweep.py:digits "
+        "--config.num_epochs=12 --config.num_trials=16 --config.space='"
+        f"{','.join(sweep_files.SPACE)}' --workdir=runs/again"
+    )
     assert again == "python main.py --mode=report --workdir=runs/again"
 
 
 def test_texts_that_a_shell_would_read_are_quoted(tmp_path):
     sweep = sweep_of(tmp_path)
     sweep.config["requested"]["space"] = ["a=b|c", "d=1..2 log"]
+    sweep.config["requested"]["study"] = "mine"
     sweep.config["requested"]["storage"] = "postgresql://me:secret@host/db"
     code = find_parts(sweep)["How to reproduce it"][0].text
     assert "--config.space='a=b|c,d=1..2 log'" in code
     assert "secret" not in code
+    assert "mine" not in code
 
 
-def test_the_space_of_the_config_is_that_of_best(clear):
-    best = axes_of_best(json.loads((clear / "best.json").read_text())["axes"])
-    assert axes_of_space(sweep_files.SPACE) == best
-    (axis,) = axes_of_space(["growth_rate = 8..24"])
-    assert axis == Axis("growth_rate", "growth_rate", "int", False, 8, 24)
-    (axis,) = axes_of_space(["learning_rate=x0.5|x1|x2"])
-    assert axis.choices == ("0.5", "1", "2")
-    assert axis.name == "learning_rate_factor"
+def test_the_axes_of_the_config_are_those_of_best(clear):
+    best, config = (json.loads((clear / f"{n}.json").read_text()) for n in NAMES)
+    *axes, dropout_rate = axes_of_config(config)
+    assert axes == axes_of_best(best)[:-1]
+    assert dropout_rate.high == pytest.approx(0.3, abs=1 / 256)
+    config["resolved"]["space"] = ["growth_rate=24..8"]
+    with pytest.raises(UserError, match=r"growth_rate=24\.\.8: the range is empty"):
+        axes_of_config(config)
 
 
 def test_hopeless_trials_do_not_flatten_the_others(clear):
@@ -394,7 +410,7 @@ def test_a_sweep_without_config_is_drawn_from_best(workdir):
     (workdir / "config.json").unlink()
     assert "configs/sweep.py" not in markdown_of(workdir)
     (workdir / "best.json").unlink()
-    with pytest.raises(UserError, match=r"neither best\.json nor the space of con"):
+    with pytest.raises(UserError, match=r"neither best\.json nor config\.json is"):
         report.write_report([workdir])
 
 

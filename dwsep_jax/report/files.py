@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dwsep_jax.config import SWEEP
 from dwsep_jax.errors import UserError
 from dwsep_jax.reading import read_evaluation, read_rows
 from dwsep_jax.report.shapes import check, damaged, read_json
@@ -14,12 +15,9 @@ from dwsep_jax.report.trials import (
     Axis,
     Trial,
     axes_of_best,
-    axes_of_space,
+    axes_of_config,
     read_trials,
 )
-
-# The kind that config.json names.
-SWEEP = "sweep"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,13 +182,12 @@ def _read_comparison(directory):
 def _read_sweep(directory):
     config, best = read_json(directory, "config"), read_json(directory, "best")
     trials = read_trials(directory / "trials.csv")
-    space = (config or {}).get("resolved", {}).get("space")
-    if best is None and not space:
+    if best is None and config is None:
         raise UserError(
-            f"{directory}: neither best.json nor the space of config.json says what "
+            f"{directory}: neither best.json nor config.json is there to say what "
             "trials.csv has searched; put config.json back"
         )
-    axes = axes_of_best(best["axes"]) if best else axes_of_space(space)
+    axes = axes_of_best(best) if best else axes_of_config(config)
     _check_belonging(directory, best, axes, trials)
     finals = best["finals"] if best else []
     curves, diagnoses, correct = {}, {}, {}

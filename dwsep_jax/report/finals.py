@@ -50,9 +50,17 @@ def list_complete(sweep: Sweep) -> list[Trial]:
     return [trial for trial in found if trial.value is not None]
 
 
+def list_attempts(sweep: Sweep) -> list[Trial]:
+    """Return each trial, or the last that did it again."""
+    last = {}
+    for trial in sweep.trials:
+        last[trial.number if trial.retry_of is None else trial.retry_of] = trial
+    return list(last.values())
+
+
 def count_states(sweep: Sweep) -> Counter:
-    """Return how many trials there are of each state."""
-    return Counter(trial.state for trial in sweep.trials)
+    """Return how many of the attempts are in each state."""
+    return Counter(trial.state for trial in list_attempts(sweep))
 
 
 def enough_complete(sweep: Sweep) -> int:

@@ -12,6 +12,7 @@ from dwsep_jax.config import (
     COMPARISON,
     EXEMPT,
     RUN,
+    SWEEP,
     format_value,
     from_dict,
 )
@@ -19,7 +20,7 @@ from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.figures import render_pictures, render_run
 from dwsep_jax.history import score
 from dwsep_jax.report import charts
-from dwsep_jax.report.files import SWEEP, Run
+from dwsep_jax.report.files import Run
 from dwsep_jax.report.format import (
     DASH,
     amount,
@@ -399,7 +400,7 @@ def build_command(
 
     Args:
       requested: fields, as config.json holds them.
-      kind: `RUN` or `COMPARISON` of `config`, or `SWEEP`.
+      kind: `RUN`, `COMPARISON` or `SWEEP` of `config`.
       config: a file of the repository, with its `:arg`; what it says is left out.
     """
     try:

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from dwsep_jax.config import SWEEP
 from dwsep_jax.report import charts, finals, sweep_charts, sweep_text
-from dwsep_jax.report.files import SWEEP, Sweep
+from dwsep_jax.report.files import Sweep
 from dwsep_jax.report.format import (
     DASH,
     PLUS_MINUS,
@@ -140,7 +141,7 @@ def _show_winner(sweep):
     return [
         Table("Its settings", ["field", "value", "searched"], rows),
         Text(words),
-        Code(sweep.best["command"].replace(" --", " \\\n  --")),
+        Code(sweep.best["command"]),
     ]
 
 
@@ -181,7 +182,9 @@ def _show_finals(sweep, rivals):
         row = [name, percent(accuracy["mean"])]
         row += [percent(accuracy.get("std")), interval(ends, percent)]
         row += [mean_and_interval(final["summary"].get("val_accuracy"))]
-        rows.append([*row, str(accuracy["n"]), ", ".join(final["reasons"])])
+        lost = final.get("diverged") or []
+        row += [f"{accuracy['n']}" + (f" ({len(lost)} diverged)" if lost else "")]
+        rows.append([*row, ", ".join(final["reasons"])])
         value = {"name": name, "mean": 100 * accuracy["mean"]}
         value |= {"low": 100 * ends[0] if ends else None}
         value |= {"high": 100 * ends[1] if ends else None}
@@ -197,10 +200,10 @@ def _show_finals(sweep, rivals):
     columns = ["trial", "test accuracy", "std", "95 % interval"]
     columns += ["validation accuracy", "seeds", "best of"]
     note = (
-        "Each is the best complete trial of its optimizer or activation, its number in "
-        "brackets, trained anew at full length with seeds that the search has not "
-        "seen, and read on test once. Intervals: Student's t over seeds; "
-        f"{PLUS_MINUS} is half of one."
+        "Each is the best trial of its optimizer or activation (of complete ones, if "
+        "there are any), its number in brackets, trained anew at full length with "
+        "seeds that the search has not seen, and read on test once. Intervals: "
+        f"Student's t over seeds; {PLUS_MINUS} is half of one."
     )
     return [
         Chart("finals", title, f"{title}: {listed}.", spec),

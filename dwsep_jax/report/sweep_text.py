@@ -29,9 +29,10 @@ def answer(sweep: Sweep, rivals: Rivals) -> Headline:
     winner = finals.find_winner(sweep)
     final = finals.find_final(sweep, winner.number)
     verdict, tone = _decide(sweep, winner, final, rivals)
-    reached = sweep.best["validation"]
+    reached, counts = sweep.best["validation"], finals.count_states(sweep)
+    total = counts.total()
     sentences = [
-        f"On {sweep.best['dataset']}, the best of {len(sweep.trials)} trials is number "
+        f"On {sweep.best['dataset']}, the best of {total} trials is number "
         f"{winner.number}: {describe_settings(sweep, winner)}. It reaches "
         f"{percent(reached['accuracy'])} on validation, after epoch "
         f"{reached['epoch']}."
@@ -47,8 +48,7 @@ def answer(sweep: Sweep, rivals: Rivals) -> Headline:
         reached_on_test = mean_and_interval(final["summary"]["accuracy"])
         words = f"test accuracy over {_count(len(final['runs']), 'seed')}"
         figures.append((reached_on_test, words))
-    complete = len(finals.list_complete(sweep))
-    figures.append((f"{complete} of {len(sweep.trials)}", "trials went to their end"))
+    figures.append((f"{counts['complete']} of {total}", "trials went to their end"))
     text, more = " ".join(sentences), " ".join(filter(None, more))
     return Headline(verdict, tone, text, tuple(figures), more)
 
@@ -179,7 +179,7 @@ def _discuss_trials(sweep):
     retries = sum(1 for t in sweep.trials if t.retry_of is not None)
     more = f" {_count(diverged, 'trial')} diverged." if diverged else ""
     more += f" {_count(retries, 'trial')} did a lost one again." if retries else ""
-    yield f"Of {_count(len(sweep.trials), 'trial')}, {states}.{more}"
+    yield f"Of {_count(counts.total(), 'trial')}, {states}.{more}"
     complete, enough = len(finals.list_complete(sweep)), finals.enough_complete(sweep)
     if complete < enough:
         yield (
@@ -187,7 +187,8 @@ def _discuss_trials(sweep):
             f"{_count(len(sweep.axes), 'axis', 'axes')} are few: it takes {enough} to "
             "say anything, and some tens to say it well."
         )
-    failed = [t for t in sweep.trials if t.state == "failed" and t.note != "diverged"]
+    failed = [t for t in finals.list_attempts(sweep) if t.state == "failed"]
+    failed = [trial for trial in failed if trial.note != "diverged"]
     if failed:
         notes = Counter(t.note or "no reason is known" for t in failed).most_common(3)
         yield f"Failed: {'; '.join(f'{note} ({n})' for note, n in notes)}."

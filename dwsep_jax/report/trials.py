@@ -4,12 +4,13 @@ import csv
 import dataclasses
 import math
 import pathlib
-import re
 from typing import Any
 
+from dwsep_jax.config import from_dict
 from dwsep_jax.errors import UserError
 from dwsep_jax.report.format import TIMES
 from dwsep_jax.report.shapes import damaged
+from dwsep_jax.space import parse_space
 
 STATES = ("complete", "pruned", "failed", "running", "waiting")
 _BEFORE, _AFTER = (
@@ -136,35 +137,30 @@ def _read_row(path, line, header, row):
     )
 
 
-def axes_of_best(axes: list[dict[str, Any]]) -> list[Axis]:
+def axes_of_best(best: dict[str, Any]) -> list[Axis]:
     """Return the axes as best.json describes them."""
     return [
         Axis(
             *(axis[key] for key in ("name", "field", "kind", "log", "low", "high")),
             choices=tuple(show_setting(c) for c in axis.get("choices") or ()),
         )
-        for axis in axes
+        for axis in best["axes"]
     ]
 
 
-def axes_of_space(space: list[str]) -> list[Axis]:
-    """Return the axes as `config.space` writes them, which the sweep has checked."""
-    axes = []
-    for text in space:
-        field, _, values = text.partition("=")
-        field, words = field.strip(), values.split()
-        is_log = words[-1:] == ["log"]
-        values = "".join(words[:-1] if is_log else words)
-        name = f"{field}_factor" if values.startswith("x") else field
-        values = re.sub(r"(?<![^.|])x", "", values)
-        low, dots, high = values.partition("..")
-        if not dots:
-            choices = tuple(values.split("|"))
-            axes.append(Axis(name, field, "choice", choices=choices))
-            continue
-        kind = "int" if re.fullmatch(r"\d+\.\.\d+", values) else "float"
-        axes.append(Axis(name, field, kind, is_log, float(low), float(high)))
-    return axes
+def axes_of_config(config: dict[str, Any]) -> list[Axis]:
+    """Return the axes as config.json writes them.
+
+    Raises:
+      UserError: if they are none.
+    """
+    return [
+        Axis(
+            *(axis.name, axis.field, axis.kind, axis.log, axis.low, axis.high),
+            choices=tuple(show_setting(c) for c in axis.choices or ()),
+        )
+        for axis in parse_space(from_dict(config["resolved"]))
+    ]
 
 
 def show_setting(value: Any) -> str:
