@@ -465,6 +465,7 @@ def test_a_damaged_table_is_one_line_that_says_where(workdir, content, problem):
     [
         ({"number": 99}, "trials.csv is damaged (it lacks trial 99 of best.json)"),
         ({"number": "two"}, "best.json is damaged (number must be a number"),
+        ({"number": True}, "best.json is damaged (number must be a number"),
         ({"importance": {"optimizer": "high"}}, "importance.optimizer must be a num"),
         ({"axes": [{"name": "a"}]}, "it lacks axes[0].field"),
         ({"finals": [{"number": 1}]}, "it lacks finals[0].overrides"),
