@@ -6,7 +6,7 @@ import pytest
 from dwsep_jax import final, study, train, worker
 from dwsep_jax.errors import UserError
 from dwsep_jax.space import parse_space
-from tests import sweeping
+from tests import sweeping, tiny
 from tests.sweeping import diverge, make_config, read_trials, run
 
 

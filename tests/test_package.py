@@ -114,8 +114,9 @@ def test_imports_run_one_way():
         *("data", "augment", "optim", "metrics", "step", "checkpoint", "efficiency"),
         *("timing", "environment", "summary", "config", "history", "events", "reading"),
         *("figures", "diagnose", "evaluate", "epoch", "start", "train", "cost", "cli"),
-        *("population", "statistics", "report", "widths", "variants", "comparison"),
-        *("runs", "compare", "space", "storage", "study", "worker", "trials", "points"),
+        *("population", "statistics", "space", "report", "widths", "variants"),
+        *("comparison", "runs", "compare", "storage", "study", "worker", "trials"),
+        "points",
         *("final", "sweep"),
     ]
     packages = {"datasets", "report"}

@@ -1,5 +1,6 @@
 """The report: its answer, what it shows of which file, and what is left out."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -541,6 +542,9 @@ def test_both_themes_are_legible(theme):
         assert contrast(name, "panel") >= 4.5, name
     for i in range(6):
         assert contrast(f"series{i}", "page") >= 3, i
+    ramp = [contrast(f"ramp{i}", "page") for i in range(4)]
+    assert ramp[0] >= 3
+    assert all(high / low > 1.2 for low, high in itertools.pairwise(ramp))
     assert contrast("text", "heat") >= 4.5
     assert page.THEMES["light"].keys() == page.THEMES["dark"].keys()
 

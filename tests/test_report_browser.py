@@ -6,7 +6,7 @@ import time
 import pytest
 
 from dwsep_jax import report
-from tests import report_files
+from tests import report_files, sweep_files
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -22,6 +22,15 @@ def page(tmp_path_factory):
     sizes = {"num_seeds": 3, "num_examples": 500, "num_epochs": 30}
     report_files.write_comparison(directory, **sizes)
     return report.write_report([directory, directory / "separable/seed0"]).as_uri()
+
+
+@pytest.fixture(scope="module")
+def sweep_page(tmp_path_factory):
+    """Return the address of the page of a sweep."""
+    directory = tmp_path_factory.mktemp("sweep")
+    importance = {name: 0.2 for name in sweep_files.NAMES}
+    sweep_files.write_sweep(directory, importance=importance, num_examples=300)
+    return report.write_report([directory]).as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +150,52 @@ def test_a_hover_tells_every_variant_of_an_epoch(browser, page):
     text = browser.execute_script(f"return {tooltip}.innerText")
     for words in ("epoch", "separable", "standard", "separable_macs"):
         assert words in text
+    assert "undefined" not in text
+
+
+def test_a_sweep_is_drawn_in_both_themes_and_fits_a_phone(browser, sweep_page):
+    browser.get_log("browser")
+    for width, theme, winner in (
+        (1280, "light", "rgb(213, 94, 0)"),
+        (390, "dark", "rgb(245, 130, 49)"),
+    ):
+        show(browser, sweep_page, width, theme)
+        assert browser.get_log("browser") == []
+        charts = "return document.querySelectorAll('.chart').length"
+        drawn = "return document.querySelectorAll('.chart svg.marks').length"
+        assert browser.execute_script(charts) == browser.execute_script(drawn) == 10
+        script = "return document.documentElement.scrollWidth"
+        assert browser.execute_script(script) <= width
+        # What does not fit into its chart: none of the charts is cut off.
+        script = (
+            "return [...document.querySelectorAll('.chart')].filter((place) =>"
+            " place.querySelector('svg').getBoundingClientRect().width"
+            " > place.getBoundingClientRect().width + 1).length"
+        )
+        assert browser.execute_script(script) == 0
+        script = (
+            "return [...document.querySelectorAll('.chart svg path')]"
+            ".map((path) => getComputedStyle(path).stroke)"
+        )
+        assert winner in browser.execute_script(script)
+
+
+def test_a_hover_tells_the_trial_of_a_line(browser, sweep_page):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    show(browser, sweep_page, 1280)
+    script = (
+        "return [...document.querySelectorAll('figure')].find((figure) =>"
+        " figure.innerText.trim().startsWith('Each trial as a line'))"
+        ".querySelector('svg')"
+    )
+    chart = browser.execute_script(script)
+    browser.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", chart)
+    ActionChains(browser).move_to_element_with_offset(chart, 20, 10).perform()
+    ActionChains(browser).move_by_offset(2, 2).perform()
+    tooltip = "document.querySelector('#vg-tooltip-element.visible')"
+    wait_for(browser, f"return Boolean({tooltip})")
+    text = browser.execute_script(f"return {tooltip}.innerText")
+    for words in ("trial", "state", "accuracy (%)", "optimizer", "dropout_rate"):
+        assert words in text
+    assert "undefined" not in text

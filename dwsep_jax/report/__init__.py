@@ -1,4 +1,4 @@
-"""What runs and comparisons show, from their files, for people; without jax."""
+"""What runs, comparisons and sweeps show, from their files, for people; without jax."""
 
 from dwsep_jax.report.write import write_report
 

@@ -1,7 +1,7 @@
 """The specifications of the charts, in Vega-Lite; colours are those of the theme."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -45,7 +45,7 @@ def lines(series: dict[str, Series], names: list[str], y_title: str, form: str) 
     y = {"type": "quantitative", "title": y_title + suffix, "scale": scale}
     band = {"mark": {"type": "area", "opacity": 0.15, "clip": True}}
     band["encoding"] = {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}}
-    color = _color("series", names, series)
+    color = color_by("series", names, series)
     # The legend shows the lines, and not the pale bands.
     color["legend"] |= {"symbolType": "stroke", "symbolSize": 150, "symbolOpacity": 1}
     color["legend"] |= {"symbolFillColor": "transparent"}
@@ -55,11 +55,11 @@ def lines(series: dict[str, Series], names: list[str], y_title: str, form: str) 
         curve["mark"]["point"] = {"size": 40}
     curve["encoding"] = {"x": x, "y": y | {"field": "mean"}}
     curve["encoding"]["color"] = color
-    curve["encoding"]["strokeDash"] = _scale("series", names, _DASHES, series)
+    curve["encoding"]["strokeDash"] = scale_by("series", names, _DASHES, series)
     layers = [curve, _reading_rule(x, by_x, names, form)]
     if any(value["low"] != value["high"] for value in values):
         layers.insert(0, band)
-    return _layered(values, layers, 260)
+    return layered(values, layers, 260)
 
 
 def accuracy_against(
@@ -89,7 +89,7 @@ def accuracy_against(
     ]
     step_mark = {"type": "line", "interpolate": "step-after", "strokeWidth": 1.5}
     step_mark |= {"color": "var(--muted)", "strokeDash": [4, 3]}
-    color = _color("variant", names, shown)
+    color = color_by("variant", names, shown)
     layers = [
         {"data": {"values": steps}, "mark": step_mark, "encoding": {"x": x, "y": y}},
         {
@@ -101,10 +101,10 @@ def accuracy_against(
         {
             "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
             "encoding": {"x": x, "y": y, "color": color, "tooltip": tooltip}
-            | {"shape": _scale("variant", names, _SHAPES, shown)},
+            | {"shape": scale_by("variant", names, _SHAPES, shown)},
         },
     ]
-    return _layered(points, layers, 240)
+    return layered(points, layers, 240)
 
 
 def ratios(values: list[Spec], names: list[str], measures: list[str]) -> Spec:
@@ -136,12 +136,12 @@ def ratios(values: list[Spec], names: list[str], measures: list[str]) -> Spec:
     mark = {"type": "point", "filled": True, "size": 100, "opacity": 0.9}
     dots = {"mark": mark, "encoding": {"x": x, "y": y, "tooltip": tooltip}}
     shown = [n for n in names if any(value["variant"] == n for value in values)]
-    color = _color("variant", names, shown)
+    color = color_by("variant", names, shown)
     # Long labels leave no room for two beside each other on a phone.
     color["legend"] |= {"columns": 1}
     dots["encoding"] |= {"color": color}
-    dots["encoding"]["shape"] = _scale("variant", names, _SHAPES, shown)
-    return _layered(values, [one, dots], 34 * len(measures))
+    dots["encoding"]["shape"] = scale_by("variant", names, _SHAPES, shown)
+    return layered(values, [one, dots], 34 * len(measures))
 
 
 def bars(values: list[Spec], names: list[str], parts: list[str], x_title: str) -> Spec:
@@ -161,7 +161,7 @@ def bars(values: list[Spec], names: list[str], parts: list[str], x_title: str) -
         "x": x,
         "y": y,
         "yOffset": {"field": "variant", "sort": shown},
-        "color": _color("variant", names, shown),
+        "color": color_by("variant", names, shown),
         "tooltip": [
             {"field": "variant", "title": "variant"},
             {"field": "part", "title": "part"},
@@ -169,7 +169,7 @@ def bars(values: list[Spec], names: list[str], parts: list[str], x_title: str) -
         ],
     }
     layer = {"mark": {"type": "bar"}, "encoding": encoding}
-    return _layered(values, [layer], len(parts) * (11 * len(shown) + 6))
+    return layered(values, [layer], len(parts) * (11 * len(shown) + 6))
 
 
 def differences(values: list[Spec], x_title: str) -> Spec:
@@ -191,7 +191,7 @@ def differences(values: list[Spec], x_title: str) -> Spec:
     zero = {"mark": {"type": "rule", "color": "var(--text)"}}
     zero["encoding"] = {"x": {"datum": 0}}
     height = 20 * len(values)
-    return _layered(values, [{"mark": "bar", "encoding": encoding}, zero], height)
+    return layered(values, [{"mark": "bar", "encoding": encoding}, zero], height)
 
 
 def confusion(names: list[str], matrix: list[list[int]]) -> Spec:
@@ -231,7 +231,7 @@ def confusion(names: list[str], matrix: list[list[int]]) -> Spec:
         text = {"mark": {"type": "text", "fontSize": size}}
         text["encoding"] = axes | {"text": {"field": "count"}, "tooltip": tooltip}
         layers.append(text)
-    return _layered(values, layers, max(220, len(names) * (34 if few else 7)))
+    return layered(values, layers, max(220, len(names) * (34 if few else 7)))
 
 
 def reliability(bins: list[Spec]) -> Spec:
@@ -261,7 +261,7 @@ def reliability(bins: list[Spec]) -> Spec:
         "x": x | {"field": "confidence"},
         "y": y | {"field": "accuracy"},
     }
-    return _layered(values, [bar, line, gap], 280)
+    return layered(values, [bar, line, gap], 280)
 
 
 def band_of(curves: list[list[Spec]], read: Callable[[Spec], float | None]) -> Series:
@@ -283,20 +283,24 @@ def band_of(curves: list[list[Spec]], read: Callable[[Spec], float | None]) -> S
     ]
 
 
-def _layered(values, layers, height):
+def layered(values: list[Spec], layers: list[Spec], height: float) -> Spec:
+    """Return a chart of layers over common values, as wide as its place."""
     spec: Spec = {"width": "container", "height": height, "layer": layers}
     return spec | {"data": {"values": values}}
 
 
-def _scale(field, names, choices, shown):
+def scale_by(
+    field: str, names: Sequence[str], choices: Sequence[Any], shown: Iterable[str]
+) -> Spec:
     """Return an encoding that gives each name one look, the same in all charts."""
     scale = {"domain": names, "range": [c for c, _ in zip(cycle(choices), names)]}
     legend = {"values": list(shown)}
     return {"field": field, "type": "nominal", "scale": scale, "legend": legend}
 
 
-def _color(field, names, shown):
-    return _scale(field, names, _COLORS, shown)
+def color_by(field: str, names: Sequence[str], shown: Iterable[str]) -> Spec:
+    """Return an encoding that gives each name its colour of the series."""
+    return scale_by(field, names, _COLORS, shown)
 
 
 def _choose_scale(values):
@@ -310,7 +314,8 @@ def _reading_rule(x, by_x, names, form):
     """Return the rule that follows the pointer and tells every series' value."""
     hover = {"type": "point", "on": "pointerover", "clear": "pointerout"}
     hover |= {"nearest": True, "encodings": ["x"]}
-    tooltip = [{"field": "x", "title": "epoch"}]
+    # Without a format, Vega-Lite finds no value of the point that is nearest.
+    tooltip = [{"field": "x", "title": "epoch", "type": "quantitative", "format": "d"}]
     shown = set().union(*by_x.values())
     for i, name in enumerate(names):
         if f"v{i}" not in shown:

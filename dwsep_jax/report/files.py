@@ -1,17 +1,23 @@
-"""The files of a run and of a comparison, checked, as the report takes them."""
+"""The files of runs, comparisons and sweeps, checked, as the report takes them."""
 
 import dataclasses
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from dwsep_jax.config import SWEEP
 from dwsep_jax.errors import UserError
-from dwsep_jax.reading import parse, read_evaluation, read_rows
-
-ANSWERS = ("better", "not_worse", "worse", "undecided")
-VERDICTS = ("overfitting", "underfitting", "well_fitted", "still_improving", "diverged")
+from dwsep_jax.reading import read_evaluation, read_rows
+from dwsep_jax.report.shapes import check, damaged, read_json
+from dwsep_jax.report.trials import (
+    Axis,
+    Trial,
+    axes_of_best,
+    axes_of_config,
+    read_trials,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,102 +74,35 @@ class Unfinished:
     runs: dict[str, Run]
 
 
-class _Each(NamedTuple):
-    """A JSON object of any keys, each of whose values is like `value`."""
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep's files; dicts are by the numbers of the trials in its finals.
 
-    value: Any
+    Attributes:
+      directory: its workdir.
+      config: what config.json holds, {requested, resolved}; None without one.
+      best: of best.json; None while the sweep is under way.
+      axes: of its space.
+      trials: by number.
+      curves: the rows of each final run that still has them.
+      diagnoses: the diagnosis of each final run that has one.
+      correct: whether each final run's predictions of test are right, bool (runs,
+        images); None where a run has none.
+      num_evaluated: final runs that are evaluated on test.
+    """
 
-
-_NUMBER = (int, float)
-_MAYBE = (int, float, type(None))
-_AVERAGES = {"macro": _NUMBER}
-_SHAPES = {
-    "evaluation": {
-        "split": (str,),
-        "weights": (str,),
-        "epoch": _NUMBER,
-        "num_examples": _NUMBER,
-        "accuracy": _NUMBER,
-        "loss": _NUMBER,
-        "precision": _AVERAGES,
-        "recall": _AVERAGES,
-        "f1": _AVERAGES,
-        "per_class": [
-            {"name": (str,), "precision": _NUMBER, "recall": _NUMBER}
-            | {"f1": _NUMBER, "support": _NUMBER}
-        ],
-        "confusion_matrix": [[_NUMBER]],
-        "calibration": {
-            "ece": _NUMBER,
-            "nll": _NUMBER,
-            "brier": _NUMBER,
-            "bins": [
-                {"low": _NUMBER, "high": _NUMBER, "count": _NUMBER}
-                | {"confidence": _MAYBE, "accuracy": _MAYBE}
-            ],
-        },
-        "environment": {},
-    },
-    "diagnosis": {
-        "verdict": VERDICTS,
-        "evidence": _Each(_MAYBE),
-        "advice": (str,),
-    },
-    "efficiency": {
-        "parameters": _NUMBER,
-        "macs": _NUMBER,
-        "layers": [
-            {"name": (str,), "kind": (str,), "output_shape": [_NUMBER]}
-            | {"parameters": _NUMBER, "macs": _NUMBER}
-        ],
-        "flops": {
-            "xla_forward": _MAYBE,
-            "xla_train_step": _MAYBE,
-            "formula_forward": _MAYBE,
-            "itemized": _Each(_MAYBE),
-        },
-        "latency": [
-            {"batch_size": _NUMBER, "dtype": (str,), "median_ms": _NUMBER}
-            | {"p95_ms": _MAYBE, "spread_ms": _MAYBE, "images_per_second": _MAYBE}
-        ],
-        "environment": {},
-    },
-    "comparison": {
-        "dataset": (str,),
-        "num_examples": _NUMBER,
-        "class_names": [(str,)],
-        "margin": _NUMBER,
-        "baseline": (str,),
-        "main": (str,),
-        "seeds": [_NUMBER],
-        "num_epochs": _NUMBER,
-        "recipe": {},
-        "variants": _Each(
-            {
-                "description": (str,),
-                "parameters": _NUMBER,
-                "macs": _NUMBER,
-                "runs": [{"seed": _NUMBER, "workdir": (str,), "accuracy": _NUMBER}],
-                "summary": _Each({"n": _NUMBER, "mean": _MAYBE}),
-            }
-        ),
-        "paired": _Each({"against": (str,), "n": _NUMBER, "answer": ANSWERS}),
-        "per_class": _Each([{"name": (str,), "f1_mean": _MAYBE}]),
-        "answer": ANSWERS,
-        "reason": (str,),
-        "environment": {},
-    },
-    "config": {"requested": {}, "resolved": {"dataset": (str,)}},
-}
-_REMEDIES = {
-    "config": "choose another --workdir, or train it anew",
-    "diagnosis": "delete it, and --mode=report goes on without the diagnosis",
-    "efficiency": "write it again with --mode=efficiency",
-    "comparison": "give the command of the comparison again, and it is written anew",
-}
+    directory: pathlib.Path
+    config: dict[str, Any] | None
+    best: dict[str, Any] | None
+    axes: list[Axis]
+    trials: list[Trial]
+    curves: dict[int, list[list[dict[str, Any]]]]
+    diagnoses: dict[int, list[dict[str, Any]]]
+    correct: dict[int, np.ndarray | None]
+    num_evaluated: int
 
 
-def read_workdir(workdir: str | os.PathLike) -> Run | Comparison | Unfinished:
+def read_workdir(workdir: str | os.PathLike) -> Run | Comparison | Unfinished | Sweep:
     """Return what a workdir holds.
 
     Raises:
@@ -172,12 +111,16 @@ def read_workdir(workdir: str | os.PathLike) -> Run | Comparison | Unfinished:
     directory = pathlib.Path(workdir)
     if not directory.is_dir():
         raise UserError(
-            f"--workdir={workdir}: no such directory; name one that --mode=train or "
-            "--mode=compare has written"
+            f"--workdir={workdir}: no such directory; name one that --mode=train, "
+            "--mode=compare or --mode=sweep has written"
         )
     if (directory / "comparison.json").exists():
         return _read_comparison(directory)
+    if (directory / "trials.csv").exists() or (directory / "best.json").exists():
+        return _read_sweep(directory)
     run = read_run(directory)
+    if (run.config or {}).get("kind") == SWEEP:
+        return _read_sweep(directory)
     if run.rows or run.evaluation or run.others or run.efficiency:
         return run
     begun = sorted(path.parent for path in directory.glob("*/seed*/metrics.jsonl"))
@@ -199,28 +142,28 @@ def read_run(directory: pathlib.Path) -> Run:
     ]
     return Run(
         directory=directory,
-        config=_read_json(directory, "config"),
+        config=read_json(directory, "config"),
         rows=read_rows(directory),
         evaluation=next((e for e in evaluations if e["split"] == "test"), None),
         others=[e for e in evaluations if e["split"] != "test"],
         predictions=_read_predictions(directory / "predictions.npz"),
-        diagnosis=_read_json(directory, "diagnosis"),
-        efficiency=_read_json(directory, "efficiency"),
+        diagnosis=read_json(directory, "diagnosis"),
+        efficiency=read_json(directory, "efficiency"),
     )
 
 
 def _read_comparison(directory):
-    content = _read_json(directory, "comparison")
+    content = read_json(directory, "comparison")
     variants = content["variants"]
     for role in ("main", "baseline"):
         if content[role] not in variants:
-            raise _damaged(
+            raise damaged(
                 directory / "comparison.json",
                 f"{role} is {content[role]}, which is none of its variants",
             )
     # Its keys are sorted; people compare the two that the question is about first, and
     # the others in the order of the config.
-    config = _read_json(directory, "config")
+    config = read_json(directory, "config")
     asked = config["resolved"].get("variants", []) if config else []
     order = dict.fromkeys([content["main"], content["baseline"], *asked, *variants])
     variants = content["variants"] = {n: variants[n] for n in order if n in variants}
@@ -228,33 +171,67 @@ def _read_comparison(directory):
     for name, variant in variants.items():
         measured = variant.get("efficiency")
         place = (directory / measured).parent if measured else None
-        efficiency[name] = _read_json(place, "efficiency") if place else None
+        efficiency[name] = read_json(place, "efficiency") if place else None
         places = [directory / run["workdir"] for run in variant["runs"]]
         curves[name] = [rows for place in places if (rows := read_rows(place))]
-        found = [_read_json(place, "diagnosis") for place in places]
+        found = [read_json(place, "diagnosis") for place in places]
         diagnoses[name] = [diagnosis for diagnosis in found if diagnosis]
     return Comparison(directory, content, config, efficiency, curves, diagnoses)
 
 
-def _read_json(directory, name):
-    """Return a file of one schema, checked; None where it is not there."""
-    path = directory / f"{name}.json"
-    if not path.exists():
+def _read_sweep(directory):
+    config, best = read_json(directory, "config"), read_json(directory, "best")
+    trials = read_trials(directory / "trials.csv")
+    if best is None and config is None:
+        raise UserError(
+            f"{directory}: neither best.json nor config.json is there to say what "
+            "trials.csv has searched; put config.json back"
+        )
+    axes = axes_of_best(best) if best else axes_of_config(config)
+    _check_belonging(directory, best, axes, trials)
+    finals = best["finals"] if best else []
+    curves, diagnoses, correct = {}, {}, {}
+    for final in finals:
+        number = final["number"]
+        places = [directory / run["workdir"] for run in final["runs"]]
+        curves[number] = [rows for place in places if (rows := read_rows(place))]
+        found = [read_json(place, "diagnosis") for place in places]
+        diagnoses[number] = [diagnosis for diagnosis in found if diagnosis]
+        predictions = [_read_predictions(place / "predictions.npz") for place in places]
+        correct[number] = _find_correct(predictions)
+    evaluated = directory.glob("final/*/seed*/evaluation.json")
+    files = curves, diagnoses, correct, sum(1 for _ in evaluated)
+    return Sweep(directory, config, best, axes, trials, *files)
+
+
+def _check_belonging(directory, best, axes, trials):
+    """Raise `UserError` unless the files of a sweep are of one sweep."""
+    path, numbers = directory / "trials.csv", {trial.number for trial in trials}
+    columns = trials[0].settings if trials else {axis.name: "" for axis in axes}
+    if missing := [axis.name for axis in axes if axis.name not in columns]:
+        raise damaged(path, f"it lacks the column {missing[0]} of the space")
+    if best is None:
+        return
+    for number in (best["number"], *(final["number"] for final in best["finals"])):
+        if number not in numbers:
+            raise damaged(path, f"it lacks trial {number} of best.json")
+
+
+def _find_correct(predictions):
+    """Return whether each prediction is right, bool (runs, images), or None."""
+    if not predictions or None in predictions:
         return None
-    shape = _SHAPES[name]
-    content = parse(path.read_bytes(), shape.keys(), str(path), _REMEDIES[name])
-    if content.get("schema") != 1:
-        raise _damaged(path, f"its schema is {content.get('schema')}, not 1")
-    _check(content, shape, path, "")
-    return content
+    found = [p["probabilities"].argmax(axis=1) == p["label"] for p in predictions]
+    same_size = len({len(correct) for correct in found}) == 1
+    return np.stack(found) if same_size else None
 
 
 def _read_evaluation(path):
     evaluation = read_evaluation(path)
-    _check(evaluation, _SHAPES["evaluation"], path, "")
+    check(evaluation, "evaluation", path)
     names, matrix = evaluation["per_class"], evaluation["confusion_matrix"]
     if {len(names)} != {len(matrix), *map(len, matrix)}:
-        raise _damaged(path, f"confusion_matrix is not {len(names)} x {len(names)}")
+        raise damaged(path, f"confusion_matrix is not {len(names)} x {len(names)}")
     return evaluation
 
 
@@ -265,44 +242,8 @@ def _read_predictions(path):
         with np.load(path, allow_pickle=False) as arrays:
             found = {key: arrays[key] for key in ("id", "label", "probabilities")}
     except Exception as error:  # A damaged archive raises what it meets first.
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
     sizes = {len(array) for array in found.values()}
     if found["probabilities"].ndim != 2 or len(sizes) != 1:
-        raise _damaged(path, "its arrays do not belong together")
+        raise damaged(path, "its arrays do not belong together")
     return found
-
-
-def _check(value, shape, path, where):
-    """Raise `UserError` unless a JSON value is of a shape: see `_SHAPES`."""
-    if isinstance(shape, list):
-        if not isinstance(value, list):
-            raise _damaged(path, f"{where} must be a list")
-        for i, item in enumerate(value):
-            _check(item, shape[0], path, f"{where}[{i}]")
-    elif isinstance(shape, dict | _Each):
-        if not isinstance(value, dict):
-            raise _damaged(path, f"{where} must be an object")
-        inner = shape if isinstance(shape, dict) else dict.fromkeys(value, shape.value)
-        for key, item_shape in inner.items():
-            place = f"{where}.{key}" if where else key
-            if key not in value:
-                raise _damaged(path, f"it lacks {place}")
-            _check(value[key], item_shape, path, place)
-    elif not _fits(value, shape):
-        names = {int: "a number", str: "a text"}
-        must_be = names.get(shape[0]) or f"one of {', '.join(shape)}"
-        raise _damaged(path, f"{where} must be {must_be}, not {str(value)[:40]!r}")
-
-
-def _fits(value, shape):
-    if isinstance(shape[0], str):
-        return value in shape
-    return isinstance(value, shape) and not isinstance(value, bool)
-
-
-def _damaged(path, problem):
-    if path.stem.startswith(("evaluation", "predictions")):
-        remedy = "write it again with --mode=evaluate"
-    else:
-        remedy = _REMEDIES[path.stem]
-    return UserError(f"{path} is damaged ({problem}); {remedy}")

@@ -11,6 +11,7 @@ import vl_convert
 
 # What a chart is drawn with, in each theme. Series: after Okabe and Ito, darkened or
 # lightened until each has a contrast of 3 to the background; text has 4.5 (WCAG 2.1).
+# The ramp goes from the background away, from bad to good.
 THEMES = {
     "light": {
         "page": "#ffffff",
@@ -29,6 +30,10 @@ THEMES = {
         "series3": "#aa4499",
         "series4": "#8a6d00",
         "series5": "#57606a",
+        "ramp0": "#8b929a",
+        "ramp1": "#557fb0",
+        "ramp2": "#2a6cb0",
+        "ramp3": "#003a70",
     },
     "dark": {
         "page": "#12161c",
@@ -47,6 +52,10 @@ THEMES = {
         "series3": "#d884c8",
         "series4": "#e2c64b",
         "series5": "#a3adb8",
+        "ramp0": "#68727e",
+        "ramp1": "#5b86b3",
+        "ramp2": "#6fb1ec",
+        "ramp3": "#d3eaff",
     },
 }
 _PNG_WIDTH = 640

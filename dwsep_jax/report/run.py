@@ -1,6 +1,7 @@
 """The report of one run, from its files."""
 
 import math
+import shlex
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from dwsep_jax.config import (
     COMPARISON,
     EXEMPT,
     RUN,
+    SWEEP,
     format_value,
     from_dict,
 )
@@ -398,7 +400,7 @@ def build_command(
 
     Args:
       requested: fields, as config.json holds them.
-      kind: `config.RUN` or `config.COMPARISON`.
+      kind: `RUN`, `COMPARISON` or `SWEEP` of `config`.
       config: a file of the repository, with its `:arg`; what it says is left out.
     """
     try:
@@ -408,11 +410,14 @@ def build_command(
     mode, exempt = "", EXEMPT[RUN]
     if kind == COMPARISON:
         mode, exempt = " --mode=compare", CHANGE_NOTHING
+    elif kind == SWEEP:
+        # In the same storage it would go on with the same study.
+        mode, exempt = " --mode=sweep", CHANGE_NOTHING | {"storage", "study"}
     words = [f"python main.py{mode} --config={config}"]
     for name, value in from_dict(requested).items():
         is_given = value is not None and name not in exempt
         if is_given and (name not in base or base[name] != value):
-            words.append(f"--config.{name}={format_value(value)}")
+            words.append(f"--config.{name}={shlex.quote(format_value(value))}")
     return " \\\n  ".join([*words, "--workdir=runs/again"])
 
 

@@ -8,13 +8,21 @@ from dwsep_jax.errors import UserError
 from dwsep_jax.files import write_atomically
 from dwsep_jax.report import page
 from dwsep_jax.report.comparison import describe_comparison, describe_unfinished
-from dwsep_jax.report.files import Comparison, Run, Unfinished, read_workdir
+from dwsep_jax.report.files import (
+    Comparison,
+    Run,
+    Sweep,
+    Unfinished,
+    read_workdir,
+)
 from dwsep_jax.report.run import describe_run
+from dwsep_jax.report.sweep import describe_sweep
 
 _DESCRIBE = {
     Run: describe_run,
     Comparison: describe_comparison,
     Unfinished: describe_unfinished,
+    Sweep: describe_sweep,
 }
 
 
@@ -22,7 +30,8 @@ def write_report(workdirs: Sequence[str | os.PathLike]) -> pathlib.Path:
     """Write report.html, report.md and figures/*.png into the first workdir.
 
     Args:
-      workdirs: each of a run or of a comparison, finished or not; it becomes a section.
+      workdirs: each of a run, a comparison or a sweep, finished or not; it becomes a
+        section.
 
     Returns:
       The path of report.html.
