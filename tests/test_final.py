@@ -3,7 +3,7 @@
 import optuna
 import pytest
 
-from dwsep_jax import final, study, train, worker
+from dwsep_jax import final, population, study, train, worker
 from dwsep_jax.errors import UserError
 from dwsep_jax.space import parse_space
 from tests import sweeping, tiny
@@ -84,3 +84,20 @@ def test_of_two_workers_one_trains_the_best(tmp_path, quick, capsys):
         final.train_best(config, axes, search, tmp_path, tiny.make_dataset())
     assert quick.finals == []
     assert "another worker trains the best of them" in capsys.readouterr().out
+
+
+def test_the_seeds_of_a_trial_may_be_trained_together(tmp_path, quick, monkeypatch):
+    groups = []
+
+    def train_members(configs, workdirs, dataset):
+        groups.append(
+            [(w.parent.name, config.seed) for config, w in zip(configs, workdirs)]
+        )
+        return [population.Outcome([], None, False) for _ in configs]
+
+    monkeypatch.setattr(population, "train_members", train_members)
+    best = run(tmp_path, num_seeds=3, members_at_once=2)
+    names = [entry["directory"].rpartition("/")[2] for entry in best["finals"]]
+    assert groups == [[(name, 1), (name, 2)] for name in names]
+    # Each has its turn, which evaluates it.
+    assert quick.finals == [(name, seed) for name in names for seed in (1, 2, 3)]
