@@ -105,8 +105,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.rate_factors = (1 / 3, 1.0, 3.0)
     # Percentage points of test accuracy that a variant may lose without being worse.
     c.margin = 0.5
-    # Runs that are trained in one program, those of a variant; unset: 1 on CPU, which
-    # gains nothing by more, else all.
+    # Runs of a variant that are trained in one program, and then share its time; unset:
+    # 1 on CPU, which gains nothing by more, else all.
     c.members_at_once = config_dict.placeholder(int)
 
     # Sweep, by --mode=sweep alone: what is searched, for each axis FIELD=A|B|...,
