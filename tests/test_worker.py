@@ -157,6 +157,7 @@ def test_a_storage_that_is_lost_is_one_line(tmp_path):
     )
 
 
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_a_trial_that_was_never_begun_is_tried_again_after_a_while(
     tmp_path, monkeypatch
 ):
@@ -170,6 +171,7 @@ def test_a_trial_that_was_never_begun_is_tried_again_after_a_while(
     assert [study.get_original(t) for t in opened.trials] == [None, trial.number]
 
 
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_what_runs_elsewhere_is_not_taken_for_dead(tmp_path):
     opened = study.open_study(sweeping.make_config(), tmp_path, 2)
     for host, directory in (("elsewhere", tmp_path), (None, tmp_path / "not_here")):
