@@ -108,11 +108,8 @@ def write_sweep(
     """
     directory.mkdir(parents=True, exist_ok=True)
     winner = WINNER | (winner or {})
-    fields = to_dict(load_file(str(CONFIGS / "sweep.py") + ":digits"))
-    fields |= {"space": SPACE, "pruner": pruner, "num_trials": num_trials}
-    fields |= {"num_seeds": num_seeds, "num_epochs": 12}
-    config = {"kind": "sweep", "requested": fields, "resolved": fields}
-    report_files.write_json(directory / "config.json", config)
+    fields = {"pruner": pruner, "num_trials": num_trials, "num_seeds": num_seeds}
+    write_config(directory, fields)
     rows = make_trials(num_trials, num_complete, winner)
     write_trials(directory, rows)
     if not finished:
@@ -139,6 +136,14 @@ def write_sweep(
         best["finals"].append(final | {"overrides": values, "reasons": reasons})
     report_files.write_json(directory / "best.json", best)
     return best
+
+
+def write_config(directory: pathlib.Path, changes: dict) -> None:
+    """Write the config.json of a sweep on digits."""
+    fields = to_dict(load_file(str(CONFIGS / "sweep.py") + ":digits"))
+    fields |= {"space": SPACE, "num_epochs": 12} | changes
+    content = {"kind": "sweep", "requested": fields, "resolved": fields}
+    report_files.write_json(directory / "config.json", content)
 
 
 def make_overrides(settings: dict) -> dict:
