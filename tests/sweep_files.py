@@ -110,7 +110,12 @@ def write_sweep(
     winner = WINNER | (winner or {})
     fields = {"pruner": pruner, "num_trials": num_trials, "num_seeds": num_seeds}
     write_config(directory, fields)
+    losses = dict(losses or {"optimizer=rmsprop": 0.02, "optimizer=sgd": 0.03})
+    losses |= {} if len(losses) > 2 else {"activation=relu": 0.02}
     rows = make_trials(num_trials, num_complete, winner)
+    for number, reason in enumerate(losses, start=3):
+        field, _, value = reason.partition("=")
+        rows[number] |= {**winner, field: value}
     write_trials(directory, rows)
     if not finished:
         return {}
@@ -126,11 +131,9 @@ def write_sweep(
     best["environment"] = report_files.ENVIRONMENT
     own = [f"{name}={winner[name]}" for name in ("optimizer", "activation")]
     finals = {"winner": (2, overrides, ["winner", *own], 0.0)}
-    losses = losses or {"optimizer=rmsprop": 0.02, "optimizer=sgd": 0.03}
-    losses |= {} if len(losses) > 2 else {"activation=relu": 0.02}
-    for i, (reason, loss) in enumerate(losses.items()):
-        field, _, value = reason.partition("=")
-        finals[reason] = 3 + i, overrides | {field: value}, [reason], loss
+    for number, (reason, loss) in enumerate(losses.items(), start=3):
+        values = make_overrides(rows[number])
+        finals[reason] = number, values, [reason], loss
     for number, values, reasons, loss in finals.values():
         final = write_final(directory, number, loss, num_seeds, verdict, num_examples)
         best["finals"].append(final | {"overrides": values, "reasons": reasons})
@@ -148,7 +151,7 @@ def write_config(directory: pathlib.Path, changes: dict) -> None:
 
 def make_overrides(settings: dict) -> dict:
     """Return the fields of a trial, with its rate and not the multiple."""
-    fields = {k: v for k, v in settings.items() if k != "learning_rate_factor"}
+    fields = {name.removesuffix("_factor"): settings[name] for name in NAMES}
     rate = RATES[settings["optimizer"]] * settings["learning_rate_factor"]
     return fields | {"learning_rate": rate}
 

@@ -355,6 +355,14 @@ def test_hopeless_trials_do_not_flatten_the_others(workdir):
     assert steps[-1]["number"] == 14
 
 
+def test_the_numbers_of_few_trials_stand_there_once(tmp_path):
+    sweep = sweep_of(tmp_path, finished=False)
+    sweep.trials[:] = sweep.trials[:3]
+    chart = find_parts(sweep)["History"][0]
+    axis = chart.spec["layer"][0]["encoding"]["x"]["axis"]
+    assert axis["values"] == [0, 1, 2]
+
+
 def test_lines_run_from_each_setting_to_the_value(clear):
     sweep = files.read_workdir(clear)
     spec = find_parts(sweep)["All settings together"][0].spec
