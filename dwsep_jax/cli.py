@@ -197,6 +197,7 @@ def override(base: ConfigDict, rest: list[str]) -> ConfigDict:
       ConfigError: for a value of the wrong type, or an argument that is no flag.
     """
     values = flags.FlagValues()
+    rest = [_quote_names(argument, base) for argument in rest]
     config_flags.DEFINE_config_dict(
         "config", copy.deepcopy(base), flag_values=values, sys_argv=rest
     )
@@ -211,6 +212,16 @@ def override(base: ConfigDict, rest: list[str]) -> ConfigDict:
         )
     _split_names(values.config)
     return values.config
+
+
+def _quote_names(argument: str, base: ConfigDict) -> str:
+    """Return --config.FIELD=A,B with the names quoted: absl parses values as Python."""
+    flag, equals, value = argument.partition("=")
+    field = base.get(flag.lstrip("-").removeprefix("config."))
+    is_of_names = isinstance(field, tuple) and field and isinstance(field[0], str)
+    if not (equals and is_of_names) or value.lstrip().startswith("("):
+        return argument
+    return f"{flag}={tuple(part.strip() for part in value.split(','))!r}"
 
 
 def _split_names(config: ConfigDict) -> None:

@@ -90,23 +90,28 @@ def _run_next(study, run):
 
     What stops the sweep puts the trial back into the queue.
     """
-    taken = []
+    taken, raised = [], []
 
     def objective(trial):
         taken.append(trial)
         if not is_planned(trial):
             raise _SurplusError
-        return run(trial)
+        try:
+            return run(trial)
+        except BaseException as error:
+            raised.append(error)
+            raise
 
     try:
         study.optimize(objective, n_trials=1, catch=(ConfigError, _SurplusError))
-    except optuna.exceptions.UpdateFinishedTrialError:
-        console.say(
-            f"trial {taken[0].number} was given to another worker: this one was silent "
-            f"for {GRACE_SECONDS} s"
-        )
-        return None
-    except (Exception, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt) as error:
+        if taken and isinstance(error, ValueError) and error not in raised:
+            # Optuna does not take the result: somebody has failed the trial.
+            console.say(
+                f"trial {taken[0].number} was given to another worker: this one was "
+                f"silent for {GRACE_SECONDS} s"
+            )
+            return None
         for trial in taken:
             with contextlib.suppress(optuna.exceptions.StorageInternalError):
                 _retry(study, trial.number)

@@ -7,6 +7,7 @@ import os
 import pathlib
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -161,6 +162,7 @@ def postgresql():
         options = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     options |= {"cwd": home, "stdout": subprocess.DEVNULL}
     words = [place / "initdb", "-D", home / "data", "-U", "tester", "-A", "trust", "-N"]
+    words += ["--locale=C", "--encoding=UTF8"]
     subprocess.run(words, check=True, **options)
     words = [place / "postgres", "-D", home / "data", "-k", home, "-F"]
     words += ["-c", "listen_addresses="]
@@ -171,6 +173,6 @@ def postgresql():
             time.sleep(0.05)
         yield f"postgresql://tester@/postgres?host={home}"
     finally:
-        server.send_signal(subprocess.signal.SIGINT)
+        server.send_signal(signal.SIGINT)
         server.wait()
         shutil.rmtree(home)

@@ -72,6 +72,7 @@ def test_a_seed_that_diverges_is_left_out(tmp_path, quick, monkeypatch, capsys):
     assert " seed 2: val_loss is nan  " in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_of_two_workers_one_trains_the_best(tmp_path, quick, capsys):
     config = make_config(num_trials=1)
     (tmp_path / "final").mkdir()

@@ -40,6 +40,7 @@ def calls(monkeypatch):
     replace("evaluate", evaluate_workdir=note)
     replace("cost", measure_workdir=note)
     replace("compare", compare=note)
+    replace("sweep", sweep=note)
     return calls
 
 
@@ -232,6 +233,29 @@ def test_the_comparison_on_cifar10_is_that_of_separable():
         cli.load_file("configs/compare.py:mnist")
 
 
+SPACE = "optimizer=adam|sgd,learning_rate=x0.1..x10 log"
+
+
+def test_sweep_gets_the_config_and_a_workdir_of_its_own(run):
+    arguments = ["--mode=sweep", "--config=configs/sweep.py:digits"]
+    result = run(*arguments, "--config.num_trials=9", "--config.storage=a.journal")
+    assert (result.code, result.err) == (0, "")
+    [(config, workdir)] = result.calls
+    assert (config.dataset, config.num_trials) == ("digits", 9)
+    assert config.storage == "a.journal"
+    assert workdir == "runs/sweep@digits"
+    [(config, workdir)] = run(*arguments, f"--config.space={SPACE}").calls
+    assert config.space == tuple(SPACE.split(","))
+    assert workdir.startswith("runs/sweep@digits-space=")
+
+
+def test_the_sweep_on_cifar10_is_that_of_separable():
+    config = cli.load_file("configs/sweep.py")
+    assert config.to_dict() == cli.load_file("configs/separable.py").to_dict()
+    with pytest.raises(ConfigError, match="'mnist' is unknown; choose one of cifar10,"):
+        cli.load_file("configs/sweep.py:mnist")
+
+
 def test_tilde_is_the_home_directory(run, tmp_path):
     assert run(DIGITS, "--workdir=~/x").calls[0][1] == str(tmp_path / "home" / "x")
 
@@ -396,7 +420,7 @@ MISTAKES = {
     "unknown mode": (
         [DIGITS, "--mode=eval"],
         "--mode=eval: value should be one of "
-        "<train|evaluate|efficiency|compare|report>",
+        "<train|evaluate|efficiency|compare|sweep|report>",
     ),
     "unknown split": (
         [DIGITS, "--mode=evaluate", "--split=val"],
@@ -549,7 +573,7 @@ def test_debug_shows_the_traceback_too(run, monkeypatch):
 
 @pytest.mark.parametrize(
     ("mode", "code"),
-    [("train", 1), ("evaluate", 1), ("efficiency", 1), ("compare", 1)],
+    [("train", 1), ("evaluate", 1), ("efficiency", 1), ("compare", 1), ("sweep", 1)],
     ids=str,
 )
 def test_workdir_without_a_run_is_one_line(run, tmp_path, mode, code):

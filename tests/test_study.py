@@ -4,6 +4,7 @@ import optuna
 import pytest
 
 from dwsep_jax import study, worker
+from dwsep_jax.config import load_config
 from dwsep_jax.errors import ConfigError, UserError
 from tests import sweeping
 from tests.sweeping import read_trials, run
@@ -111,3 +112,5 @@ def test_a_worker_elsewhere_joins_by_the_storage(tmp_path, quick):
     run(tmp_path / "b", storage=storage, num_trials=5)
     assert [number for number, _ in quick.runs] == [3, 4]
     assert len(read_trials(tmp_path / "b")) == 5
+    # It may hold a password.
+    assert load_config(tmp_path / "b" / "trials" / "3").storage is None

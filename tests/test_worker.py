@@ -1,18 +1,17 @@
 """Workers that share a study, and one that is killed in mid-trial; without jax."""
 
 import contextlib
-import csv
 import signal
 import time
 
+import optuna
 import pytest
 
+from dwsep_jax import study, worker
+from dwsep_jax.errors import UserError
+from dwsep_jax.space import parse_space
 from tests import sweeping
-
-
-def read_trials(workdir):
-    with (workdir / "trials.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+from tests.sweeping import read_trials
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +102,82 @@ def test_workers_that_start_together_plan_the_trials_once(database, tmp_path):
     for name in ("a", "b"):
         rows = read_trials(tmp_path / name)
         assert [row["number"] for row in rows] == list("012345")
+
+
+def work(workdir, run, num_trials=1):
+    """Open a study of so many trials, and work on it; return it and what ended."""
+    config = sweeping.make_config(space=("mixup=0..1",), sampler="random")
+    opened = study.open_study(config, workdir, num_trials)
+    ended = []
+    worker.work(opened, config, parse_space(config), workdir, run, ended.append)
+    return opened, ended
+
+
+def test_a_trial_beyond_the_queue_is_not_run(tmp_path):
+    """Another machine's worker may take the last one between two looks at the queue."""
+
+    def run(trial, release):
+        return 0.5
+
+    opened, ended = work(tmp_path, run)
+    assert ended == [0]
+    assert worker._run_next(opened, pytest.fail) is None
+    assert len(opened.trials) == 2
+    assert [trial.number for trial in study.list_trials(opened)] == [0]
+
+
+def test_a_worker_that_was_taken_for_dead_leaves_its_trial(tmp_path, capsys):
+    attempts = []
+
+    def run(trial, release):
+        attempts.append(trial.number)
+        if len(attempts) == 1:
+            # As another worker does, where the heartbeat has stopped.
+            trial.storage.set_trial_state_values(
+                trial._trial_id, state=optuna.trial.TrialState.FAIL
+            )
+            worker._retry(trial.study, trial.number)
+            trial.report(0.5, 1)
+        return 0.5
+
+    _, ended = work(tmp_path, run)
+    assert (attempts, ended) == ([0, 1], [1])
+    assert "trial 0 was given to another worker" in capsys.readouterr().out
+
+
+def test_a_storage_that_is_lost_is_one_line(tmp_path):
+    def run(trial, release):
+        raise optuna.exceptions.StorageInternalError("gone away\n(background on ...)")
+
+    with pytest.raises(UserError) as error:
+        work(tmp_path, run)
+    assert str(error.value) == (
+        "the storage of study sweep is lost: gone away; give the same command again "
+        "when it can be reached"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_trial_that_was_never_begun_is_tried_again_after_a_while(
+    tmp_path, monkeypatch
+):
+    config = sweeping.make_config()
+    opened = study.open_study(config, tmp_path, 1)
+    trial = opened.ask()  # And killed before it is written down who runs it.
+    worker.requeue_dead(opened, is_in_file=True)
+    assert [t.state for t in opened.trials] == [optuna.trial.TrialState.RUNNING]
+    monkeypatch.setattr(worker, "GRACE_SECONDS", -1)
+    worker.requeue_dead(opened, is_in_file=False)
+    assert [study.get_original(t) for t in opened.trials] == [None, trial.number]
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_what_runs_elsewhere_is_not_taken_for_dead(tmp_path):
+    opened = study.open_study(sweeping.make_config(), tmp_path, 2)
+    for host, directory in (("elsewhere", tmp_path), (None, tmp_path / "not_here")):
+        trial = opened.ask()
+        trial.set_user_attr("host", host or worker.socket.gethostname())
+        trial.set_user_attr("directory", str(directory))
+    worker.requeue_dead(opened, is_in_file=True)
+    states = [t.state for t in opened.trials]
+    assert states == [optuna.trial.TrialState.RUNNING] * 2
