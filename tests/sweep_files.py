@@ -108,12 +108,14 @@ def write_sweep(
     """
     directory.mkdir(parents=True, exist_ok=True)
     winner = WINNER | (winner or {})
-    fields = to_dict(load_file(str(CONFIGS / "sweep.py") + ":digits"))
-    fields |= {"space": SPACE, "pruner": pruner, "num_trials": num_trials}
-    fields |= {"num_seeds": num_seeds, "num_epochs": 12}
-    config = {"kind": "sweep", "requested": fields, "resolved": fields}
-    report_files.write_json(directory / "config.json", config)
+    fields = {"pruner": pruner, "num_trials": num_trials, "num_seeds": num_seeds}
+    write_config(directory, fields)
+    losses = dict(losses or {"optimizer=rmsprop": 0.02, "optimizer=sgd": 0.03})
+    losses |= {} if len(losses) > 2 else {"activation=relu": 0.02}
     rows = make_trials(num_trials, num_complete, winner)
+    for number, reason in enumerate(losses, start=3):
+        field, _, value = reason.partition("=")
+        rows[number] |= {**winner, field: value}
     write_trials(directory, rows)
     if not finished:
         return {}
@@ -129,11 +131,9 @@ def write_sweep(
     best["environment"] = report_files.ENVIRONMENT
     own = [f"{name}={winner[name]}" for name in ("optimizer", "activation")]
     finals = {"winner": (2, overrides, ["winner", *own], 0.0)}
-    losses = losses or {"optimizer=rmsprop": 0.02, "optimizer=sgd": 0.03}
-    losses |= {} if len(losses) > 2 else {"activation=relu": 0.02}
-    for i, (reason, loss) in enumerate(losses.items()):
-        field, _, value = reason.partition("=")
-        finals[reason] = 3 + i, overrides | {field: value}, [reason], loss
+    for number, (reason, loss) in enumerate(losses.items(), start=3):
+        values = make_overrides(rows[number])
+        finals[reason] = number, values, [reason], loss
     for number, values, reasons, loss in finals.values():
         final = write_final(directory, number, loss, num_seeds, verdict, num_examples)
         best["finals"].append(final | {"overrides": values, "reasons": reasons})
@@ -141,9 +141,17 @@ def write_sweep(
     return best
 
 
+def write_config(directory: pathlib.Path, changes: dict) -> None:
+    """Write the config.json of a sweep on digits."""
+    fields = to_dict(load_file(str(CONFIGS / "sweep.py") + ":digits"))
+    fields |= {"space": SPACE, "num_epochs": 12} | changes
+    content = {"kind": "sweep", "requested": fields, "resolved": fields}
+    report_files.write_json(directory / "config.json", content)
+
+
 def make_overrides(settings: dict) -> dict:
     """Return the fields of a trial, with its rate and not the multiple."""
-    fields = {k: v for k, v in settings.items() if k != "learning_rate_factor"}
+    fields = {name.removesuffix("_factor"): settings[name] for name in NAMES}
     rate = RATES[settings["optimizer"]] * settings["learning_rate_factor"]
     return fields | {"learning_rate": rate}
 

@@ -154,6 +154,8 @@ def test_a_hover_tells_every_variant_of_an_epoch(browser, page):
 
 
 def test_a_sweep_is_drawn_in_both_themes_and_fits_a_phone(browser, sweep_page):
+    browser.get(sweep_page)
+    browser.execute_script("localStorage.clear()")  # No test before has chosen.
     browser.get_log("browser")
     for width, theme, winner in (
         (1280, "light", "rgb(213, 94, 0)"),

@@ -309,11 +309,14 @@ def test_references_are_those_of_what_was_used(tmp_path):
 def test_the_command_searches_again_and_joins_no_study(clear):
     code = find_parts(files.read_workdir(clear))["How to reproduce it"][0].text
     command, again = code.replace(" \\\n ", "").splitlines()
-    assert command == (
-        "python main.py --mode=sweep --config=configs/sweep.py:digits "
-        "--config.num_epochs=12 --config.num_trials=16 --config.space='"
-        f"{','.join(sweep_files.SPACE)}' --workdir=runs/again"
+    assert command.startswith(
+        "python main.py --mode=sweep --config=configs/sweep.py:digits --config."
     )
+    assert f"--config.space='{','.join(sweep_files.SPACE)}' " in command
+    assert " --config.num_trials=16 " in command
+    assert "--config.storage" not in command
+    assert "--config.growth_rate" not in command  # As the file says.
+    assert command.endswith(" --workdir=runs/again")
     assert again == "python main.py --mode=report --workdir=runs/again"
 
 
@@ -353,6 +356,14 @@ def test_hopeless_trials_do_not_flatten_the_others(workdir):
     assert ys == sorted(ys)
     assert ys[-1] == 98.5
     assert steps[-1]["number"] == 14
+
+
+def test_the_numbers_of_few_trials_stand_there_once(tmp_path):
+    sweep = sweep_of(tmp_path, finished=False)
+    sweep.trials[:] = sweep.trials[:3]
+    chart = find_parts(sweep)["History"][0]
+    axis = chart.spec["layer"][0]["encoding"]["x"]["axis"]
+    assert axis["values"] == [0, 1, 2]
 
 
 def test_lines_run_from_each_setting_to_the_value(clear):

@@ -149,7 +149,7 @@ def _describe_range(axis):
     if axis.kind == "choice":
         return ", ".join(axis.choices)
     unit = " \N{MULTIPLICATION SIGN} default" if axis.name != axis.field else ""
-    return f"{axis.low:g} to {axis.high:g}{unit}{', log' if axis.log else ''}"
+    return f"{axis.low:.3g} to {axis.high:.3g}{unit}{', log' if axis.log else ''}"
 
 
 def _name_finals(sweep, entries):

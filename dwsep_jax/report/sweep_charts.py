@@ -25,7 +25,9 @@ def history(values: list[Spec], best: list[Spec]) -> Spec:
     """
     x = {"field": "number", "type": "quantitative", "title": "trial"}
     x |= {"scale": {"zero": False, "nice": False, "padding": 10}}
-    x["axis"] = {"format": "d", "tickMinStep": 1, "grid": False}
+    numbers = [value["number"] for value in values]
+    ticks = {round(t) for t in list_ticks(min(numbers), max(numbers), False)}
+    x["axis"] = {"values": sorted(ticks), "format": "d", "grid": False}
     y = _ACCURACY
     mark = {"type": "line", "interpolate": "step-after", "strokeWidth": 2}
     line = {"data": {"values": best}, "mark": mark | {"color": "var(--text)"}}
