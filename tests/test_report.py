@@ -329,6 +329,18 @@ def test_a_run_under_way_shows_its_curves_alone(workdir):
     ]
 
 
+def test_of_few_epochs_each_has_a_tick_and_none_is_between():
+    rows = [(epoch, 0.5, 0.4, 0.6) for epoch in (1, 2, 3)]
+    spec = charts.lines({"a": rows}, ["a"], "loss", ".3f")
+    axes = [
+        layer["encoding"]["x"]["axis"]
+        for layer in spec["layer"]
+        if "axis" in layer["encoding"].get("x", {})
+    ]
+    assert axes
+    assert all(axis["values"] == [1, 2, 3] for axis in axes)
+
+
 def test_a_run_of_one_hundred_classes_has_no_counts_in_its_matrix(tmp_path):
     names = report_files.HUNDRED_CLASSES
     report_files.write_run(tmp_path, names=names, accuracy=0.6, num_examples=2000)

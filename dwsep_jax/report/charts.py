@@ -39,7 +39,11 @@ def lines(series: dict[str, Series], names: list[str], y_title: str, form: str) 
         by_x.setdefault(value["x"], {"x": value["x"]})[field] = value["mean"]
     x = {"field": "x", "type": "quantitative", "title": "epoch"}
     x |= {"scale": {"nice": False, "zero": False}}
-    x["axis"] = {"format": "d", "tickMinStep": 1, "grid": False, "labelFlush": False}
+    x["axis"] = {"format": "d", "grid": False, "labelFlush": False}
+    are_few = len(by_x) <= MAX_EPOCHS_WITH_MARKERS
+    if are_few:  # Else ticks might be between them, and markers cut in half.
+        x["axis"]["values"] = sorted(by_x)
+        x["scale"]["padding"] = 8
     scale = _choose_scale([value["mean"] for value in values])
     suffix = " (log scale)" if scale["type"] == "log" else ""
     y = {"type": "quantitative", "title": y_title + suffix, "scale": scale}
@@ -51,7 +55,7 @@ def lines(series: dict[str, Series], names: list[str], y_title: str, form: str) 
     color["legend"] |= {"symbolFillColor": "transparent"}
     band["encoding"]["color"] = color
     curve: Spec = {"mark": {"type": "line", "strokeWidth": 2, "clip": True}}
-    if len(by_x) <= MAX_EPOCHS_WITH_MARKERS:
+    if are_few:
         curve["mark"]["point"] = {"size": 40}
     curve["encoding"] = {"x": x, "y": y | {"field": "mean"}}
     curve["encoding"]["color"] = color
