@@ -2,7 +2,7 @@
 
 145,690 parameters, 8.9 M multiply-adds per image. On CIFAR-10: 88.11 % test accuracy
 (one run, seed 0) in 37 minutes on 2 CPU cores that had other work besides. Since then,
-training became faster: about 1,270 images/s (jax 0.10.2, float32), and 366 with the
+training became faster: about 1,130 images/s (jax 0.10.2, float32), and 310 with the
 network's twin of standard convolutions.
 
     python main.py --config=configs/cpu.py
