@@ -221,14 +221,19 @@ def _quote_names(argument: str, base: ConfigDict) -> str:
     is_of_names = isinstance(field, tuple) and field and isinstance(field[0], str)
     if not (equals and is_of_names) or value.lstrip().startswith("("):
         return argument
-    return f"{flag}={tuple(part.strip() for part in value.split(','))!r}"
+    return f"{flag}={_split(value)!r}"
 
 
 def _split_names(config: ConfigDict) -> None:
     """Take apart names with commas between, which absl takes for one text."""
     for name, value in config.items():
         if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], str):
-            config[name] = tuple(part.strip() for part in value[0].split(","))
+            config[name] = _split(value[0])
+
+
+def _split(text: str) -> tuple[str, ...]:
+    """Return the names; block_sizes=3,3|6,6 of a space is one, and none is a number."""
+    return tuple(part.strip() for part in re.split(r",(?!\s*\d)", text))
 
 
 def select_platform(platform: str | None) -> None:

@@ -249,6 +249,16 @@ def test_sweep_gets_the_config_and_a_workdir_of_its_own(run):
     assert workdir.startswith("runs/sweep@digits-space=")
 
 
+@pytest.mark.parametrize("others", ["", ", optimizer=adam|sgd"])
+def test_an_axis_may_have_tuples_of_numbers(run, others):
+    space = f"block_sizes=3,3|6, 6{others}"
+    arguments = ["--mode=sweep", "--config=configs/sweep.py:digits"]
+    expected = ("block_sizes=3,3|6, 6", *filter(None, [others[2:]]))
+    for text in (space, repr(expected)):
+        [(config, _)] = run(*arguments, f"--config.space={text}").calls
+        assert config.space == expected
+
+
 def test_the_sweep_on_cifar10_is_that_of_separable():
     config = cli.load_file("configs/sweep.py")
     assert config.to_dict() == cli.load_file("configs/separable.py").to_dict()
