@@ -137,9 +137,9 @@ def _parse_axis(text, config):
     low, dots, high = values.partition("..")
     if not dots:
         return _parse_choices(text, field, values.split("|"), config)
-    high, _, scale = high.strip().partition(" ")
-    if scale.strip() not in ("", "log"):
-        raise _refuse(text, f"{scale.strip()!r} after a range can only be log")
+    high, *scale = high.split() or [""]
+    if scale not in ([], ["log"]):
+        raise _refuse(text, f"{' '.join(scale)!r} after a range can only be log")
     return _parse_range(text, field, low.strip(), high, bool(scale), config)
 
 

@@ -44,6 +44,7 @@ def parse(*space):
             "learning_rate=x0.1..x10 log",
             ("learning_rate_factor", "learning_rate", None, 0.1, 10.0, True),
         ),
+        ("mixup=0.1 .. 1\tlog ", ("mixup", "mixup", None, 0.1, 1.0, True)),
         (
             "weight_decay=1e-5..1e-2 log",
             ("weight_decay", "weight_decay", None, 1e-5, 1e-2, True),
