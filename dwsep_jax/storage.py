@@ -1,6 +1,7 @@
 """Where a sweep's study is kept: SQLite in the workdir, a database, a journal file."""
 
 import contextlib
+import json
 import pathlib
 import time
 import warnings
@@ -52,11 +53,18 @@ def open_storage(storage: str | None, workdir: pathlib.Path) -> BaseStorage:
         return _open_database(storage)
     path = pathlib.Path(storage).expanduser()
     try:
+        if path.exists() and path.stat().st_size > 0:
+            with path.open(encoding="utf-8") as file:
+                json.loads(next(file))
         return JournalStorage(JournalFileBackend(str(path)))
     except OSError as error:
         raise UserError(
             f"--config.storage={storage}: cannot be used: {error.strerror}; name a "
             "file in a directory that exists and can be written"
+        ) from error
+    except ValueError as error:  # No JSON: a log of something else.
+        raise UserError(
+            f"--config.storage={storage}: is no journal of Optuna; name another file"
         ) from error
 
 
@@ -64,9 +72,14 @@ def _open_database(storage):
     try:
         url = sqlalchemy.make_url(storage)
         backend = url.get_backend_name()
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):
         raise _no_url(storage.partition("://")[0] + "://...") from None
     shown = url.render_as_string(hide_password=True)
+    if backend == "sqlite" and url.database in (None, "", ":memory:"):
+        raise ConfigError(
+            f"--config.storage={shown}: would be lost with the process; leave it out, "
+            "or name a file after sqlite:///"
+        )
     options = {"pool_pre_ping": True}
     if backend == "postgresql":
         if url.drivername == "postgresql":
@@ -89,7 +102,7 @@ def _open_database(storage):
         except ImportError as error:
             raise UserError(
                 f"--config.storage={shown}: the driver of that database is missing; "
-                f"{_describe_driver(backend)}"
+                f"{_describe_driver(url.drivername)}"
             ) from error
         except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
             # Two workers that create the same tables at once: the later one finds them.
@@ -113,14 +126,28 @@ def _no_url(shown):
     )
 
 
-def _describe_driver(backend):
-    if backend == "postgresql":
+def _describe_driver(name):
+    if name == "postgresql+psycopg":
         return "pip install 'dwsep_jax[postgresql]'"
-    return f"install one that SQLAlchemy knows for {backend}"
+    return f"install one that SQLAlchemy knows for {name}"
+
+
+@contextlib.contextmanager
+def kept(study_name: str) -> Iterator[None]:
+    """Raise `UserError` where the storage of a study is lost, or holds other things."""
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        raise UserError(
+            f"the storage of study {study_name} is lost: {first_line(error)}; "
+            "give the same command again when it can be reached"
+        ) from error
 
 
 def first_line(error: Exception) -> str:
-    """Return what the database says, without what SQLAlchemy says of it."""
+    """Return what the database says, without what SQLAlchemy and Optuna say of it."""
+    if isinstance(error.__cause__, sqlalchemy.exc.SQLAlchemyError):
+        error = error.__cause__
     cause = getattr(error, "orig", None) or error
     return str(cause).strip().partition("\n")[0]
 

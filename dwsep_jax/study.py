@@ -56,15 +56,25 @@ PRUNERS = {
 
 
 def check_study(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Raise `ConfigError` where the storage has another study under the name.
+    """Check that the storage has no other study, and has that of the workdir's trials.
 
     Raises:
-      UserError: if the storage cannot be reached.
+      ConfigError: if the study of that name is of another sweep.
+      UserError: if the storage cannot be reached, or the workdir has another study's
+        trials.
     """
-    storage = open_storage(config.storage, workdir)
-    with contextlib.suppress(KeyError):
-        study = optuna.load_study(study_name=config.study, storage=storage)
-        _compare(study, config)
+    trials = workdir / "trials"
+    if config.storage is not None or (workdir / "study.db").exists():
+        storage = open_storage(config.storage, workdir)
+        with contextlib.suppress(KeyError):
+            study = optuna.load_study(study_name=config.study, storage=storage)
+            _compare(study, config)
+            return
+    if trials.is_dir() and any(trials.iterdir()):
+        raise UserError(
+            f"--workdir={workdir}: has trials, and the storage no study of them; "
+            "choose another --workdir, or the --config.storage that it had"
+        )
 
 
 def open_study(
@@ -74,8 +84,7 @@ def open_study(
 
     Raises:
       ConfigError: if the study of that name is of another sweep.
-      UserError: if the storage cannot be reached, or the workdir has another study's
-        trials.
+      UserError: if the storage cannot be reached.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     trials = workdir / "trials"
@@ -91,12 +100,6 @@ def open_study(
             _compare(study, config)
             _fill_queue(study, num_trials, is_new=False)
             return study
-        if any(trials.iterdir()):
-            optuna.delete_study(study_name=config.study, storage=storage)
-            raise UserError(
-                f"--workdir={workdir}: has trials, and the storage no study of them; "
-                "choose another --workdir, or the --config.storage that it had"
-            )
         study.set_user_attr(_DEFINITION, _define(config))
         _fill_queue(study, num_trials, is_new=True)
         return study

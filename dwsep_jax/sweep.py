@@ -3,7 +3,7 @@
 A trial is an ordinary run in trials/<number>, and reads no test images. When all have
 ended, the winner and the best of each optimizer and activation are trained with new
 seeds in final/trial<number>/seed<k>, and only they are evaluated on test. Any number of
-workers share the trials; one of them trains the best.
+workers share the trials; one of each workdir trains the best.
 """
 
 import os
@@ -22,6 +22,7 @@ from dwsep_jax.history import Row, evaluated_row, score
 from dwsep_jax.points import make_config_at
 from dwsep_jax.reading import read_rows
 from dwsep_jax.space import Axis, count_points, list_trials_to_check, parse_space
+from dwsep_jax.storage import kept
 from dwsep_jax.study import (
     PRUNERS,
     SAMPLERS,
@@ -57,14 +58,17 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> None:
     num_trials = count_trials(config, axes)
     dataset = data.load(config)
     workdir = pathlib.Path(workdir)
-    check = partial(resolve, axes=axes, dataset=dataset, workdir=workdir)
-    config = open_workdir(workdir, config, check, SWEEP)
-    study = open_study(config, workdir, num_trials)
-    print_plan(config, axes, study)
-    trials = Trials(config, axes, study, workdir, dataset)
-    work(study, config, axes, workdir, trials.run, trials.finish)
-    write_trials(study, axes, workdir)
-    final.train_best(config, axes, study, workdir, dataset)
+    check = partial(resolve, axes=axes, dataset=dataset)
+    with kept(config.study):
+        # Before the workdir is opened, which notes another storage.
+        check_study(config, workdir)
+        config = open_workdir(workdir, config, check, SWEEP)
+        study = open_study(config, workdir, num_trials)
+        print_plan(config, axes, study)
+        trials = Trials(config, axes, study, workdir, dataset)
+        work(study, config, axes, workdir, trials.run, trials.finish)
+        write_trials(study, axes, workdir)
+        final.train_best(config, axes, study, workdir, dataset)
 
 
 def count_trials(config: ConfigDict, axes: Sequence[Axis]) -> int:
@@ -89,20 +93,21 @@ def resolve(
     config: ConfigDict,
     axes: Sequence[Axis],
     dataset: data.Dataset,
-    workdir: pathlib.Path,
 ) -> ConfigDict:
     """Return the configuration as it is: each trial sets its own unset values.
 
     Raises:
-      ConfigError: if no trial can have one of the values, or the study is another's.
-      UserError: if the storage cannot be reached.
+      ConfigError: if no trial can have one of the values.
     """
     choose("pruner", config.pruner, PRUNERS)
     final.list_seeds(config)
-    for params in [{}, *list_trials_to_check(axes)]:
-        train.resolve(make_config_at(params, config, axes), dataset)
-    if config.storage is not None:
-        check_study(config, workdir)
+    train.resolve(make_config_at({}, config, axes), dataset)
+    for params in list_trials_to_check(axes):
+        try:
+            train.resolve(make_config_at(params, config, axes), dataset)
+        except ConfigError as error:
+            ((name, value),) = params.items()
+            raise ConfigError(f"--config.space: {name}={value}: {error}") from error
     return config
 
 

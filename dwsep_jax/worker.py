@@ -20,9 +20,9 @@ from optuna.trial import TrialState
 
 from dwsep_jax import console
 from dwsep_jax.datasets.prepare import locked
-from dwsep_jax.errors import ConfigError, UserError
+from dwsep_jax.errors import ConfigError
 from dwsep_jax.space import Axis
-from dwsep_jax.storage import GRACE_SECONDS, calmly, first_line, is_file
+from dwsep_jax.storage import GRACE_SECONDS, calmly, is_file
 from dwsep_jax.study import POLL_SECONDS, is_planned, list_trials, seed_sampler
 
 RunTrial = Callable[[optuna.Trial, Callable[[], None]], float]
@@ -52,37 +52,31 @@ def work(
       after_trial: is called with the number of each trial that ended here.
 
     Raises:
-      UserError: if the storage is lost.
+      optuna.exceptions.StorageInternalError: if the storage is lost.
     """
     watched: list[int] = []
-    try:
-        while True:
-            with contextlib.ExitStack() as queue:
-                queue.enter_context(locked(workdir / "trials"))
-                requeue_dead(study, is_file(config.storage))
-                trials = list_trials(study)
-                if any(trial.state == TrialState.WAITING for trial in trials):
-                    # A grid's sampler decides at once, others when they are asked.
-                    seed_sampler(study, config, axes, 0)
+    while True:
+        with contextlib.ExitStack() as queue:
+            queue.enter_context(locked(workdir / "trials"))
+            requeue_dead(study, is_file(config.storage))
+            trials = list_trials(study)
+            if any(trial.state == TrialState.WAITING for trial in trials):
+                # A grid's sampler decides at once, others when they are asked.
+                seed_sampler(study, config, axes, 0)
 
-                    def run(trial: optuna.Trial, queue=queue) -> float:
-                        seed_sampler(study, config, axes, trial.number)
-                        return run_trial(trial, queue.close)
+                def run(trial: optuna.Trial, queue=queue) -> float:
+                    seed_sampler(study, config, axes, trial.number)
+                    return run_trial(trial, queue.close)
 
-                    if (number := _run_next(study, run)) is not None:
-                        after_trial(number)
-                    continue
-            running = [t for t in trials if t.state == TrialState.RUNNING]
-            if not running:
-                return
-            if watched != (watched := [trial.number for trial in running]):
-                _say_waiting(running, config)
-            time.sleep(POLL_SECONDS)
-    except optuna.exceptions.StorageInternalError as error:
-        raise UserError(
-            f"the storage of study {study.study_name} is lost: {first_line(error)}; "
-            "give the same command again when it can be reached"
-        ) from error
+                if (number := _run_next(study, run)) is not None:
+                    after_trial(number)
+                continue
+        running = [t for t in trials if t.state == TrialState.RUNNING]
+        if not running:
+            return
+        if watched != (watched := [trial.number for trial in running]):
+            _say_waiting(running, config)
+        time.sleep(POLL_SECONDS)
 
 
 def _run_next(study, run):

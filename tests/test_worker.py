@@ -8,7 +8,6 @@ import optuna
 import pytest
 
 from dwsep_jax import study, worker
-from dwsep_jax.errors import UserError
 from dwsep_jax.space import parse_space
 from tests import sweeping
 from tests.sweeping import read_trials
@@ -143,18 +142,6 @@ def test_a_worker_that_was_taken_for_dead_leaves_its_trial(tmp_path, capsys):
     _, ended = work(tmp_path, run)
     assert (attempts, ended) == ([0, 1], [1])
     assert "trial 0 was given to another worker" in capsys.readouterr().out
-
-
-def test_a_storage_that_is_lost_is_one_line(tmp_path):
-    def run(trial, release):
-        raise optuna.exceptions.StorageInternalError("gone away\n(background on ...)")
-
-    with pytest.raises(UserError) as error:
-        work(tmp_path, run)
-    assert str(error.value) == (
-        "the storage of study sweep is lost: gone away; give the same command again "
-        "when it can be reached"
-    )
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
