@@ -20,7 +20,6 @@ from dwsep_jax.config import SWEEP, open_workdir
 from dwsep_jax.errors import ConfigError, DivergedError, choose, is_out_of_memory
 from dwsep_jax.history import Row, evaluated_row, score
 from dwsep_jax.points import make_config_at
-from dwsep_jax.reading import read_rows
 from dwsep_jax.space import Axis, count_points, list_trials_to_check, parse_space
 from dwsep_jax.storage import kept
 from dwsep_jax.study import (
@@ -171,15 +170,18 @@ class Trials:
         check = partial(train.resolve, dataset=self._dataset)
         config = open_workdir(directory, config, check)
 
+        history: list[Row] = []
+
         def report(row: Row) -> None:
+            history.append(row)
             trial.report(score(row), row["epoch"])
             # One that has come to its end is complete, however good.
-            if row["epoch"] < config.num_epochs and trial.should_prune():
+            if not train.is_finished(config, history) and trial.should_prune():
                 raise optuna.TrialPruned
 
         with console.logged(directory / "train.log"):
             train.run(config, directory, self._dataset, False, report)
-        row = evaluated_row(read_rows(directory), config.early_stopping)
+        row = evaluated_row(history, config.early_stopping)
         trial.set_user_attr("epoch", row["epoch"])
         trial.set_user_attr("val_loss", row.get("ema_val_loss", row["val_loss"]))
         return score(row)
@@ -236,7 +238,9 @@ def print_plan(config: ConfigDict, axes: Sequence[Axis], study: optuna.Study) ->
     rows = [[axis.field, text] for axis, text in zip(axes, values, strict=True)]
     console.print_table("Space", ["field", "values"], rows, text_columns=(0, 1))
     num_trials, states = len(list_planned(study)), count_states(study)
+    lengths = [axis.list_extremes() for axis in axes if axis.field == "num_epochs"]
+    num_epochs = max(lengths[0]) if lengths else config.num_epochs
     console.say(
-        f"{num_trials} trials of up to {config.num_epochs} epochs on {config.dataset}, "
+        f"{num_trials} trials of up to {num_epochs} epochs on {config.dataset}, "
         f"sampler {config.sampler}, pruner {config.pruner}; {states['waiting']} wait"
     )

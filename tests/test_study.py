@@ -31,6 +31,16 @@ def test_hopeless_trials_are_pruned_but_not_too_soon_nor_at_their_end(tmp_path, 
     assert (rows[5]["epochs"], rows[5]["value"]) == ("2", "0.4")
 
 
+def test_a_trial_that_stops_early_is_complete_however_good(tmp_path, quick):
+    def score(config):
+        return [0.5] * 8 if len(quick.runs) < 6 else [0.1, 0.1]
+
+    quick.score = score
+    run(tmp_path, num_trials=6, num_epochs=8, early_stopping=1)
+    last = read_trials(tmp_path)[-1]
+    assert (last["state"], last["epochs"], last["value"]) == ("complete", "2", "0.1")
+
+
 @pytest.mark.parametrize("pruner", study.PRUNERS)
 def test_each_pruner_prunes_as_it_should(tmp_path, quick, pruner):
     seen = []
