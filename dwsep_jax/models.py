@@ -171,8 +171,7 @@ class DenseNet(nn.Module):
         must be mutable, and dropout draws from the stream `dropout`. A `dropout_rate`
         replaces that of the network; it may be traced.
         """
-        if dropout_rate is None:
-            dropout_rate = self.dropout_rate
+        dropout_rate = self.dropout_rate if dropout_rate is None else dropout_rate
         _check_image_size(x.shape, self.stem_stride, len(self.block_sizes))
         kernel_size = (self.kernel_size, self.kernel_size)
         statistics = partial(BatchStatistics, self.norm_momentum)
