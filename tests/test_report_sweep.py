@@ -184,6 +184,16 @@ def test_too_few_complete_trials_are_no_answer(tmp_path):
     assert any(step.startswith("More trials") for step in list_steps(sweep))
 
 
+def test_trials_that_came_after_the_finals_are_told_apart(workdir):
+    num_trials = json.loads((workdir / "best.json").read_text())["num_trials"]
+    num_trials["complete"] -= 2
+    change(workdir / "best.json", num_trials=num_trials)
+    text = answer_of(files.read_workdir(workdir)).text
+    num_known = sum(num_trials.values())
+    assert f"the best of {num_known} trials is number 2" in text
+    assert f"{16 - num_known} more trials came after that: give the command" in text
+
+
 def test_a_seed_that_diverged_is_counted(workdir):
     finals = json.loads((workdir / "best.json").read_text())["finals"]
     finals[1]["diverged"] = [4]

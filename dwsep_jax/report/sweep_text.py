@@ -31,8 +31,10 @@ def answer(sweep: Sweep, rivals: Rivals) -> Headline:
     verdict, tone = _decide(sweep, winner, final, rivals)
     reached, counts = sweep.best["validation"], finals.count_states(sweep)
     total = counts.total()
+    # Those that a greater num_trials added since best.json was written.
+    later = max(0, total - sum(sweep.best["num_trials"].values()))
     sentences = [
-        f"On {sweep.best['dataset']}, the best of {total} trials is number "
+        f"On {sweep.best['dataset']}, the best of {total - later} trials is number "
         f"{winner.number}: {describe_settings(sweep, winner)}. It reaches "
         f"{percent(reached['accuracy'])} on validation, after epoch "
         f"{reached['epoch']}."
@@ -41,6 +43,11 @@ def answer(sweep: Sweep, rivals: Rivals) -> Headline:
         sentences.append(_describe_final(final))
     else:
         sentences.append("It has no finals: it was not read on test.")
+    if later:
+        sentences.append(
+            f"{_count(later, 'more trial')} came after that: give the command of the "
+            "sweep again, and they are judged as well."
+        )
     more = [_describe_rivals(field, rivals[field], final) for field in rivals]
     more += [_describe_edge(*edge) for edge in finals.find_edges(sweep)]
     figures = [(percent(reached["accuracy"]), "validation accuracy, in the search")]
