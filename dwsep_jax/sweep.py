@@ -57,10 +57,10 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> None:
     num_trials = count_trials(config, axes)
     dataset = data.load(config)
     workdir = pathlib.Path(workdir)
-    check = partial(resolve, axes=axes, dataset=dataset)
+    check = partial(resolve, axes=axes, dataset=dataset, workdir=workdir)
     with kept(config.study):
-        # Before the workdir is opened, which notes another storage.
-        check_study(config, workdir)
+        if (workdir / "config.json").exists():
+            check_study(config, workdir)  # Before another storage is noted there.
         config = open_workdir(workdir, config, check, SWEEP)
         study = open_study(config, workdir, num_trials)
         print_plan(config, axes, study)
@@ -92,11 +92,13 @@ def resolve(
     config: ConfigDict,
     axes: Sequence[Axis],
     dataset: data.Dataset,
+    workdir: pathlib.Path,
 ) -> ConfigDict:
     """Return the configuration as it is: each trial sets its own unset values.
 
     Raises:
-      ConfigError: if no trial can have one of the values.
+      ConfigError: if no trial can have one of the values, or as `check_study`.
+      UserError: as `check_study`.
     """
     choose("pruner", config.pruner, PRUNERS)
     final.list_seeds(config)
@@ -107,6 +109,7 @@ def resolve(
         except ConfigError as error:
             ((name, value),) = params.items()
             raise ConfigError(f"--config.space: {name}={value}: {error}") from error
+    check_study(config, workdir)
     return config
 
 

@@ -121,8 +121,9 @@ def test_values_that_no_run_can_have_are_refused_first(
 ):
     monkeypatch.undo()
     monkeypatch.setattr(sweep.data, "load", lambda config: tiny.make_dataset())
+    storage = str(tmp_path / "study.journal")
     with pytest.raises(ConfigError, match=line) as error:
-        run(tmp_path / "sweep", space=(text,))
+        run(tmp_path / "sweep", space=(text,), storage=storage)
     assert str(error.value).startswith(f"--config.space: {text.partition('=')[0]}")
     assert list(tmp_path.iterdir()) == []
 
