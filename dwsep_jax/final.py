@@ -49,7 +49,8 @@ def train_best(
         states = ", ".join(f"{n} {state}" for state, n in count_states(study).items())
         raise UserError(
             f"--workdir={workdir}: no trial came to its end ({states}; trials.csv says "
-            "why); take lower rates in --config.space, or a greater --config.num_trials"
+            "why); take lower rates in --config.space and another --workdir, or a "
+            "greater --config.num_trials"
         )
     (workdir / "final").mkdir(exist_ok=True)
     try:
