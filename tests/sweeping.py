@@ -14,7 +14,7 @@ import tempfile
 import time
 import types
 
-from dwsep_jax import data, optim, report, sweep, train
+from dwsep_jax import data, optim, report, study, sweep, train, worker
 from dwsep_jax.errors import DivergedError
 from dwsep_jax.history import write_rows
 from tests import comparing, tiny
@@ -60,6 +60,8 @@ def train_quickly(patch):
         quick.reports.append(list(workdirs))
         return workdirs[0] / "report.html"
 
+    for module in (study, worker):
+        patch.setattr(module, "POLL_SECONDS", 0.05)
     patch.setattr(train, "run", run)
     patch.setattr(train, "train_and_evaluate", train_and_evaluate)
     patch.setattr(train, "resolve", lambda config, dataset: optim.resolve(config))

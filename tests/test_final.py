@@ -3,7 +3,7 @@
 import optuna
 import pytest
 
-from dwsep_jax import final, population, study, train, worker
+from dwsep_jax import final, population, study, train
 from dwsep_jax.errors import UserError
 from dwsep_jax.space import parse_space
 from tests import sweeping, tiny
@@ -12,8 +12,6 @@ from tests.sweeping import diverge, make_config, read_trials, run
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(worker, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(study, "POLL_SECONDS", 0.05)
     return sweeping.train_quickly(monkeypatch)
 
 

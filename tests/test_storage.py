@@ -6,7 +6,7 @@ import sqlite3
 import optuna
 import pytest
 
-from dwsep_jax import study, sweep, worker
+from dwsep_jax import sweep
 from dwsep_jax.errors import ConfigError, UserError
 from tests import sweeping, tiny
 from tests.sweeping import run
@@ -14,8 +14,6 @@ from tests.sweeping import run
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(worker, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(study, "POLL_SECONDS", 0.05)
     return sweeping.train_quickly(monkeypatch)
 
 

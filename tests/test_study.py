@@ -3,7 +3,7 @@
 import optuna
 import pytest
 
-from dwsep_jax import study, worker
+from dwsep_jax import study
 from dwsep_jax.config import load_config
 from dwsep_jax.errors import ConfigError, UserError
 from tests import sweeping
@@ -12,8 +12,6 @@ from tests.sweeping import read_trials, run
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(worker, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(study, "POLL_SECONDS", 0.05)
     return sweeping.train_quickly(monkeypatch)
 
 

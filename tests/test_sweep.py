@@ -14,8 +14,6 @@ from tests.sweeping import diverge, make_config, read_trials, run
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(worker, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(study, "POLL_SECONDS", 0.05)
     return sweeping.train_quickly(monkeypatch)
 
 
