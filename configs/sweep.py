@@ -3,8 +3,8 @@
 python main.py --mode=sweep --config=configs/sweep.py               # CIFAR-10
 python main.py --mode=sweep --config=configs/sweep.py:digits
 
-On the digits 16 minutes on 2 CPU cores that had other work besides: SGD with Swish, 97.31
-± 0.40 % on test (95 % interval over 3 seeds; jax 0.10.2).
+On the digits 16 minutes on 2 CPU cores that had other work besides: SGD with Swish,
+97.31 ± 0.40 % on test (95 % interval over 3 seeds; jax 0.10.2).
 """
 
 from configs import digits, separable
