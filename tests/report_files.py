@@ -200,12 +200,7 @@ def write_comparison(
       variants: as `VARIANTS`.
     """
     rng = np.random.default_rng(0)
-    content = {"dataset": "digits", "split": "test", "num_examples": num_examples}
-    content |= {"class_names": list(names), "margin": 0.005, "baseline": "standard"}
-    content |= {"main": "separable", "seeds": list(range(num_seeds))}
-    content |= {"num_epochs": num_epochs, "environment": ENVIRONMENT}
-    content |= {"recipe": {"optimizer": "sgd", "schedule": "cosine", "batch_size": 128}}
-    content |= {"variants": {}, "paired": {}, "per_class": {}}
+    content = make_comparison(names, num_examples, num_epochs, num_seeds)
     fields = {"dataset": "digits", "num_seeds": num_seeds, "num_epochs": num_epochs}
     fields |= {"margin": 0.5, "growth_rate": 12, "progress": False}
     fields |= {"variants": list(variants)}
@@ -242,6 +237,18 @@ def write_comparison(
     content["reason"] = f"the answer is {content['answer']}"
     write_json(directory / "comparison.json", content)
     return content
+
+
+def make_comparison(
+    names: list[str], num_examples: int, num_epochs: int, num_seeds: int
+) -> dict:
+    """Return a comparison.json that has no variants yet."""
+    content = {"dataset": "digits", "split": "test", "num_examples": num_examples}
+    content |= {"class_names": list(names), "margin": 0.005, "baseline": "standard"}
+    content |= {"main": "separable", "seeds": list(range(num_seeds))}
+    content |= {"num_epochs": num_epochs, "environment": ENVIRONMENT}
+    content |= {"recipe": {"optimizer": "sgd", "schedule": "cosine", "batch_size": 128}}
+    return content | {"variants": {}, "paired": {}, "per_class": {}}
 
 
 def make_variant(

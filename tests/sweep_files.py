@@ -119,16 +119,8 @@ def write_sweep(
     write_trials(directory, rows)
     if not finished:
         return {}
-    states = [row["state"] for row in rows]
     overrides = make_overrides(winner)
-    best = {"dataset": "digits", "study": "sweep", "sampler": "tpe", "pruner": pruner}
-    best |= {"space": SPACE, "axes": make_axes(), "number": 2, "overrides": overrides}
-    best["num_trials"] = {s: states.count(s) for s in ("complete", "pruned", "failed")}
-    flags = [f"--config.{name}={value}" for name, value in overrides.items()]
-    command = ["python main.py --config=configs/digits.py", *flags]
-    best |= {"command": " \\\n  ".join(command), "importance": importance}
-    best |= {"validation": {"accuracy": 0.985, "epoch": 12}, "finals": []}
-    best["environment"] = report_files.ENVIRONMENT
+    best = make_best(rows, overrides, pruner, importance)
     own = [f"{name}={winner[name]}" for name in ("optimizer", "activation")]
     finals = {"winner": (2, overrides, ["winner", *own], 0.0)}
     for number, (reason, loss) in enumerate(losses.items(), start=3):
@@ -139,6 +131,21 @@ def write_sweep(
         best["finals"].append(final | {"overrides": values, "reasons": reasons})
     report_files.write_json(directory / "best.json", best)
     return best
+
+
+def make_best(
+    rows: list[dict], overrides: dict, pruner: str, importance: dict | None
+) -> dict:
+    """Return a best.json that has no finals yet."""
+    states = [row["state"] for row in rows]
+    best = {"dataset": "digits", "study": "sweep", "sampler": "tpe", "pruner": pruner}
+    best |= {"space": SPACE, "axes": make_axes(), "number": 2, "overrides": overrides}
+    best["num_trials"] = {s: states.count(s) for s in ("complete", "pruned", "failed")}
+    flags = [f"--config.{name}={value}" for name, value in overrides.items()]
+    command = ["python main.py --config=configs/digits.py", *flags]
+    best |= {"command": " \\\n  ".join(command), "importance": importance}
+    best |= {"validation": {"accuracy": 0.985, "epoch": 12}, "finals": []}
+    return best | {"environment": report_files.ENVIRONMENT}
 
 
 def write_config(directory: pathlib.Path, changes: dict) -> None:

@@ -132,22 +132,26 @@ def test_it_follows_the_system_and_the_button(browser, page):
     check(light)
 
 
-def test_a_hover_tells_every_variant_of_an_epoch(browser, page):
+def hover(browser, page, title):
+    """Return what the tooltip says near the middle of the chart of that title."""
     from selenium.webdriver.common.action_chains import ActionChains
 
     show(browser, page, 1280)
     script = (
         "return [...document.querySelectorAll('figure')].find((figure) =>"
-        " figure.innerText.trim().startsWith('Validation loss'))"
-        ".querySelector('svg')"
+        " figure.innerText.trim().startsWith(arguments[0])).querySelector('svg')"
     )
-    chart = browser.execute_script(script)
+    chart = browser.execute_script(script, title)
     browser.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", chart)
     ActionChains(browser).move_to_element_with_offset(chart, 20, 10).perform()
     ActionChains(browser).move_by_offset(2, 2).perform()
     tooltip = "document.querySelector('#vg-tooltip-element.visible')"
     wait_for(browser, f"return Boolean({tooltip})")
-    text = browser.execute_script(f"return {tooltip}.innerText")
+    return browser.execute_script(f"return {tooltip}.innerText")
+
+
+def test_a_hover_tells_every_variant_of_an_epoch(browser, page):
+    text = hover(browser, page, "Validation loss")
     for words in ("epoch", "separable", "standard", "separable_macs"):
         assert words in text
     assert "undefined" not in text
@@ -183,21 +187,7 @@ def test_a_sweep_is_drawn_in_both_themes_and_fits_a_phone(browser, sweep_page):
 
 
 def test_a_hover_tells_the_trial_of_a_line(browser, sweep_page):
-    from selenium.webdriver.common.action_chains import ActionChains
-
-    show(browser, sweep_page, 1280)
-    script = (
-        "return [...document.querySelectorAll('figure')].find((figure) =>"
-        " figure.innerText.trim().startsWith('Each trial as a line'))"
-        ".querySelector('svg')"
-    )
-    chart = browser.execute_script(script)
-    browser.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", chart)
-    ActionChains(browser).move_to_element_with_offset(chart, 20, 10).perform()
-    ActionChains(browser).move_by_offset(2, 2).perform()
-    tooltip = "document.querySelector('#vg-tooltip-element.visible')"
-    wait_for(browser, f"return Boolean({tooltip})")
-    text = browser.execute_script(f"return {tooltip}.innerText")
+    text = hover(browser, sweep_page, "Each trial as a line")
     for words in ("trial", "state", "accuracy (%)", "optimizer", "dropout_rate"):
         assert words in text
     assert "undefined" not in text
