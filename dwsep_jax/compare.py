@@ -20,8 +20,9 @@ from ml_collections import ConfigDict
 
 from dwsep_jax import console, data, train
 from dwsep_jax.comparison import Trial, build_comparison, seed_directory
-from dwsep_jax.config import COMPARISON, load_config, open_workdir, validate
+from dwsep_jax.config import COMPARISON, load_config, open_workdir
 from dwsep_jax.errors import ConfigError, DivergedError, UserError
+from dwsep_jax.fields import validate
 from dwsep_jax.files import write_atomically
 from dwsep_jax.history import evaluated_row, score
 from dwsep_jax.reading import read_rows

@@ -10,10 +10,10 @@ import optuna
 from ml_collections import ConfigDict
 
 from dwsep_jax import console, data
-from dwsep_jax.config import to_dict
 from dwsep_jax.datasets.prepare import locked
 from dwsep_jax.environment import describe_environment
 from dwsep_jax.errors import ConfigError, DivergedError, UserError
+from dwsep_jax.fields import to_dict
 from dwsep_jax.files import write_atomically
 from dwsep_jax.history import score
 from dwsep_jax.points import make_config_at

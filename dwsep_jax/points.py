@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dwsep_jax import optim
-from dwsep_jax.config import validate
+from dwsep_jax.fields import validate
 from dwsep_jax.space import Axis, set_value
 
 

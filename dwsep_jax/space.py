@@ -12,16 +12,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from dwsep_jax.config import (
-    CHANGE_NOTHING,
-    EXEMPT,
-    FIELDS,
-    RUN,
-    format_value,
-    unknown_field,
-)
-from dwsep_jax.config import describe as describe_field
+from dwsep_jax.config import CHANGE_NOTHING, EXEMPT, RUN
 from dwsep_jax.errors import ConfigError
+from dwsep_jax.fields import FIELDS, format_value, unknown_field
+from dwsep_jax.fields import describe as describe_field
 
 # A sweep's own fields, and a comparison's, change no trial.
 _OF_NO_TRIAL = EXEMPT[RUN] - CHANGE_NOTHING

@@ -5,8 +5,8 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from dwsep_jax import console
-from dwsep_jax.config import STEADY_SCHEDULES
 from dwsep_jax.data import Dataset
+from dwsep_jax.fields import STEADY_SCHEDULES
 from dwsep_jax.step import TrainState
 from dwsep_jax.summary import describe_network, summarize
 

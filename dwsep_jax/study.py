@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
-from dwsep_jax.config import EXEMPT, SWEEP, format_value, to_dict
+from dwsep_jax.config import EXEMPT, SWEEP
 from dwsep_jax.datasets.prepare import locked
 from dwsep_jax.errors import ConfigError, UserError, choose
+from dwsep_jax.fields import format_value, to_dict
 from dwsep_jax.space import Axis
 from dwsep_jax.storage import calmly, open_storage
 

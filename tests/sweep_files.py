@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from dwsep_jax.cli import CONFIGS, load_file
-from dwsep_jax.config import to_dict
+from dwsep_jax.fields import to_dict
 from tests import report_files
 
 CHOICES = {"activation": ["relu", "leaky_relu", "swish"]}

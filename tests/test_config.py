@@ -13,18 +13,15 @@ from dwsep_jax.cli import load_file
 from dwsep_jax.config import (
     COMPARISON,
     EXEMPT,
-    FIELDS,
     RUN,
     SWEEP,
     default_workdir,
-    from_dict,
     load_config,
     load_requested,
     open_workdir,
-    to_dict,
-    validate,
 )
 from dwsep_jax.errors import ConfigError, UserError
+from dwsep_jax.fields import FIELDS, from_dict, to_dict, validate
 
 ROOT = pathlib.Path(__file__).parents[1]
 

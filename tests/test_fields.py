@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dwsep_jax import cli, console, data, epoch, evaluate, step, train
-from dwsep_jax.config import FIELDS
 from dwsep_jax.datasets import cache
+from dwsep_jax.fields import FIELDS
 from dwsep_jax.metrics import Metrics
 from dwsep_jax.step import make_train_state
 from tests import comparing, sweeping, tiny

@@ -112,7 +112,8 @@ def test_imports_run_one_way():
     order = [
         *("errors", "files", "console", "datasets", "shift", "ops", "layers", "models"),
         *("data", "augment", "optim", "metrics", "step", "checkpoint", "efficiency"),
-        *("timing", "environment", "summary", "config", "history", "events", "reading"),
+        *("timing", "environment", "summary", "fields", "config", "history", "events"),
+        "reading",
         *("figures", "diagnose", "evaluate", "epoch", "start", "train", "cost", "cli"),
         *("population", "statistics", "space", "report", "widths", "variants"),
         *("comparison", "runs", "compare", "storage", "study", "worker", "trials"),

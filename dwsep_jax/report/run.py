@@ -7,16 +7,9 @@ from typing import Any
 import numpy as np
 
 from dwsep_jax import cli
-from dwsep_jax.config import (
-    CHANGE_NOTHING,
-    COMPARISON,
-    EXEMPT,
-    RUN,
-    SWEEP,
-    format_value,
-    from_dict,
-)
+from dwsep_jax.config import CHANGE_NOTHING, COMPARISON, EXEMPT, RUN, SWEEP
 from dwsep_jax.errors import ConfigError, UserError
+from dwsep_jax.fields import format_value, from_dict
 from dwsep_jax.figures import render_pictures, render_run
 from dwsep_jax.history import score
 from dwsep_jax.report import charts
