@@ -63,38 +63,39 @@ def define_flags() -> flags.FlagValues:
 
 def run_train(command: cli.Command) -> None:
     """Train, or go on training, and evaluate on test."""
-    from dwsep_jax import train
+    from dwsep_jax.train import loop
 
-    train.train_and_evaluate(command.config, command.workdir)
+    loop.train_and_evaluate(command.config, command.workdir)
 
 
 def run_evaluate(command: cli.Command) -> None:
     """Evaluate what a run has trained."""
-    from dwsep_jax import config, evaluate
+    from dwsep_jax import workdir
+    from dwsep_jax.train import evaluation
 
-    resolved = config.load_config(command.workdir, command.config)
-    evaluate.evaluate_workdir(resolved, command.workdir, command.split or "test")
+    resolved = workdir.load_config(command.workdir, command.config)
+    evaluation.evaluate_workdir(resolved, command.workdir, command.split or "test")
 
 
 def run_efficiency(command: cli.Command) -> None:
     """Count and measure what the network costs."""
-    from dwsep_jax import cost
+    from dwsep_jax.efficiency import cost
 
     cost.measure_workdir(command.config, command.workdir)
 
 
 def run_compare(command: cli.Command) -> None:
     """Train variants over several seeds, or go on with that, and compare them."""
-    from dwsep_jax import compare
+    from dwsep_jax.compare import runs
 
-    compare.compare(command.config, command.workdir)
+    runs.compare(command.config, command.workdir)
 
 
 def run_sweep(command: cli.Command) -> None:
     """Search a space of configs, or go on with that, and evaluate the best."""
-    from dwsep_jax import sweep
+    from dwsep_jax.sweep import search
 
-    sweep.sweep(command.config, command.workdir)
+    search.sweep(command.config, command.workdir)
 
 
 def run_report(command: cli.Command) -> None:

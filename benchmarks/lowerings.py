@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.speed import compile_jax, time_in_turn
-from dwsep_jax import ops
 from dwsep_jax.environment import keep_freed_memory
+from dwsep_jax.nn import ops
 
 # (N, H, W, C), side of the kernel, stride.
 SHAPES = (

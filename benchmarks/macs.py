@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.torch_net import TorchDenseNet
 from configs import cpu, digits, separable, standard
-from dwsep_jax import optim
-from dwsep_jax.cost import count_cost
-from dwsep_jax.models import create_model
+from dwsep_jax.efficiency.cost import count_cost
+from dwsep_jax.nn.densenet import create_model
+from dwsep_jax.train import optim
 
 NUM_CLASSES, IMAGE_SHAPE = 10, (32, 32, 3)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from dwsep_jax.models import DenseNet
+from dwsep_jax.nn.densenet import DenseNet
 
 
 class PlainConv(nn.Module):

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dwsep_jax import cli, data, population, train
+from dwsep_jax import cli, data
 from dwsep_jax.environment import keep_freed_memory
-from dwsep_jax.epoch import make_steps
-from dwsep_jax.metrics import Metrics
-from dwsep_jax.step import make_train_state
+from dwsep_jax.train import loop, population
+from dwsep_jax.train.metrics import Metrics
+from dwsep_jax.train.programs import make_steps
+from dwsep_jax.train.step import make_train_state
 
 NUM_ROUNDS = 5
 
@@ -51,7 +52,7 @@ def compile_run(config: ConfigDict, dataset: data.Dataset, num_members: int):
         is_active = jnp.full(num_members, True)
         state = population.Population(population.stack(states), is_active)
         total, order = (population.stack([x] * num_members) for x in (total, order))
-    arrays = train.on_device(dataset)
+    arrays = loop.on_device(dataset)
     take = jax.jit(partial(steps, num_steps=config.steps_per_dispatch))
     compiled = take.lower(state, total, arrays, order).compile()
     return lambda: jax.block_until_ready(compiled(state, total, arrays, order))
@@ -86,7 +87,7 @@ def main() -> None:
         config = cli.load_file(args.config).unlock()
         config.conv = conv
         dataset = make_dataset(config.batch_size)
-        config = train.resolve(config, dataset)
+        config = loop.resolve(config, dataset)
         calls = [compile_run(config, dataset, n) for n in (0, *numbers)]
         seconds = time_in_turn(calls) / config.steps_per_dispatch
         for j, n in enumerate((1, *numbers)):

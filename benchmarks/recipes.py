@@ -13,10 +13,11 @@ import time
 from ml_collections import ConfigDict
 
 from configs import digits
-from dwsep_jax import console, data, optim, train
+from dwsep_jax import console, data
 from dwsep_jax.errors import UserError
-from dwsep_jax.evaluate import evaluate
-from dwsep_jax.step import averaged, make_train_state
+from dwsep_jax.train import loop, optim
+from dwsep_jax.train.evaluation import evaluate
+from dwsep_jax.train.step import averaged, make_train_state
 
 NUM_EPOCHS = 15
 RATE_FACTORS = (1 / 3, 1, 3)
@@ -35,11 +36,11 @@ def make_config(**changes) -> ConfigDict:
 def measure(config: ConfigDict) -> str:
     """Train, and return one cell of the table."""
     dataset = data.load(config)
-    config = train.resolve(config, dataset)
+    config = loop.resolve(config, dataset)
     state = make_train_state(config, dataset)
     start = time.perf_counter()
     try:
-        for trained, row in train.train_epochs(config, dataset, state, []):
+        for trained, row in loop.train_epochs(config, dataset, state, []):
             state, last = trained, row
     except UserError as error:
         return f"stopped: {str(error).partition(';')[0]}"

@@ -34,12 +34,13 @@ from torch.nn import functional as F
 
 from benchmarks import plain, torch_net
 from configs import cpu, separable
-from dwsep_jax import epoch, ops, optim, train
-from dwsep_jax.augment import make_augment
 from dwsep_jax.data import Dataset, Split
+from dwsep_jax.data.augment import make_augment
 from dwsep_jax.environment import describe_environment, keep_freed_memory
-from dwsep_jax.models import create_model
-from dwsep_jax.step import create_train_state, make_run_keys, train_step
+from dwsep_jax.nn import ops
+from dwsep_jax.nn.densenet import create_model
+from dwsep_jax.train import loop, optim, programs
+from dwsep_jax.train.step import create_train_state, make_run_keys, train_step
 
 CONFIGS = {"cpu": cpu, "separable": separable}
 BATCH_SIZE = 128
@@ -287,17 +288,17 @@ def measure_loop(network: Network, num_steps: int, num_rounds: int) -> dict[str,
     split = Split(images, labels, np.arange(size).astype(str))
     names = tuple(map(str, range(10)))
     dataset = Dataset("random", names, split, split, split, split)
-    config = train.resolve(network.config, dataset)
+    config = loop.resolve(network.config, dataset)
     arrays = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
     state = jax.tree.map(jnp.copy, network.state)
-    programs = epoch.compile_programs(config, dataset, state, arrays)
+    compiled = programs.compile_programs(config, dataset, state, arrays)
     permutation = jnp.arange(size, dtype=jnp.int32)
     progress = argparse.Namespace(advance=lambda num_steps: None)
 
-    def loop():
+    def epoch():
         nonlocal state
         state = state.replace(step=jnp.zeros((), jnp.int32))
-        state, _ = epoch.train_epoch(programs, state, arrays, permutation, progress)
+        state, _ = programs.train_epoch(compiled, state, arrays, permutation, progress)
 
     step = network._jax_step(network.state, network.make_batch(BATCH_SIZE))
     augment = make_augment(
@@ -327,7 +328,7 @@ def measure_loop(network: Network, num_steps: int, num_rounds: int) -> dict[str,
             step()
 
     return time_in_turn(
-        {"loop": loop, "step alone": bare, "step with data": with_data}, num_rounds
+        {"loop": epoch, "step alone": bare, "step with data": with_data}, num_rounds
     )
 
 
@@ -337,9 +338,10 @@ start = time.perf_counter()
 import importlib
 import jax
 import jax.numpy as jnp
-from dwsep_jax import environment, optim
-from dwsep_jax.models import create_model
-from dwsep_jax.step import create_train_state, make_run_keys, train_step
+from dwsep_jax import environment
+from dwsep_jax.train import optim
+from dwsep_jax.nn.densenet import create_model
+from dwsep_jax.train.step import create_train_state, make_run_keys, train_step
 environment.use_compilation_cache()
 config = importlib.import_module("configs." + sys.argv[1]).get_config()
 config.dtype = sys.argv[2]

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from torch import nn
 from torch.nn import functional as F
 
-from dwsep_jax.models import DenseNet
+from dwsep_jax.nn.densenet import DenseNet
 
 # flax.linen and dwsep_jax name activations as functions.
 _ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "silu": F.silu}

@@ -15,9 +15,19 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dwsep_jax.config import COMPARISON, RUN, SWEEP, default_workdir, load_requested
+from dwsep_jax.config import (
+    COMPARISON,
+    FIELDS,
+    RUN,
+    SWEEP,
+    check_fields,
+    default_workdir,
+    describe,
+    unknown_field,
+    validate,
+)
 from dwsep_jax.errors import ConfigError, UserError, choose, is_out_of_memory
-from dwsep_jax.fields import FIELDS, check_fields, describe, unknown_field, validate
+from dwsep_jax.workdir import load_requested
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 

@@ -1,22 +1,269 @@
-"""The place of a configuration in a workdir: written once, and gone on with."""
+"""The fields of a configuration: what each may be, and how a person writes it."""
 
-import contextlib
-import copy
-import fnmatch
+import difflib
 import hashlib
-import json
+import math
 import os
 import pathlib
 import re
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
-from dwsep_jax.errors import ConfigError, UserError
-from dwsep_jax.fields import FIELDS, format_value, from_dict, to_dict, validate
-from dwsep_jax.files import write_atomically
+from dwsep_jax.errors import ConfigError
 
-_SCHEMA = 1
+
+class Field(NamedTuple):
+    """What a field must be; `must_be` and `example` are read by people.
+
+    `unset_type` is the type of a field that may be None, for when it is not.
+    """
+
+    must_be: str
+    example: str
+    is_valid: Callable[[Any], bool]
+    unset_type: type | None = None
+
+
+def _optional(field: Field, unset_type: type) -> Field:
+    return Field(
+        f"{field.must_be}, or left out",
+        field.example,
+        lambda v: v is None or field.is_valid(v),
+        unset_type,
+    )
+
+
+def _text(example: str) -> Field:
+    # "None" is what a person writes to unset a field; as a name it is never meant.
+    return Field(
+        "a name or path",
+        example,
+        lambda v: isinstance(v, str) and v.strip() not in ("", "None"),
+    )
+
+
+def _names(must_be: str, example: str) -> Field:
+    return Field(
+        must_be,
+        example,
+        lambda v: (
+            isinstance(v, tuple)
+            and len(v) > 0
+            and all(isinstance(name, str) and name.strip() for name in v)
+            and len(set(v)) == len(v)
+        ),
+    )
+
+
+def _flag(example: str) -> Field:
+    return Field("true or false", example, lambda v: isinstance(v, bool))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _integer(
+    example: str, low: int, high: int | None = None, must_be: str | None = None
+) -> Field:
+    upper = "" if high is None else f" and at most {high:,}"
+    return Field(
+        must_be or f"an integer of at least {low}{upper}",
+        example,
+        lambda v: _is_integer(v) and low <= v and (high is None or v <= high),
+    )
+
+
+def _number(example: str, must_be: str, in_range: Callable[[float], bool]) -> Field:
+    def is_valid(value):
+        is_number = isinstance(value, float) or _is_integer(value)
+        return is_number and math.isfinite(value) and in_range(value)
+
+    return Field(f"a finite number {must_be}", example, is_valid)
+
+
+_SEED = _integer("1", 0, 2**32 - 1, "an integer from 0 to 4294967295")
+_FACTOR = _number("3", "from 0.001 to 1000", lambda v: 0.001 <= v <= 1000)
+
+# One row per field of configs/default.py. Names that a factory chooses by (conv, dtype,
+# ...) and limits that depend on the data are checked there.
+FIELDS = {
+    "dataset": _text("cifar10"),
+    "data_dir": _optional(_text("/data/tensorflow_datasets"), str),
+    "validation_size": _integer("5000", 1),
+    "split_seed": _SEED,
+    "flip": _flag("false"),
+    "shift": _integer("4", 0, 64),
+    "cutout": _integer("8", 0, 1024),
+    "mixup": _number("0.2", "from 0 to 100", lambda v: 0 <= v <= 100),
+    "label_smoothing": _number(
+        "0.1", "of at least 0 and below 1", lambda v: 0 <= v < 1
+    ),
+    "conv": _text("separable"),
+    "growth_rate": _integer("24", 1, 4096),
+    "block_sizes": Field(
+        "a tuple of integers from 1 to 256, one per block",
+        "6,6,6,6",
+        lambda v: (
+            isinstance(v, tuple)
+            and len(v) > 0
+            and all(_is_integer(size) and 1 <= size <= 256 for size in v)
+        ),
+    ),
+    "bottleneck": _integer("4", 0, 64),
+    "reduction": _number("0.5", "above 0 and at most 1", lambda v: 0 < v <= 1),
+    "stem_width": _number("2.0", "above 0 and at most 64", lambda v: 0 < v <= 64),
+    "stem_stride": _integer("2", 1, 2, "1 or 2"),
+    "kernel_size": _integer("3", 1, 31),
+    "activation": _text("relu"),
+    "inner_norm": _flag("true"),
+    "inner_activation": _flag("true"),
+    "dropout_rate": _number(
+        "0.1",
+        "that is 0, or from 1/256 to 255/256",
+        lambda v: v == 0 or 1 / 256 <= v <= 255 / 256,
+    ),
+    "norm_momentum": _number("0.9", "of at least 0 and below 1", lambda v: 0 <= v < 1),
+    "dtype": _text("float32"),
+    "lowering": _text("auto"),
+    "optimizer": _text("sgd"),
+    "learning_rate": _optional(
+        _number("0.1", "above 0 and at most 1000", lambda v: 0 < v <= 1000), float
+    ),
+    "momentum": _number("0.9", "of at least 0 and below 1", lambda v: 0 <= v < 1),
+    "weight_decay": _optional(
+        _number("5e-4", "of at least 0", lambda v: v >= 0), float
+    ),
+    "schedule": _text("cosine"),
+    "warmup_epochs": _optional(_number("5", "of at least 0", lambda v: v >= 0), float),
+    "plateau_factor": _number("0.2", "above 0 and below 1", lambda v: 0 < v < 1),
+    "plateau_patience": _integer("5", 1, 10**6),
+    "clip_norm": _number("1.0", "of at least 0", lambda v: v >= 0),
+    "ema_decay": _number("0.999", "of at least 0 and below 1", lambda v: 0 <= v < 1),
+    "batch_size": _integer("128", 1, 10**6),
+    "num_epochs": _integer("100", 1, 10**6),
+    "early_stopping": _integer("10", 0, 10**6),
+    "min_change": _number("0.001", "of at least 0 and below 1", lambda v: 0 <= v < 1),
+    "variants": _names("a tuple of different names", "separable,standard"),
+    "num_seeds": _integer("5", 1, 1000),
+    "rate_factors": Field(
+        "a tuple of numbers from 0.001 to 1000, different in the first three digits",
+        "0.333,1,3",
+        lambda v: (
+            isinstance(v, tuple)
+            and len(v) > 0
+            and all(_FACTOR.is_valid(factor) for factor in v)
+            and len({f"{factor:.3g}" for factor in v}) == len(v)
+        ),
+    ),
+    "margin": _number("0.5", "from 0 to 100", lambda v: 0 <= v <= 100),
+    "members_at_once": _optional(_integer("4", 1, 1000), int),
+    "space": _names(
+        "a tuple of different axes FIELD=A|B|..., FIELD=LOW..HIGH or FIELD=LOW..HIGH "
+        "log",
+        "'optimizer=adam|sgd,learning_rate=x0.1..x10 log'",
+    ),
+    "sampler": _text("tpe"),
+    "pruner": _text("median"),
+    "num_trials": _optional(_integer("24", 1, 10**6), int),
+    "storage": _optional(_text("postgresql://user@host/database"), str),
+    "study": _text("sweep"),
+    "seed": _SEED,
+    "steps_per_dispatch": _optional(_integer("16", 1, 10**4), int),
+    "eval_batch_size": _integer("512", 1, 10**5),
+    "platform": _optional(_text("gpu"), str),
+    "deterministic": _flag("true"),
+    "tensorboard": _flag("true"),
+    "progress": _flag("false"),
+}
+
+# They are not planned for all `num_epochs`.
+STEADY_SCHEDULES = frozenset({"constant", "plateau"})
+
+
+def validate(config: ConfigDict) -> None:
+    """Check the names of the fields, each value by itself, then what contradicts.
+
+    Raises:
+      ConfigError: with the field, its value and what it must be.
+    """
+    check_fields(config)
+    for name, field in FIELDS.items():
+        if not field.is_valid(config[name]):
+            raise ConfigError(describe(name, config[name]))
+    warmup_epochs = config.warmup_epochs or 0
+    decays = config.schedule not in STEADY_SCHEDULES
+    if decays and warmup_epochs >= config.num_epochs:
+        raise ConfigError(
+            f"--config.warmup_epochs={config.warmup_epochs}: must be less than "
+            f"--config.num_epochs={config.num_epochs} with the {config.schedule} "
+            f"schedule; e.g. --config.warmup_epochs={config.num_epochs / 10:g}"
+        )
+    waits_longer = config.plateau_patience >= config.early_stopping > 0
+    if config.schedule == "plateau" and waits_longer:
+        raise ConfigError(
+            f"--config.early_stopping={config.early_stopping}: would end the run "
+            "before the plateau schedule lowers the rate; must be more than "
+            f"--config.plateau_patience={config.plateau_patience}, or 0; "
+            f"e.g. --config.early_stopping={3 * config.plateau_patience}"
+        )
+
+
+def check_fields(config: ConfigDict, source: str = "the config") -> None:
+    """Raise `ConfigError` unless the config has exactly the fields of `FIELDS`."""
+    if unknown := sorted(set(config) - set(FIELDS), key=str):
+        raise ConfigError(f"{source}: {unknown_field(str(unknown[0]))}")
+    if missing := [name for name in FIELDS if name not in config]:
+        raise ConfigError(
+            f"{source} lacks {', '.join(missing)}; start from default.get_config() "
+            "of configs/default.py and change what differs"
+        )
+
+
+def describe(name: str, value: Any) -> str:
+    """Return the line that says what the field must be, and that this value is not."""
+    field = FIELDS[name]
+    return (
+        f"--config.{name}={format_value(value)}: must be {field.must_be}; "
+        f"e.g. --config.{name}={field.example}"
+    )
+
+
+def unknown_field(name: str) -> str:
+    """Return the line for a field that does not exist, with the nearest that do."""
+    near = difflib.get_close_matches(name, FIELDS)
+    return f"unknown field --config.{name}; " + (
+        f"did you mean {' or '.join(f'--config.{n}' for n in near)}?"
+        if near
+        else "configs/default.py describes them all"
+    )
+
+
+def format_value(value: Any) -> str:
+    """Return a field's value as one writes it on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """Return a dict that JSON can hold: tuples become lists."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in config.items()
+    }
+
+
+def from_dict(values: dict[str, Any]) -> ConfigDict:
+    """Return the locked config that `to_dict` was given: lists become tuples."""
+    config = ConfigDict()
+    for name, value in values.items():
+        if value is None and name in FIELDS:
+            # Without its type, a flag could not replace it.
+            value = config_dict.placeholder(FIELDS[name].unset_type or object)
+        config[name] = tuple(value) if isinstance(value, list) else value
+    return config.lock()
+
 
 # They change no result, but for the last bits of an evaluation's sums.
 CHANGE_NOTHING = frozenset({"data_dir", "progress", "eval_batch_size", "tensorboard"})
@@ -25,7 +272,7 @@ RUN, COMPARISON, SWEEP = "run", "comparison", "sweep"
 # These may change: a comparison has more seeds then, or another answer, a sweep more
 # trials and seeds; trained in other programs, both have the same numbers but for the
 # last digits.
-_MAY_CHANGE = {
+MAY_CHANGE = {
     RUN: frozenset(),
     COMPARISON: frozenset({"num_seeds", "margin", "members_at_once"}),
     SWEEP: frozenset({"num_trials", "num_seeds", "storage", "members_at_once"}),
@@ -40,18 +287,12 @@ _OF_A_SWEEP = _OF_BOTH | {
 EXEMPT = {
     RUN: CHANGE_NOTHING | _OF_A_COMPARISON | _OF_A_SWEEP,
     COMPARISON: CHANGE_NOTHING
-    | _MAY_CHANGE[COMPARISON]
+    | MAY_CHANGE[COMPARISON]
     | (_OF_A_SWEEP - _OF_A_COMPARISON),
-    SWEEP: CHANGE_NOTHING | _MAY_CHANGE[SWEEP] | (_OF_A_COMPARISON - _OF_A_SWEEP),
+    SWEEP: CHANGE_NOTHING | MAY_CHANGE[SWEEP] | (_OF_A_COMPARISON - _OF_A_SWEEP),
 }
 # What the names of their default workdirs begin with.
 _PREFIXES = {RUN: "", COMPARISON: "compare", SWEEP: "sweep"}
-# What to do where a workdir holds another of the three.
-_REMEDIES = {
-    RUN: "choose another --workdir, or --mode=train",
-    COMPARISON: "name one of the runs below it, or give --mode=compare",
-    SWEEP: "name one of the runs below it, or give --mode=sweep",
-}
 
 
 def default_workdir(
@@ -83,162 +324,3 @@ def default_workdir(
         digest = hashlib.sha256(repr(pieces).encode()).hexdigest()[:10]
         text = re.sub(r"[^\w.=@+-]", "_", text, flags=re.ASCII)[:100] + f"-{digest}"
     return os.path.join("runs", text)
-
-
-def open_workdir(
-    workdir: str | os.PathLike,
-    requested: ConfigDict,
-    resolve: Callable[[ConfigDict], ConfigDict],
-    kind: str = RUN,
-) -> ConfigDict:
-    """Make the workdir, or go on in it, and return the resolved config.
-
-    The first start resolves the config and writes config.json; a later one reuses what
-    was resolved then, with the exempt fields as they are requested now. What may
-    change of a comparison or a sweep is stored anew where it has.
-
-    Args:
-      workdir: the directory of a run, a comparison or a sweep.
-      requested: the config, with fields unset.
-      resolve: sets them.
-      kind: `RUN`, `COMPARISON` or `SWEEP`.
-
-    Raises:
-      ConfigError: if the config is invalid, or the workdir belongs to another one.
-      UserError: if the workdir cannot be written, is damaged or holds other files.
-    """
-    validate(requested)
-    path = pathlib.Path(workdir) / "config.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            stored, resolved = _go_on(workdir, requested, kind, EXEMPT[kind])
-            if any(stored[name] != requested[name] for name in _MAY_CHANGE[kind]):
-                _write(path, requested, resolved, kind)
-            return resolved
-        _refuse_other_files(path.parent)
-    except OSError as error:
-        raise _cannot_use(workdir, error) from error
-    try:
-        resolved = resolve(copy.deepcopy(requested))
-    except UserError:
-        with contextlib.suppress(OSError):  # Others' files may lie there.
-            path.parent.rmdir()
-        raise
-    try:
-        _write(path, requested, resolved, kind)
-    except OSError as error:
-        raise _cannot_use(workdir, error) from error
-    return from_dict(to_dict(resolved))
-
-
-def load_config(
-    workdir: str | os.PathLike, requested: ConfigDict | None = None
-) -> ConfigDict:
-    """Return the resolved config of a run that was started in `workdir`.
-
-    Args:
-      workdir: where `open_workdir` wrote config.json.
-      requested: refused where it differs; its exempt fields, and its platform, count.
-
-    Raises:
-      ConfigError: if the run was another one than `requested`.
-      UserError: if there is no config.json, or it is damaged.
-    """
-    if requested is None:
-        return _read(workdir, RUN)[1]
-    # Another platform may read a run that it may not continue.
-    return _go_on(workdir, requested, RUN, EXEMPT[RUN] | {"platform"})[1]
-
-
-def load_requested(workdir: str | os.PathLike, kind: str = RUN) -> ConfigDict:
-    """Return the config that was started in `workdir`, before resolution."""
-    return _read(workdir, kind)[0]
-
-
-def _write(
-    path: pathlib.Path, requested: ConfigDict, resolved: ConfigDict, kind: str
-) -> None:
-    content = {
-        "schema": _SCHEMA,
-        "requested": to_dict(requested),
-        "resolved": to_dict(resolved),
-    }
-    content |= {} if kind == RUN else {"kind": kind}
-    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
-    write_atomically(path, text + "\n")
-
-
-def _go_on(
-    workdir: str | os.PathLike,
-    requested: ConfigDict,
-    kind: str,
-    exempt: frozenset[str],
-) -> tuple[ConfigDict, ConfigDict]:
-    stored, resolved = _read(workdir, kind)
-    if differences := [
-        f"{name}={format_value(stored[name])} there, {format_value(value)} here"
-        for name, value in requested.items()
-        if name not in exempt and value != stored[name]
-    ]:
-        raise ConfigError(
-            f"--workdir={workdir} belongs to another {kind}: {'; '.join(differences)}; "
-            "choose another --workdir, or delete this one"
-        )
-    for name in exempt:
-        resolved[name] = requested[name]
-    return stored, resolved
-
-
-def _read(workdir: str | os.PathLike, kind: str) -> tuple[ConfigDict, ConfigDict]:
-    """Return the requested and the resolved config of config.json."""
-    path = pathlib.Path(workdir) / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema"] != _SCHEMA:
-            raise ValueError(f"schema {content['schema']} instead of {_SCHEMA}")
-        found = content.get("kind", RUN)
-        remedy = _REMEDIES[found]
-        requested = from_dict(content["requested"])
-        resolved = from_dict(content["resolved"])
-        validate(requested)
-        # What was resolved may have more fields than were asked for.
-        validate(ConfigDict({name: resolved[name] for name in FIELDS}))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"--workdir={workdir}: no run was started there (no config.json); give "
-            "--config=FILE, or another --workdir"
-        ) from None
-    except OSError as error:
-        raise _cannot_use(workdir, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"--workdir={workdir}: config.json is damaged or of another version "
-            f"({error}); choose another --workdir, or delete this one"
-        ) from error
-    if found != kind:
-        raise ConfigError(
-            f"--workdir={workdir}: holds a {found}, and a {kind} is asked for; {remedy}"
-        )
-    return requested, resolved
-
-
-def _refuse_other_files(directory: pathlib.Path) -> None:
-    """Raise `UserError` where something lies that a first start does not expect."""
-    expected = ("config.json.*.tmp", ".*", "*.log", "*.out", "*.err", "*.txt")
-    names = sorted(entry.name for entry in directory.iterdir())
-    others = [n for n in names if not any(fnmatch.fnmatch(n, e) for e in expected)]
-    if others:
-        more = ", ..." if len(others) > 3 else ""
-        raise UserError(
-            f"--workdir={directory}: holds {', '.join(others[:3])}{more} but no "
-            "config.json, so it is no run's; choose another --workdir"
-        )
-
-
-def _cannot_use(workdir: str | os.PathLike, error: OSError) -> UserError:
-    is_file = isinstance(error, FileExistsError | NotADirectoryError)
-    reason = "not a directory" if is_file else error.strerror or str(error)
-    return UserError(
-        f"--workdir={workdir}: cannot be used: {reason}; choose another --workdir"
-    )

@@ -18,9 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dwsep_jax.errors import UserError
-from dwsep_jax.files import write_atomically
-from dwsep_jax.history import Row
-from dwsep_jax.reading import read_rows
+from dwsep_jax.workdir import Row, read_rows, write_atomically
 
 Evidence = dict[str, float | None]
 

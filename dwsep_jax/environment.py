@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from dwsep_jax.datasets.cache import user_cache
+from dwsep_jax.data.cache import user_cache
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4

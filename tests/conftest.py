@@ -25,11 +25,11 @@ def _own_home(tmp_path, monkeypatch):
 @pytest.fixture
 def recompiled():
     """Compile anew what a test has changed, and forget it afterwards."""
-    from dwsep_jax import epoch
+    from dwsep_jax.train import programs
 
-    epoch._compile.cache_clear()
+    programs._compile.cache_clear()
     yield
-    epoch._compile.cache_clear()
+    programs._compile.cache_clear()
 
 
 @pytest.fixture

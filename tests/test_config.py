@@ -13,15 +13,16 @@ from dwsep_jax.cli import load_file
 from dwsep_jax.config import (
     COMPARISON,
     EXEMPT,
+    FIELDS,
     RUN,
     SWEEP,
     default_workdir,
-    load_config,
-    load_requested,
-    open_workdir,
+    from_dict,
+    to_dict,
+    validate,
 )
 from dwsep_jax.errors import ConfigError, UserError
-from dwsep_jax.fields import FIELDS, from_dict, to_dict, validate
+from dwsep_jax.workdir import load_config, load_requested, open_workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 

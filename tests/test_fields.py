@@ -6,12 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from dwsep_jax import cli, console, data, epoch, evaluate, step, train
-from dwsep_jax.datasets import cache
-from dwsep_jax.fields import FIELDS
-from dwsep_jax.metrics import Metrics
-from dwsep_jax.step import make_train_state
-from tests import comparing, sweeping, tiny
+from dwsep_jax import cli, console, data
+from dwsep_jax.config import FIELDS
+from dwsep_jax.data import cache
+from dwsep_jax.train import evaluation, loop, programs, step
+from dwsep_jax.train.metrics import Metrics
+from dwsep_jax.train.step import make_train_state
+from tests import tiny
+from tests.compare import comparing
+from tests.sweep import sweeping
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,7 @@ def program(dataset, **changes):
     config = tiny.make_resolved(**changes)
     state = jax.eval_shape(step._state_maker(config, dataset))
     arrays = {"image": dataset.train.images, "label": dataset.train.labels}
-    steps = epoch.make_steps(config, tiny.NUM_CLASSES)
+    steps = programs.make_steps(config, tiny.NUM_CLASSES)
     permutation = jax.ShapeDtypeStruct((44,), np.int32)
 
     def take(state, arrays, permutation):
@@ -113,7 +116,7 @@ def test_the_data_change(monkeypatch, field):
 
 
 def finished(dataset, rows, **changes):
-    return train.is_finished(tiny.make_resolved(num_epochs=9, **changes), rows)
+    return loop.is_finished(tiny.make_resolved(num_epochs=9, **changes), rows)
 
 
 def test_early_stopping_and_min_change_end_a_run(dataset):
@@ -129,7 +132,7 @@ def test_the_plateau_waits_and_lowers_as_it_is_told(dataset):
         config = tiny.make_resolved(schedule="plateau", **changes)
         state = make_train_state(config, dataset)
         for _ in range(6):
-            state = train.lower_rate_on_plateau(config, state, 1.0)
+            state = loop.lower_rate_on_plateau(config, state, 1.0)
             yield float(state.plateau.multiplier)
 
     default = list(multipliers())
@@ -156,8 +159,8 @@ def test_steps_per_dispatch_and_deterministic_reach_the_programs(dataset, monkey
         seen.clear()
         with monkeypatch.context() as patch:
             patch.setattr(jax, "jit", spy)
-            programs = epoch.compile_programs(config, dataset, state, arrays)
-        return [program.num_steps for program in programs]
+            compiled = programs.compile_programs(config, dataset, state, arrays)
+        return [program.num_steps for program in compiled]
 
     assert sizes(steps_per_dispatch=3) == [3, 2]
     assert seen == [None, None]
@@ -172,25 +175,25 @@ def test_eval_batch_size_and_deterministic_reach_the_evaluation(dataset, monkeyp
         seen.add((batch_size, deterministic))
         return {"loss": 1.0, "accuracy": 1.0}, None
 
-    monkeypatch.setattr(train, "evaluate", fake)
+    monkeypatch.setattr(loop, "evaluate", fake)
     state = make_train_state(tiny.make_resolved(), dataset)
     for changes in ({}, {"eval_batch_size": 5}, {"deterministic": True}):
-        train.evaluate_epoch(tiny.make_resolved(**changes), dataset, state)
+        loop.evaluate_epoch(tiny.make_resolved(**changes), dataset, state)
     assert seen == {(8, False), (5, False), (8, True)}
 
 
 def test_deterministic_reaches_the_last_evaluation(dataset, monkeypatch, tmp_path):
-    seen, jit_eval_step = [], evaluate._jit_eval_step
+    seen, jit_eval_step = [], evaluation._jit_eval_step
 
     def spy(deterministic):
         seen.append(deterministic)
         return jit_eval_step(deterministic)
 
-    monkeypatch.setattr(evaluate, "_jit_eval_step", spy)
+    monkeypatch.setattr(evaluation, "_jit_eval_step", spy)
     state = make_train_state(tiny.make_resolved(), dataset)
     for deterministic in (False, True):
         config = tiny.make_resolved(deterministic=deterministic)
-        evaluate.evaluate_and_write(config, tmp_path, dataset, state, "validation")
+        evaluation.evaluate_and_write(config, tmp_path, dataset, state, "validation")
     assert seen == [False, True]
 
 
@@ -198,7 +201,7 @@ def test_tensorboard_writes_events(dataset, monkeypatch, tmp_path):
     monkeypatch.setattr(data, "load", lambda config: dataset)
     for name, changes in {"off": {}, "on": {"tensorboard": True}}.items():
         config = tiny.make_config(num_epochs=1, **changes)
-        train.train_and_evaluate(config, tmp_path / name)
+        loop.train_and_evaluate(config, tmp_path / name)
     assert not (tmp_path / "off" / "tensorboard").exists()
     assert any((tmp_path / "on" / "tensorboard").iterdir())
 

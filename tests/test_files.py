@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from dwsep_jax.files import write_atomically
+from dwsep_jax.workdir import write_atomically
 
 
 def test_text_and_bytes_are_written_and_nothing_else_is_left(tmp_path):

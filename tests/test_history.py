@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dwsep_jax.errors import UserError
-from dwsep_jax.history import (
+from dwsep_jax.workdir import (
     append_row,
     evaluated_row,
     is_settled,

@@ -10,9 +10,9 @@ import pytest
 
 import dwsep_jax
 from dwsep_jax import cli
-from dwsep_jax.config import COMPARISON, load_config, open_workdir
+from dwsep_jax.config import COMPARISON, FIELDS
 from dwsep_jax.errors import ConfigError, DataError, UserError
-from dwsep_jax.fields import FIELDS
+from dwsep_jax.workdir import load_config, open_workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py"

@@ -167,7 +167,7 @@ def test_a_whole_run_from_the_command_line_without_tensorflow(tmp_path):
 
 HOLD_THE_THIRD_SAVE = """
 import os, pathlib, sys, time
-import dwsep_jax.checkpoint as checkpoint
+import dwsep_jax.train.checkpoint as checkpoint
 write = checkpoint.write_atomically
 def hold(path, text):
     if path.parent.name == "3":

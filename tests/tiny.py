@@ -4,8 +4,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import default
-from dwsep_jax import train
 from dwsep_jax.data import Dataset, Split
+from dwsep_jax.train import loop
 
 NUM_CLASSES = 3
 
@@ -56,4 +56,4 @@ def make_dataset() -> Dataset:
 
 def make_resolved(**changes) -> ConfigDict:
     """Return `make_config` with every unset value set."""
-    return train.resolve(make_config(**changes), make_dataset())
+    return loop.resolve(make_config(**changes), make_dataset())

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dwsep_jax.figures import MAX_CLASSES_WITH_COUNTS, MAX_EPOCHS_WITH_MARKERS
+from dwsep_jax.report.figures import MAX_CLASSES_WITH_COUNTS, MAX_EPOCHS_WITH_MARKERS
 
 Spec = dict[str, Any]
 # x, then mean, lowest and highest of y.

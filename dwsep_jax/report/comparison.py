@@ -1,7 +1,6 @@
 """The report of a comparison, from its files."""
 
-from dwsep_jax.config import COMPARISON
-from dwsep_jax.fields import format_value
+from dwsep_jax.config import COMPARISON, format_value
 from dwsep_jax.report import charts, costs, text
 from dwsep_jax.report.files import Comparison, Unfinished
 from dwsep_jax.report.format import (

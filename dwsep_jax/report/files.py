@@ -9,7 +9,6 @@ import numpy as np
 
 from dwsep_jax.config import SWEEP
 from dwsep_jax.errors import UserError
-from dwsep_jax.reading import read_evaluation, read_rows
 from dwsep_jax.report.shapes import check, damaged, read_json
 from dwsep_jax.report.trials import (
     Axis,
@@ -18,6 +17,7 @@ from dwsep_jax.report.trials import (
     axes_of_config,
     read_trials,
 )
+from dwsep_jax.workdir import read_evaluation, read_rows
 
 
 @dataclasses.dataclass(frozen=True)

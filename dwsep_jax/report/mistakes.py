@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dwsep_jax.datasets import cache
-from dwsep_jax.datasets.read import find_data_dir, find_version_dir, read
+from dwsep_jax.data import cache
+from dwsep_jax.data.read import find_data_dir, find_version_dir, read
 from dwsep_jax.errors import UserError
 from dwsep_jax.report.files import Run
 

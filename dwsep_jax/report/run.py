@@ -7,12 +7,18 @@ from typing import Any
 import numpy as np
 
 from dwsep_jax import cli
-from dwsep_jax.config import CHANGE_NOTHING, COMPARISON, EXEMPT, RUN, SWEEP
+from dwsep_jax.config import (
+    CHANGE_NOTHING,
+    COMPARISON,
+    EXEMPT,
+    RUN,
+    SWEEP,
+    format_value,
+    from_dict,
+)
 from dwsep_jax.errors import ConfigError, UserError
-from dwsep_jax.fields import format_value, from_dict
-from dwsep_jax.figures import render_pictures, render_run
-from dwsep_jax.history import score
 from dwsep_jax.report import charts
+from dwsep_jax.report.figures import render_pictures, render_run
 from dwsep_jax.report.files import Run
 from dwsep_jax.report.format import (
     DASH,
@@ -40,6 +46,7 @@ from dwsep_jax.report.page import (
     Text,
 )
 from dwsep_jax.report.text import VERDICT_WORDS
+from dwsep_jax.workdir import score
 
 FLOPS_WORDS = (
     "FLOPs are a count of operations, two for each multiply-add (MAC); FLOP/s is a "

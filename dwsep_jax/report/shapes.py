@@ -4,7 +4,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from dwsep_jax.errors import UserError
-from dwsep_jax.reading import parse
+from dwsep_jax.workdir import parse
 
 ANSWERS = ("better", "not_worse", "worse", "undecided")
 VERDICTS = ("overfitting", "underfitting", "well_fitted", "still_improving", "diverged")

@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Sequence
 
 from dwsep_jax.errors import UserError
-from dwsep_jax.files import write_atomically
 from dwsep_jax.report import page
 from dwsep_jax.report.comparison import describe_comparison, describe_unfinished
 from dwsep_jax.report.files import (
@@ -17,6 +16,7 @@ from dwsep_jax.report.files import (
 )
 from dwsep_jax.report.run import describe_run
 from dwsep_jax.report.sweep import describe_sweep
+from dwsep_jax.workdir import write_atomically
 
 _DESCRIBE = {
     Run: describe_run,

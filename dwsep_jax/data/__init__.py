@@ -1,0 +1,6 @@
+"""Data: prepared by TFDS, decoded once, split by `split_seed`, put in order by seed."""
+
+from dwsep_jax.data.dataset import Dataset, load
+from dwsep_jax.data.read import Split
+
+__all__ = ["Dataset", "Split", "load"]

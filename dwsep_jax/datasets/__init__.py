@@ -1,1 +1,0 @@
-"""Datasets as TFDS lays them out on disk, written and read without TensorFlow."""

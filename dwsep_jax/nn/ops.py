@@ -1,0 +1,424 @@
+"""Depthwise and pointwise convolution and normalization as functions of arrays.
+
+A lowering is how a convolution becomes XLA operations. It changes speed, never the
+parameters, and the result only by rounding (to the precision of the device's own
+convolutions, which may be below float32 on GPU and TPU), so a checkpoint moves between
+lowerings.
+"""
+
+from collections.abc import Callable, Sequence
+from numbers import Integral
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from dwsep_jax.errors import choose
+from dwsep_jax.nn import shifted
+
+Activation = Callable[[jax.Array], jax.Array]
+Padding = str | int | Sequence[int | tuple[int, int]]
+
+
+class Normalized(struct.PyTreeNode):
+    """A tensor that is yet to be normalized and activated, by whoever reads it.
+
+    A separable convolution does so on the way, a few images at a time, and the
+    normalized tensor never goes through the memory.
+
+    Attributes:
+      pieces: (N, H, W, C_i) each; their channels, one after the other, are the C.
+      factor: of each channel, (C,), float32 or wider.
+      constant: added to each channel after that, (C,).
+      activation: of each element; None: none.
+      dtype: of the result.
+    """
+
+    pieces: tuple[jax.Array, ...]
+    factor: jax.Array
+    constant: jax.Array
+    activation: Activation | None = struct.field(pytree_node=False)
+    dtype: jnp.dtype = struct.field(pytree_node=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+        return (*self.pieces[0].shape[:-1], self.factor.shape[0])
+
+    def map(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """Return `function` of the result; it must leave the last axis, of channels."""
+        parts, start = [], 0
+        for piece in self.pieces:
+            channels = slice(start, start + piece.shape[-1])
+            affine = (self.factor[channels], self.constant[channels])
+            y = shifted.activate(piece, affine, self.activation, self.dtype)
+            parts.append(function(y))
+            start = channels.stop
+        return shifted.join(parts)
+
+    def compute(self) -> jax.Array:
+        """Return the result, (N, H, W, C)."""
+        return shifted.activate(
+            shifted.join(self.pieces),
+            (self.factor, self.constant),
+            self.activation,
+            self.dtype,
+        )
+
+
+def depthwise_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: int | tuple[int, int] = (1, 1),
+    padding: Padding = "SAME",
+    kernel_dilation: int | tuple[int, int] = (1, 1),
+    lowering: str = "auto",
+) -> jax.Array:
+    """Convolve every channel with a kernel of its own (Sifre 2014).
+
+    Args:
+      x: images, (N, H, W, C), floating point.
+      kernel: (kh, kw, 1, C), the shape that `nn.Conv(feature_group_count=C)` keeps;
+        of the dtype of `x`.
+      strides: (rows, columns), in pixels; one number for both.
+      padding: "SAME" or "VALID" as `lax` has them, or (low, high) pairs for rows and
+        columns; one number stands for a pair, or for all four.
+      kernel_dilation: (rows, columns) between taps, in pixels; one number for both.
+      lowering: "conv" (one grouped convolution, the reference), "shift" (a sum of
+        shifted products), or "auto" (the faster one on the platform it runs on).
+
+    Returns:
+      (N, H', W', C) in the dtype of `x`, accumulated in float32 or wider.
+
+    Raises:
+      ValueError: if shapes, dtypes, padding or the lowering do not fit.
+    """
+    _check_depthwise(x, kernel)
+    geometry = _geometry(x, kernel, strides, padding, kernel_dilation)
+    lower = choose("lowering", lowering, _LOWERINGS)
+    return lower(
+        lambda x, kernel: _conv(x, kernel, geometry),
+        lambda x, kernel: shifted.depthwise(x, kernel, geometry),
+    )(x, kernel)
+
+
+def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Mix the channels of each pixel: a 1x1 convolution, as one matrix product.
+
+    Args:
+      x: (..., C), floating point.
+      kernel: (1, 1, C, F), the shape that `nn.Conv` keeps; of the dtype of `x`.
+
+    Returns:
+      (..., F) in the dtype of `x`, accumulated in float32 or wider.
+
+    Raises:
+      ValueError: if shapes or dtypes do not fit.
+    """
+    _check_pointwise(x.shape[-1], kernel)
+    _check_dtypes(x, kernel)
+    return shifted.mix(x, kernel)
+
+
+def separable_conv(
+    x: jax.Array | Normalized,
+    depthwise_kernel: jax.Array,
+    pointwise_kernel: jax.Array,
+    *,
+    strides: int | tuple[int, int] = (1, 1),
+    padding: Padding = "SAME",
+    kernel_dilation: int | tuple[int, int] = (1, 1),
+    lowering: str = "auto",
+) -> jax.Array:
+    """Convolve depthwise, then pointwise (Chollet 2017), without a memory in between.
+
+    Args:
+      x: images, (N, H, W, C), floating point; or `Normalized` ones, which this function
+        normalizes on the way.
+      depthwise_kernel: (kh, kw, 1, C), of the dtype of `x`.
+      pointwise_kernel: (1, 1, C, F), of the same dtype.
+      strides: of the depthwise convolution, as for `depthwise_conv`.
+      padding: likewise.
+      kernel_dilation: likewise.
+      lowering: "conv" (a grouped convolution and a matrix product, the reference),
+        "shift" (a few images at a time, as sums of shifted products), or "auto".
+
+    Returns:
+      (N, H', W', F) in the dtype of `x`, each of the two accumulated in float32 or
+      wider.
+
+    Raises:
+      ValueError: if shapes, dtypes, padding or the lowering do not fit.
+    """
+    _check_depthwise(x, depthwise_kernel)
+    _check_pointwise(x.shape[-1], pointwise_kernel)
+    _check_dtypes(x, pointwise_kernel)
+    geometry = _geometry(x, depthwise_kernel, strides, padding, kernel_dilation)
+    if isinstance(x, Normalized) and x.activation not in _CONSTANT_ACTIVATIONS:
+        x = x.compute()  # It may hold arrays of its own, with gradients.
+
+    def reference(x, depthwise_kernel, pointwise_kernel):
+        if isinstance(x, Normalized):
+            x = x.compute()
+        with jax.named_scope("depthwise"):
+            x = _conv(x, depthwise_kernel, geometry)
+        with jax.named_scope("pointwise"):
+            return pointwise_conv(x, pointwise_kernel)
+
+    def shifted(x, *kernels):
+        normalized = isinstance(x, Normalized)
+        return shifted.separable(
+            x.pieces if normalized else (x,),
+            (x.factor, x.constant) if normalized else (),
+            *kernels,
+            activation=x.activation if normalized else None,
+            geometry=geometry,
+        )
+
+    lower = choose("lowering", lowering, _LOWERINGS)
+    return lower(reference, shifted)(x, depthwise_kernel, pointwise_kernel)
+
+
+def standard_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: int | tuple[int, int] = (1, 1),
+    padding: Padding = "SAME",
+    kernel_dilation: int | tuple[int, int] = (1, 1),
+    lowering: str = "auto",
+) -> jax.Array:
+    """Convolve all channels with all.
+
+    Args:
+      x: images, (N, H, W, C), floating point.
+      kernel: (kh, kw, C, F), as `nn.Conv` keeps it; of the dtype of `x`.
+      strides: as for `depthwise_conv`.
+      padding: likewise.
+      kernel_dilation: likewise.
+      lowering: "conv" (one convolution, the reference), "shift" (shifted views joined
+        to patches, and one matrix product), or "auto".
+
+    Returns:
+      (N, H', W', F) in the dtype of `x`, accumulated in float32 or wider.
+
+    Raises:
+      ValueError: if shapes, dtypes, padding or the lowering do not fit.
+    """
+    if x.ndim != 4 or kernel.ndim != 4 or kernel.shape[2] != x.shape[-1]:
+        raise ValueError(
+            "standard_conv takes x (N, H, W, C) and kernel (kh, kw, C, F), not "
+            f"{x.shape} and {kernel.shape}"
+        )
+    _check_dtypes(x, kernel)
+    geometry = _geometry(x, kernel, strides, padding, kernel_dilation)
+
+    def reference(x, kernel):
+        with jax.named_scope("conv"):
+            return _conv(x, kernel, geometry)
+
+    def patches(x, kernel):
+        return shifted.convolve_patches(x, kernel, geometry)
+
+    lower = choose("lowering", lowering, _LOWERINGS)
+    if lowering == "auto" and kernel.size > _MAX_PATCH_LENGTH * kernel.shape[-1]:
+        return reference(x, kernel)
+    return lower(reference, patches)(x, kernel)
+
+
+def halving_conv(x: Normalized, kernel: jax.Array, *, lowering: str) -> jax.Array:
+    """Mix channels by a 1x1 convolution, and average 2x2 pixels, in either order.
+
+    The two can change places, since each is linear and acts on what the other leaves
+    alone. The average first, there is a quarter of the pixels to mix.
+
+    Args:
+      x: (N, H, W, C); an odd last row or column is dropped.
+      kernel: (1, 1, C, F), of the dtype of `x`.
+      lowering: "conv" (mixed first, as Huang et al. 2017 have it, the reference),
+        "shift" or "auto" (averaged first).
+
+    Returns:
+      (N, H/2, W/2, F) in the dtype of `x`.
+
+    Raises:
+      ValueError: if the kernel, its dtype or the lowering do not fit.
+    """
+    choose("lowering", lowering, _LOWERINGS)
+    if lowering == "conv":
+        x = x.compute()
+        with jax.named_scope("conv"):
+            x = pointwise_conv(x, kernel)
+        return halve(x)
+    return pointwise_conv(x.map(halve), kernel)
+
+
+def halve(x: jax.Array) -> jax.Array:
+    """Average 2x2 pixels, an odd edge dropped: (N, H, W, C) -> (N, H/2, W/2, C)."""
+    n, height, width, channels = x.shape
+    height, width = height // 2, width // 2
+    x = x[:, : 2 * height, : 2 * width]
+    return x.reshape(n, height, 2, width, 2, channels).mean((2, 4))
+
+
+# Numbers of the input that make one of the output. XLA:CPU is slow where these are few,
+# as in the first layer of a network; where they are many, patches cost memory.
+_MAX_PATCH_LENGTH = 128
+
+# They depend on nothing but their argument.
+_CONSTANT_ACTIVATIONS = (
+    None,
+    jax.nn.relu,
+    jax.nn.leaky_relu,
+    jax.nn.silu,
+    jax.nn.gelu,
+)
+
+
+def normalize(
+    x: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    *,
+    epsilon: float,
+    activation: Activation | None = None,
+) -> jax.Array:
+    """Return activation((x - mean) / sqrt(var + epsilon) * scale + bias).
+
+    Args:
+      x: (..., C), floating point.
+      mean: and `var`, `scale`, `bias`: (C,), float32 or wider.
+      epsilon: keeps the root from zero.
+      activation: of each element; None: none.
+
+    Returns:
+      (..., C) in the dtype of `mean`.
+    """
+    affine = fold(mean, var, scale, bias, epsilon=epsilon)
+    return shifted.activate(x, affine, activation, mean.dtype)
+
+
+def fold(
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    *,
+    epsilon: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Return a normalization as factor and constant of each channel: (C,) all.
+
+    Backwards, these take two sums over the elements, all else is done by channel; and
+    the gradient needs x alone: a centered x would be one more tensor.
+    """
+    factor = scale * lax.rsqrt(var + epsilon)
+    return factor, bias - mean * factor
+
+
+def _pair(name, value):
+    pair = (value, value) if isinstance(value, Integral) else tuple(value)
+    whole = all(isinstance(number, Integral) for number in pair)
+    if len(pair) != 2 or not whole or min(pair) < 1:
+        raise ValueError(f"{name} are one or two numbers >= 1, not {value!r}")
+    return tuple(map(int, pair))
+
+
+def _conv(x, kernel, geometry):
+    """Lower to one convolution: of C groups, or of all channels with all."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        geometry.strides,
+        geometry.pads,
+        rhs_dilation=geometry.kernel_dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2],
+    )
+
+
+def _auto(reference, shifted):
+    """Lower to shifts on CPU, where they are faster in each shape and dtype measured.
+
+    The measurements are in benchmarks/lowerings.md. Elsewhere there are none yet.
+    """
+
+    def run(*arrays):
+        return lax.platform_dependent(*arrays, cpu=shifted, default=reference)
+
+    return run
+
+
+# From (reference, shifted), two functions of the same arrays, to the one that is run.
+_LOWERINGS = {
+    "auto": _auto,
+    "conv": lambda reference, shifted: reference,
+    "shift": lambda reference, shifted: shifted,
+}
+
+
+def _check_depthwise(x, kernel):
+    if len(x.shape) != 4 or kernel.ndim != 4:
+        raise ValueError(
+            "a depthwise convolution takes x (N, H, W, C) and kernel (kh, kw, 1, C), "
+            f"not {x.shape} and {kernel.shape}"
+        )
+    channels = x.shape[-1]
+    if kernel.shape[2] != 1 or kernel.shape[3] != channels:
+        raise ValueError(
+            f"a depthwise kernel for {channels} channels has shape (kh, kw, 1, "
+            f"{channels}), not {kernel.shape}; for a channel multiplier other than 1 "
+            "use nn.Conv(feature_group_count=...)"
+        )
+    _check_dtypes(x, kernel)
+
+
+def _check_pointwise(channels, kernel):
+    if kernel.ndim != 4 or kernel.shape[:3] != (1, 1, channels):
+        raise ValueError(
+            f"a pointwise kernel for {channels} channels has shape "
+            f"(1, 1, {channels}, F), not {kernel.shape}"
+        )
+
+
+def _check_dtypes(x, kernel):
+    if x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"x and kernel share one floating dtype, not {x.dtype} and {kernel.dtype}"
+        )
+
+
+def _geometry(x, kernel, strides, padding, kernel_dilation):
+    """Return the geometry with explicit padding; raise if no output would be left."""
+    if 0 in (*kernel.shape, *x.shape[1:]):
+        raise ValueError(f"x {x.shape} or kernel {kernel.shape} is empty")
+    strides = _pair("strides", strides)
+    kernel_dilation = _pair("kernel_dilation", kernel_dilation)
+    effective = [
+        (k - 1) * dilation + 1
+        for k, dilation in zip(kernel.shape[:2], kernel_dilation, strict=True)
+    ]
+    if isinstance(padding, str):
+        if padding not in ("SAME", "VALID"):
+            raise ValueError(
+                f'padding is "SAME", "VALID" or (low, high) pairs, not {padding!r}'
+            )
+        padding = lax.padtype_to_pads(x.shape[1:3], effective, strides, padding)
+    if isinstance(padding, Integral):
+        padding = (padding, padding)
+    padding = [(p, p) if isinstance(p, Integral) else p for p in padding]
+    pads = tuple((int(low), int(high)) for low, high in padding)
+    if len(pads) != 2 or any(low < 0 or high < 0 for low, high in pads):
+        raise ValueError(
+            f"padding has two (low, high) pairs of numbers >= 0, not {padding!r}"
+        )
+    for size, pad, k in zip(x.shape[1:3], pads, effective, strict=True):
+        if size + sum(pad) < k:
+            raise ValueError(
+                f"a kernel that spans {k} pixels does not fit into {size} pixels "
+                f"padded by {pad}"
+            )
+    return shifted.Geometry(strides, pads, kernel_dilation)

@@ -1,0 +1,227 @@
+"""Checkpoints on disk: the latest and the best. The only module that imports orbax."""
+
+import hashlib
+import json
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from dwsep_jax.console import say
+from dwsep_jax.errors import UserError
+from dwsep_jax.workdir import write_atomically
+
+Tree = Any
+_SUMS = "SHA256SUMS.json"
+# What is raised although the checkpoint that is read may be whole.
+_NOT_ITS_FAULT = (
+    UserError,
+    MemoryError,
+    PermissionError,
+    jax.errors.JaxRuntimeError,
+)
+
+
+class Restored(NamedTuple):
+    """A checkpoint: its epoch, the arrays, and what was saved beside them."""
+
+    epoch: int
+    tree: Tree
+    metadata: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of a run: the latest, and the one of the greatest score.
+
+    Saves are synchronous and atomic, and carry a checksum of every array and every
+    file: orbax itself restores a flipped bit in silence. Use as a context manager.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, read_only: bool = False):
+        """Open `workdir`/checkpoints; make it where it is not there, to write."""
+        self._directory = pathlib.Path(workdir).resolve() / "checkpoints"
+        if read_only and not self._directory.is_dir():
+            self._manager = None
+            return
+        if not read_only:
+            for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished)
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            item_names=("arrays", "metadata"),
+            options=ocp.CheckpointManagerOptions(
+                enable_async_checkpointing=False,
+            ),
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self._manager is not None:
+            self._manager.close()
+
+    def save(
+        self,
+        epoch: int,
+        tree: Tree,
+        metadata: dict[str, Any],
+        scores: Mapping[int, float],
+    ) -> None:
+        """Save after an epoch; then delete all but this one and the best.
+
+        Args:
+          epoch: counted from one.
+          tree: of arrays.
+          metadata: what JSON can hold.
+          scores: of the epochs up to this one; a score that is missing or not finite is
+            the worst. Orbax's own would stop it from opening where they are damaged.
+        """
+        leaves, sums = describe_leaves(tree), checksums(tree)
+        metadata = {"leaves": leaves, "checksums": sums, **metadata}
+        saved = self._manager.save(
+            epoch,
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardSave(tree),
+                metadata=ocp.args.JsonSave(metadata),
+            ),
+            force=True,
+        )
+        if not saved:
+            raise UserError(f"no checkpoint of epoch {epoch} in {self._directory}")
+        # A kill in between leaves a checkpoint that its leaves alone vouch for.
+        directory = self._directory / str(epoch)
+        write_atomically(directory / _SUMS, json.dumps(_sums(directory), indent=1))
+        best = max(self.epochs(), key=lambda e: _finite(scores.get(e)))
+        for other in self.epochs():
+            if other not in (epoch, best):
+                self._manager.delete(other)
+
+    def epochs(self) -> list[int]:
+        """Return the epochs that there are checkpoints of, damaged ones included."""
+        return sorted(self._manager.all_steps()) if self._manager else []
+
+    def restore_latest(self, like: Tree) -> Restored | None:
+        """Return the newest checkpoint that is whole, or None where there is none.
+
+        Args:
+          like: a tree of the structure, shapes and dtypes to restore.
+
+        Raises:
+          UserError: as `restore`.
+        """
+        return self.restore(self.epochs()[::-1], like)
+
+    def restore(self, epochs: Sequence[int], like: Tree) -> Restored | None:
+        """Return the first of some checkpoints that is whole; None if there are none.
+
+        A damaged one is reported and passed over; one that is gone is none.
+
+        Args:
+          epochs: of the checkpoints, in order of preference.
+          like: a tree of the structure, shapes and dtypes to restore.
+
+        Raises:
+          UserError: if each is damaged, or one is of another network.
+        """
+        reasons = []
+        for epoch in epochs:
+            try:
+                return self._restore(epoch, like)
+            except _NOT_ITS_FAULT:
+                raise
+            # Orbax has no common error: a damaged file raises any of a dozen types.
+            except Exception as error:
+                if not (self._directory / str(epoch)).exists():
+                    continue  # The run that is under way has replaced it.
+                reason = str(error).partition("\n")[0][:200]
+                reasons.append(f"epoch {epoch}: {type(error).__name__}: {reason}")
+                say(f"passing over the damaged checkpoint of {reasons[-1]}")
+        if reasons:
+            raise UserError(
+                f"no checkpoint in {self._directory} can be restored "
+                f"({'; '.join(reasons)}); delete {self._directory.parent} to start "
+                "over, or take another --workdir"
+            )
+        return None
+
+    def discard_after(self, epoch: int) -> None:
+        """Delete the checkpoints of later epochs: those that were passed over.
+
+        Else the next save of such an epoch would be refused.
+        """
+        for later in self.epochs():
+            if later > epoch:
+                self._manager.delete(later)
+
+    def _restore(self, epoch, like):
+        directory = self._directory / str(epoch)
+        if (directory / _SUMS).exists():
+            _check_equal(json.loads((directory / _SUMS).read_bytes()), _sums(directory))
+        args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+        metadata = dict(self._manager.restore(epoch, args=args)["metadata"])
+        self._refuse_another_network(epoch, metadata.pop("leaves"), like)
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target))
+        tree = self._manager.restore(epoch, args=args)["arrays"]
+        _check_equal(metadata.pop("checksums"), checksums(tree))
+        return Restored(epoch, tree, metadata)
+
+    def _refuse_another_network(self, epoch, there, like):
+        here = describe_leaves(like)
+        for name in [*here, *there]:
+            if there.get(name) != here.get(name):
+                raise UserError(
+                    f"the checkpoint of epoch {epoch} in {self._directory} is of "
+                    f"another network: {name} is {there.get(name, 'missing')} there, "
+                    f"{here.get(name, 'missing')} here; choose another --workdir"
+                )
+
+
+def describe_leaves(tree: Tree) -> dict[str, str]:
+    """Return dtype and shape of every leaf by its path; arrays or their shapes do."""
+    return {
+        name: f"{leaf.dtype} {'x'.join(map(str, leaf.shape)) or 'scalar'}"
+        for name, leaf in _leaves_by_path(tree).items()
+    }
+
+
+def checksums(tree: Tree) -> dict[str, str]:
+    """Return the SHA-256 of every leaf's values by its path."""
+
+    def digest(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        return hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+
+    return {name: digest(leaf) for name, leaf in _leaves_by_path(tree).items()}
+
+
+def _leaves_by_path(tree):
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _sums(directory):
+    """Return the SHA-256 of every file below, by its path."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and not path.name.startswith(_SUMS)
+    }
+
+
+def _check_equal(expected, found):
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(f"the checksum of {name} does not match")
+
+
+def _finite(score):
+    return score if score is not None and math.isfinite(score) else -math.inf

@@ -1,0 +1,186 @@
+"""Evaluation: every example of a split counted once."""
+
+import functools
+import io
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dwsep_jax.console import print_evaluation
+from dwsep_jax.data import Dataset, Split, load
+from dwsep_jax.data.augment import normalize
+from dwsep_jax.environment import compiler_options, describe_environment
+from dwsep_jax.errors import UserError, choose
+from dwsep_jax.nn.summary import describe_network, summarize
+from dwsep_jax.report.figures import draw_run
+from dwsep_jax.train.checkpoint import Checkpoints
+from dwsep_jax.train.metrics import calibration, classification_report
+from dwsep_jax.train.step import TrainState, averaged, eval_step, make_train_state
+from dwsep_jax.workdir import score, write_atomically
+
+_KEYS = ("split", "weights", "epoch", "num_examples", "loss", "accuracy", "precision")
+_KEYS += ("recall", "f1", "per_class", "confusion_matrix", "calibration", "environment")
+
+
+@functools.cache
+def _jit_eval_step(deterministic):
+    def step(state, images, labels, mask):
+        batch = {"image": normalize(images), "label": labels, "mask": mask}
+        return eval_step(state, batch)
+
+    return jax.jit(step, compiler_options=compiler_options(deterministic))
+
+
+def evaluate(
+    state: TrainState, split: Split, batch_size: int, deterministic: bool = False
+) -> tuple[dict[str, float], np.ndarray]:
+    """Evaluate a state on all examples of a split.
+
+    The last batch is padded and masked; loss and accuracy are summed on the device and
+    divided once.
+
+    Args:
+      state: its weights, running statistics and `apply_fn` are used.
+      split: uint8 images (N, H, W, C) and labels int (N,).
+      batch_size: images per step.
+      deterministic: have a GPU compute the same bits each time.
+
+    Returns:
+      {loss (nats), accuracy}, and the probabilities of the classes, float32 (N, K).
+    """
+    step = _jit_eval_step(deterministic)
+    total, probabilities = None, []
+    for start in range(0, len(split.labels), batch_size):
+        images = split.images[start : start + batch_size]
+        labels = split.labels[start : start + batch_size]
+        missing = batch_size - len(labels)
+        mask = np.arange(batch_size) < len(labels)
+        images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        labels = np.pad(labels, (0, missing))
+        metrics, batch_probabilities = step(state, images, labels, mask)
+        total = metrics if total is None else total.merge(metrics)
+        probabilities.append(batch_probabilities)
+    values = {name: float(value) for name, value in total.compute().items()}
+    return values, np.concatenate(jax.device_get(probabilities))[: len(split.labels)]
+
+
+def evaluate_and_write(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    dataset: Dataset,
+    state: TrainState,
+    split_name: str,
+) -> dict[str, Any]:
+    """Evaluate a state on a split, and write its evaluation and predictions.
+
+    Where there is a running average of the weights, it is evaluated in their place.
+
+    Writes evaluation.json and predictions.npz for `test`, evaluation-<split>.json and
+    predictions-<split>.npz for the others.
+
+    Returns:
+      The content of the evaluation file.
+    """
+    splits = {
+        "train": dataset.train,
+        "validation": dataset.validation,
+        "test": dataset.test,
+    }
+    split = choose("split", split_name, splits)
+    weights = state if state.ema is None else averaged(state)
+    values, probabilities = evaluate(
+        weights, split, config.eval_batch_size, config.deterministic
+    )
+    steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
+    evaluation = {
+        "schema": 1,
+        "split": split_name,
+        "weights": "raw" if state.ema is None else "ema",
+        "epoch": int(state.step) // steps_per_epoch,
+        "num_examples": len(split.labels),
+        **values,
+        **classification_report(split.labels, probabilities, dataset.class_names),
+        "calibration": calibration(split.labels, probabilities),
+        "environment": describe_environment(config.dtype, config.seed),
+    }
+    suffix = "" if split_name == "test" else f"-{split_name}"
+    arrays = io.BytesIO()
+    np.savez_compressed(
+        arrays, id=split.ids, label=split.labels, probabilities=probabilities
+    )
+    directory = pathlib.Path(workdir)
+    # The evaluation last: where it stands, its predictions do, too.
+    write_atomically(directory / f"predictions{suffix}.npz", arrays.getvalue())
+    text = json.dumps(evaluation, indent=2, sort_keys=True, allow_nan=False)
+    write_atomically(directory / f"evaluation{suffix}.json", text + "\n")
+    return evaluation
+
+
+def read_evaluation(workdir: str | os.PathLike, epoch: int) -> dict[str, Any] | None:
+    """Return evaluation.json, or None unless it is whole and of an epoch's weights."""
+    path = pathlib.Path(workdir) / "evaluation.json"
+    try:
+        evaluation = json.loads(path.read_bytes())
+        is_whole = all(key in evaluation for key in _KEYS)
+        return evaluation if is_whole and evaluation["epoch"] == epoch else None
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None
+
+
+def restore_to_evaluate(
+    config: ConfigDict, checkpoints: Checkpoints, state: TrainState
+) -> TrainState | None:
+    """Return the state of the last epoch, or of the best one with early stopping.
+
+    The best is that of the greatest validation accuracy; None where there is none.
+    """
+    latest = checkpoints.restore_latest(state)
+    if latest is None or not config.early_stopping:
+        return latest and latest.tree
+    rows = {row["epoch"]: row for row in latest.metadata["history"]}
+    epochs = [epoch for epoch in checkpoints.epochs() if epoch in rows]
+    by_score = sorted(epochs, key=lambda epoch: score(rows[epoch]), reverse=True)
+    best = checkpoints.restore(by_score, state)
+    return best and best.tree
+
+
+def evaluate_workdir(
+    config: ConfigDict, workdir: str | os.PathLike, split_name: str
+) -> None:
+    """Evaluate what a run has trained on a split; write, draw and print the result.
+
+    Args:
+      config: the resolved configuration of the run.
+      workdir: where the run is.
+      split_name: train, validation or test.
+
+    Raises:
+      UserError: if there is no checkpoint.
+    """
+    dataset = load(config)
+    state = make_train_state(config, dataset)
+    state = _restore_from_running(config, workdir, state)
+    evaluation = evaluate_and_write(config, workdir, dataset, state, split_name)
+    image_shape = dataset.train.images.shape[1:]
+    parts = summarize(config, len(dataset.class_names), image_shape)
+    print_evaluation(evaluation, describe_network(config, parts))
+    draw_run(workdir)
+
+
+def _restore_from_running(config, workdir, state):
+    """Restore from a run that may replace its checkpoints in the meantime."""
+    for _ in range(5):
+        with Checkpoints(workdir, read_only=True) as checkpoints:
+            restored = restore_to_evaluate(config, checkpoints, state)
+            if restored is not None:
+                return restored
+            if not checkpoints.epochs():
+                break
+    raise UserError(
+        f"{workdir} has no checkpoint yet; train it with --mode=train first"
+    )

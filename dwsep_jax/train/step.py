@@ -1,0 +1,396 @@
+"""One training step and one evaluation step, as pure functions."""
+
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from ml_collections import ConfigDict
+
+from dwsep_jax.data import Dataset
+from dwsep_jax.data.augment import Augment
+from dwsep_jax.data.order import batch_indices
+from dwsep_jax.errors import ConfigError
+from dwsep_jax.nn.densenet import create_model
+from dwsep_jax.train.metrics import Metrics, measure
+from dwsep_jax.train.optim import Plateau, make_optimizer, make_plateau, make_schedule
+
+Batch = dict[str, jax.Array]
+
+# Fields whose values are leaves of the state: runs that differ in them are one program.
+# Of those that can be off, 0 is another program: it leaves out what it has no need of.
+_ALWAYS_IN_THE_STATE = ("seed", "learning_rate", "weight_decay")
+_IN_THE_STATE_ABOVE_0 = ("dropout_rate", "label_smoothing")
+
+
+class Average(struct.PyTreeNode):
+    """A running average of the weights, with batch statistics of its own.
+
+    Attributes:
+      params: as in `TrainState`.
+      batch_stats: as in `TrainState`.
+      decay: share of the old average that a step keeps in the long run, float32.
+    """
+
+    params: Any
+    batch_stats: Any
+    decay: jax.Array
+
+
+class TrainState(struct.PyTreeNode):
+    """All that training changes, plus the two functions that change it.
+
+    Attributes:
+      step: steps taken, int32 scalar.
+      params: trainable parameters.
+      batch_stats: running batch statistics.
+      opt_state: state of the optimizer.
+      key: random key of all steps; never changes, a step's keys come of (key, step).
+      ema: the running average of the weights; None where there is none.
+      plateau: scales the learning rate, by `optim.update_plateau`.
+      apply_fn: `model.apply`.
+      tx: the optimizer.
+      dropout_rate: what the model is called with as `dropout_rate`, float32 scalar;
+        None: it is called without, and has a rate of its own or none.
+      label_smoothing: share of each label that is spread over all classes alike
+        (Szegedy et al. 2016), float32 scalar; None: nothing is.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    key: jax.Array
+    ema: Average | None
+    plateau: Plateau
+    apply_fn: Callable = struct.field(pytree_node=False)
+    tx: optax.GradientTransformation = struct.field(pytree_node=False)
+    dropout_rate: jax.Array | None = None
+    label_smoothing: jax.Array | None = None
+
+
+class RunKeys(NamedTuple):
+    """The random keys of a run: initial parameters, order of the data, steps."""
+
+    init: jax.Array
+    order: jax.Array
+    steps: jax.Array
+
+
+def make_run_keys(seed: int) -> RunKeys:
+    """Derive the keys of a run from its seed."""
+    return RunKeys(*jax.random.split(jax.random.key(seed), 3))
+
+
+def create_train_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    image_shape: tuple[int, ...],
+    keys: RunKeys,
+    ema_decay: float = 0.0,
+) -> TrainState:
+    """Draw initial parameters for images of shape (H, W, C).
+
+    The model is called as `model.apply(variables, images, train=...)`. With a decay
+    above 0 the state keeps a running average of the weights.
+    """
+
+    @jax.jit
+    def init():
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        variables = model.init(keys.init, images)
+        return variables["params"], variables.get("batch_stats", {})
+
+    params, batch_stats = init()
+    # Copied: one buffer cannot be given up twice, in the weights and in their average.
+    copies = jax.tree.map(jnp.copy, (params, batch_stats))
+    ema = Average(*copies, jnp.float32(ema_decay)) if ema_decay else None
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=tx.init(params),
+        key=keys.steps,
+        ema=ema,
+        plateau=make_plateau(),
+        apply_fn=model.apply,
+        tx=tx,
+    )
+
+
+def make_train_state(config: ConfigDict, dataset: Dataset) -> TrainState:
+    """Return the state in which the run of a resolved configuration starts.
+
+    Raises:
+      ConfigError: for an unknown choice, or a batch larger than the training split.
+    """
+    return draw_state(_state_maker(config, dataset))
+
+
+def static_fields(config: ConfigDict) -> tuple[tuple[str, Any], ...]:
+    """Return what tells programs apart: equal for two runs that are one program."""
+    in_the_state = dict.fromkeys(_ALWAYS_IN_THE_STATE, 0)
+    in_the_state |= {name: config[name] > 0 for name in _IN_THE_STATE_ABOVE_0}
+    return tuple((dict(config.items()) | in_the_state).items())
+
+
+def draw_state(make_state: partial) -> TrainState:
+    """Return the state that `state_maker`'s function makes, as arrays."""
+    # The program is small: the CPU compiler would spend more than it saves.
+    is_cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 0} if is_cpu else None
+    return jax.jit(make_state.func, compiler_options=options)(*make_state.args)
+
+
+def check_train_state(config: ConfigDict, dataset: Dataset, memory_bytes: int) -> None:
+    """Raise what `make_train_state` would raise, without computing anything.
+
+    Raises:
+      ConfigError: also if the state, with gradients, would not fit into the memory.
+    """
+    side = min(dataset.train.images.shape[1:3])
+    for field, limit in (("shift", side - 1), ("cutout", side)):
+        if config[field] > limit:
+            raise ConfigError(
+                f"{field}={config[field]} leaves nothing of images of {side} pixels; "
+                f"take at most {limit}"
+            )
+    state = jax.eval_shape(_state_maker(config, dataset))
+    state_bytes, parameter_bytes = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        for tree in (state, state.params)
+    )
+    if state_bytes + parameter_bytes > memory_bytes:
+        raise ConfigError(
+            f"growth_rate={config.growth_rate} and block_sizes={config.block_sizes} "
+            f"make {parameter_bytes // 4:,} parameters; to train them takes more than "
+            f"the {memory_bytes / 2**30:.0f} GiB of memory here; take fewer"
+        )
+
+
+def _state_maker(config, dataset):
+    steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
+    if steps_per_epoch == 0:
+        raise ConfigError(
+            f"batch_size={config.batch_size} is more than the "
+            f"{len(dataset.train.labels)} training images; take a smaller one"
+        )
+    num_classes, image_shape = len(dataset.class_names), dataset.train.images.shape[1:]
+    return state_maker(config, num_classes, image_shape, steps_per_epoch)
+
+
+def state_maker(
+    config: ConfigDict,
+    num_classes: int,
+    image_shape: tuple[int, ...],
+    steps_per_epoch: int,
+) -> partial:
+    """Return what makes the first state of a resolved configuration.
+
+    Raises:
+      ConfigError: for an unknown choice.
+    """
+    make_state = _share_maker(
+        static_fields(config), num_classes, image_shape, steps_per_epoch
+    )
+    rates = (*_ALWAYS_IN_THE_STATE[1:], *_IN_THE_STATE_ABOVE_0)
+    values = {name: config[name] for name in rates}
+    return partial(make_state, make_run_keys(config.seed), values)
+
+
+@functools.lru_cache(maxsize=8)
+def _share_maker(fields, num_classes, image_shape, steps_per_epoch):
+    """Return what makes the first states of all runs that are one program.
+
+    Programs are told apart by `apply_fn` and `tx`, among others: these states share
+    them, and neither reads what the state holds.
+    """
+    static = dict(fields)
+    config = ConfigDict(static | dict.fromkeys(_IN_THE_STATE_ABOVE_0, 0))
+    schedule = make_schedule(config, steps_per_epoch)
+    model, tx = create_model(config, num_classes), make_optimizer(config, schedule)
+
+    def make_state(keys, values):
+        own_tx = make_optimizer(ConfigDict(static | values), schedule)
+        state = create_train_state(model, own_tx, image_shape, keys, config.ema_decay)
+        above_0 = {
+            name: jnp.float32(values[name]) if static[name] else None
+            for name in _IN_THE_STATE_ABOVE_0
+        }
+        return state.replace(tx=tx, **above_0)
+
+    return make_state
+
+
+def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """Take one step down the gradient of the mean cross-entropy.
+
+    Args:
+      state: the state before.
+      batch: `image`, (N, H, W, C) floating point in [-1, 1]; `label`, classes int (N,)
+        or probabilities of the classes (N, K).
+
+    Returns:
+      The state after, and the metrics of this batch as trained (with dropout, before
+      the step).
+    """
+    labels = batch["label"]
+    hard_labels = labels if labels.ndim == 1 else labels.argmax(axis=-1)
+    _, dropout_key = _step_keys(state)
+    rates = {} if state.dropout_rate is None else {"dropout_rate": state.dropout_rate}
+
+    def loss_fn(params):
+        logits, updated = state.apply_fn(
+            {"params": params, "batch_stats": state.batch_stats},
+            batch["image"],
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+            **rates,
+        )
+        losses = cross_entropy(logits, _smooth(labels, state, logits.shape[-1]))
+        return losses.mean(), (losses, logits, updated.get("batch_stats", {}))
+
+    grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+    updates = jax.tree.map(lambda u: state.plateau.multiplier * u, updates)
+    params = optax.apply_updates(state.params, updates)
+    metrics = measure(losses, logits, hard_labels, jnp.ones(losses.shape, bool))
+    state = state.replace(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        ema=state.ema and _update_average(state.ema, state.step, params, batch_stats),
+    )
+    return state, metrics
+
+
+def _smooth(labels, state, num_classes):
+    """Return the labels as probabilities, smoothed, where the state says by how much.
+
+    Labels that mixup has blended may be smoothed after: both are linear.
+    """
+    if state.label_smoothing is None:
+        return labels
+    if labels.ndim == 1:
+        labels = jax.nn.one_hot(labels, num_classes)
+    return optax.smooth_labels(labels, state.label_smoothing)
+
+
+def _update_average(ema, step, params, batch_stats):
+    """Move the average; while it is young, it forgets faster than by its decay."""
+    age = step.astype(jnp.float32)
+    share = 1 - jnp.minimum(ema.decay, (1 + age) / (10 + age))
+    return ema.replace(
+        params=optax.incremental_update(params, ema.params, share),
+        batch_stats=optax.incremental_update(batch_stats, ema.batch_stats, share),
+    )
+
+
+def averaged(state: TrainState) -> TrainState:
+    """Return the state with the average of the weights in their place."""
+    return state.replace(params=state.ema.params, batch_stats=state.ema.batch_stats)
+
+
+def train_on_indices(
+    state: TrainState, data: Batch, indices: jax.Array, augment: Augment
+) -> tuple[TrainState, Metrics]:
+    """Gather a batch from data on the device, augment it, and take a `train_step`.
+
+    Args:
+      state: the state before.
+      data: `image`, uint8 (M, H, W, C); `label`, int (M,).
+      indices: which examples, int (N,).
+      augment: as `augment.make_augment` returns it.
+    """
+    key, _ = _step_keys(state)
+    images, labels = augment(key, data["image"][indices], data["label"][indices])
+    return train_step(state, {"image": images, "label": labels})
+
+
+def train_many(
+    state: TrainState,
+    total: Metrics,
+    data: Batch,
+    permutation: jax.Array,
+    *,
+    augment: Augment,
+    batch_size: int,
+    num_steps: int,
+) -> tuple[TrainState, Metrics, jax.Array]:
+    """Take the next steps of an epoch, in the order of a permutation.
+
+    Args:
+      state: the state before; its step says where in the epoch it is.
+      total: metrics to which those of the steps are added.
+      data: as for `train_on_indices`.
+      permutation: the epoch's order of the M examples, int (M,).
+      augment: as for `train_on_indices`.
+      batch_size: examples per step.
+      num_steps: steps to take.
+
+    Returns:
+      The state after; the metrics; the loss of each step, float32 (num_steps,), NaN
+      where the step has left a parameter that is not finite.
+    """
+    steps_per_epoch = permutation.shape[0] // batch_size
+
+    def take_step(carry, _):
+        state, total = carry
+        step_in_epoch = state.step % steps_per_epoch
+        indices = batch_indices(permutation, step_in_epoch, batch_size)
+        state, metrics = train_on_indices(state, data, indices, augment)
+        loss = metrics.compute()["loss"].astype(jnp.float32)
+        loss = jnp.where(jnp.isfinite(optax.tree.norm(state.params)), loss, jnp.nan)
+        merged = total.merge(metrics)
+        # clu counts in int64 where jax has 64 bits, but starts in int32.
+        keep_dtype = lambda old, new: new.astype(old.dtype)  # noqa: E731
+        return (state, jax.tree.map(keep_dtype, total, merged)), loss
+
+    if num_steps == 1:  # A loop of one would only hide the step from the compiler.
+        carry, loss = take_step((state, total), None)
+        return *carry, loss[None]
+    carry, losses = jax.lax.scan(take_step, (state, total), length=num_steps)
+    return *carry, losses
+
+
+def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
+    """Classify a batch with running statistics and without dropout.
+
+    Args:
+      state: the state to evaluate.
+      batch: `image`, (N, H, W, C) floating point in [-1, 1]; `label`, int (N,);
+        `mask`, bool (N,), False for padding, which does not count.
+
+    Returns:
+      Metrics of the batch, and probabilities of the classes, float32 (N, K).
+    """
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits = state.apply_fn(variables, batch["image"], train=False)
+    losses = cross_entropy(logits, batch["label"])
+    metrics = measure(losses, logits, batch["label"], batch["mask"])
+    return metrics, nn.softmax(logits)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return the cross-entropy (N,) in nats of logits (N, K).
+
+    Labels are classes, int (N,), or probabilities, (N, K).
+    """
+    if labels.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return optax.softmax_cross_entropy(logits, labels)
+
+
+def _step_keys(state):
+    """Return the keys of a step: (augmentation, dropout)."""
+    augment_key, dropout_key = jax.random.split(
+        jax.random.fold_in(state.key, state.step)
+    )
+    return augment_key, dropout_key

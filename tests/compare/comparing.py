@@ -1,0 +1,113 @@
+"""A comparison that trains nothing, or writes no report, for the tests of it."""
+
+import json
+import sys
+import types
+
+import numpy as np
+
+import dwsep_jax
+from dwsep_jax import data
+from dwsep_jax.compare import runs
+from dwsep_jax.errors import DivergedError
+from dwsep_jax.report.figures import LAST_FIGURE
+from dwsep_jax.train import loop, population
+from dwsep_jax.train.metrics import calibration, classification_report
+from dwsep_jax.workdir import open_workdir, write_rows
+from tests import tiny
+
+TWO = ("separable", "standard")
+
+
+def stand_in(patch):
+    """Replace the modules that measure and report; return what they were given."""
+    written = []
+
+    def write_efficiency(config, workdir):
+        written.append((config.conv, config.seed, workdir))
+        (workdir / "efficiency.json").write_text("{}")
+
+    def write_report(workdirs):
+        written.append(list(workdirs))
+        return workdirs[0] / "report.html"
+
+    functions = {"cost": write_efficiency, "report": write_report}
+    for name, function in functions.items():
+        module = types.SimpleNamespace(**{function.__name__: function})
+        patch.setitem(sys.modules, f"dwsep_jax.{name}", module)
+        patch.setattr(dwsep_jax, name, module, raising=False)
+    patch.setattr(data, "load", lambda config: tiny.make_dataset())
+    return written
+
+
+def draw(workdir):
+    """Stand in for the figures, which take longer than the runs."""
+    path = workdir / LAST_FIGURE
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+
+
+def train_quickly(patch):
+    """Replace training by one that writes what is asked; return what it notes.
+
+    Accuracy and loss on validation are those of `scores`, by learning rate.
+    """
+    quick = types.SimpleNamespace(runs=[], scores={}, groups=[])
+
+    def train_and_evaluate(config, workdir, on_test):
+        rate = round(config.learning_rate, 3)
+        quick.runs.append((config.conv, rate, config.seed, on_test))
+        config = open_workdir(workdir, config, lambda config: config)
+        accuracy, loss = quick.scores.get(rate, (0.9, 0.1))
+        if accuracy is None:
+            raise DivergedError("val_loss is nan; try less")
+        row = {"val_accuracy": accuracy, "val_loss": loss}
+        row |= {"train_accuracy": accuracy, "train_loss": loss, "learning_rate": rate}
+        row |= {"train_eval_accuracy": accuracy, "train_eval_loss": loss}
+        row |= {"elapsed_seconds": 1.0, "images_per_second": 10.0}
+        rows = [{"epoch": i + 1, **row} for i in range(config.num_epochs)]
+        write_rows(workdir, rows)
+        if on_test:
+            write_evaluation(workdir, config)
+            draw(workdir)
+            (workdir / "diagnosis.json").write_text("{}")
+
+    def train_members(configs, workdirs, dataset):
+        quick.groups.append([workdir.name for workdir in workdirs])
+        outcomes = []
+        for config, workdir in zip(configs, workdirs, strict=True):
+            error = None
+            try:
+                train_and_evaluate(config, workdir, on_test=False)
+            except DivergedError as its_error:
+                error = its_error
+            outcomes.append(population.Outcome([], error, is_pruned=False))
+        return outcomes
+
+    patch.setattr(loop, "train_and_evaluate", train_and_evaluate)
+    patch.setattr(population, "train_members", train_members)
+    return quick
+
+
+def write_evaluation(workdir, config):
+    split = tiny.make_dataset().test
+    rng = np.random.default_rng(config.seed)
+    probabilities = np.eye(3)[np.where(rng.random(13) < 0.9, split.labels, 0)]
+    report = classification_report(split.labels, probabilities, ("r", "g", "b"))
+    evaluation = {"split": "test", "weights": "raw", "epoch": config.num_epochs}
+    evaluation |= {"num_examples": 13, "loss": 0.5, "environment": {}, **report}
+    evaluation["accuracy"] = float((probabilities.argmax(1) == split.labels).mean())
+    evaluation["calibration"] = calibration(split.labels, probabilities)
+    (workdir / "evaluation.json").write_text(json.dumps(evaluation))
+    arrays = {"id": split.ids, "label": split.labels, "probabilities": probabilities}
+    np.savez(workdir / "predictions.npz", **arrays)
+
+
+def run(workdir, **changes):
+    changes = {"num_epochs": 1, "num_seeds": 2, "variants": TWO} | changes
+    runs.compare(tiny.make_config(**changes), workdir)
+    return read(workdir / "comparison.json")
+
+
+def read(path):
+    return json.loads(path.read_text())

@@ -1,0 +1,333 @@
+"""The dense network: against a plain DenseNet of nn.Conv and nn.BatchNorm."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from benchmarks.plain import (
+    PlainDenseNet,
+    consumer_stats,
+    plain_params,
+    plain_variables,
+)
+from configs import default, separable, standard
+from dwsep_jax.errors import ConfigError
+from dwsep_jax.nn import densenet, shifted
+from dwsep_jax.nn.layers import SeparableConv, StandardConv
+from dwsep_jax.train.step import create_train_state, make_run_keys, train_step
+from tests import tiny
+from tests.nn.numerics import relative_error
+
+KEY = jax.random.key(0)
+TINY = dict(num_classes=3, growth_rate=4, block_sizes=(2, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("conv", "bottleneck", "in_chunks"),
+    [
+        (SeparableConv, 0, False),
+        (SeparableConv, 0, True),
+        (SeparableConv, 2, False),
+        (StandardConv, 0, False),
+        (StandardConv, 2, False),
+    ],
+)
+def test_shared_statistics_equal_a_batch_norm_in_each_consumer(
+    conv, bottleneck, in_chunks, monkeypatch
+):
+    if in_chunks:
+        monkeypatch.setattr(shifted, "_CHUNK_SIZE", 2**9)
+    model = densenet.DenseNet(conv, bottleneck=bottleneck, **TINY)
+    plain = PlainDenseNet(model, conv is SeparableConv)
+    x = jax.random.normal(KEY, (6, 16, 16, 3))
+    labels = jnp.array([0, 1, 2, 0, 1, 2])
+    variables = jax.jit(model.init)(KEY, x)
+    params = jax.tree.map(
+        lambda p: p + 0.1 * jax.random.normal(KEY, p.shape), variables["params"]
+    )
+    stats = variables["batch_stats"]
+
+    def loss(model, params, stats):
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": stats},
+            x,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        log_p = jax.nn.log_softmax(logits)
+        losses = -jnp.take_along_axis(log_p, labels[:, None], axis=1)
+        return losses.mean(), (logits, updated["batch_stats"])
+
+    grad = jax.jit(jax.grad(loss, argnums=1, has_aux=True), static_argnames="model")
+    with jax.numpy_dtype_promotion("strict"):
+        our_grads, (our_logits, our_stats) = grad(model, params, stats)
+    plain_grads, (plain_logits, plain_stats) = grad(
+        plain, plain_params(params), consumer_stats(model, stats)
+    )
+    assert relative_error(our_logits, plain_logits) < 1e-5
+
+    our_grads = plain_params(our_grads)
+    assert our_grads.keys() == plain_grads.keys()
+    scale = np.linalg.norm([np.linalg.norm(g) for g in jax.tree.leaves(plain_grads)])
+    errors = jax.tree.map(
+        lambda a, b: np.linalg.norm(a - b), our_grads, dict(plain_grads)
+    )
+    assert np.linalg.norm(jax.tree.leaves(errors)) / scale < 1e-5
+    assert all(np.linalg.norm(g) > 0 for g in jax.tree.leaves(our_grads))
+
+    our_stats = consumer_stats(model, our_stats)
+    assert our_stats.keys() == plain_stats.keys()
+    for name in plain_stats:
+        for key in ("mean", "var"):
+            assert relative_error(our_stats[name][key], plain_stats[name][key]) < 1e-5
+
+    # And in evaluation, with the running statistics that training left.
+    got = jax.jit(model.apply)({"params": params, "batch_stats": stats}, x)
+    variables = {"params": params, "batch_stats": stats}
+    want = jax.jit(plain.apply)(plain_variables(model, variables), x)
+    assert relative_error(got, want) < 1e-5
+
+
+@pytest.mark.parametrize("conv", [SeparableConv, StandardConv])
+def test_a_whole_training_step_is_that_of_plain_flax(conv):
+    model = densenet.DenseNet(conv, bottleneck=2, **TINY)
+    plain = PlainDenseNet(model, conv is SeparableConv)
+    tx = optax.sgd(0.1, momentum=0.9, nesterov=True)
+    state = create_train_state(model, tx, (16, 16, 3), make_run_keys(0))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = plain_variables(model, variables)
+    other = state.replace(
+        **variables, opt_state=tx.init(variables["params"]), apply_fn=plain.apply
+    )
+    x = jax.random.normal(KEY, (6, 16, 16, 3))
+    batch = {"image": x, "label": jnp.array([0, 1, 2, 0, 1, 2])}
+    step = jax.jit(train_step)
+    (ours, our_metrics), (theirs, metrics) = step(state, batch), step(other, batch)
+    got = (plain_params(ours.params), consumer_stats(model, ours.batch_stats))
+    want = (theirs.params, theirs.batch_stats)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert relative_error(a, b) < 1e-5
+    assert relative_error(our_metrics.loss.total, metrics.loss.total) < 1e-5
+
+
+def count_by_hand(separable, bottleneck=0):
+    """Count parameters and MACs of the default network from the paper's description."""
+    growth, size, channels = 24, 32, 48
+    parameters = macs = 0
+
+    def norm():
+        return 2 * channels
+
+    parameters += 9 * 3 * channels
+    macs += 9 * 3 * channels * size**2
+    for block in range(4):
+        for _ in range(6):
+            parameters += norm()
+            inputs = channels
+            if bottleneck:
+                inputs = bottleneck * growth
+                parameters += channels * inputs + 2 * inputs
+                macs += channels * inputs * size**2
+            weights = 9 * inputs * growth
+            if separable:
+                weights = 9 * inputs + inputs * growth
+            parameters += weights
+            macs += weights * size**2
+            channels += growth
+        if block < 3:
+            parameters += norm() + channels * (channels // 2)
+            macs += channels * (channels // 2) * size**2
+            channels, size = channels // 2, size // 2
+    parameters += norm() + 10 * channels + 10
+    return parameters, macs + 10 * channels
+
+
+@pytest.mark.parametrize("bottleneck", [0, 4])
+@pytest.mark.parametrize(("config", "is_separable"), [(separable, 1), (standard, 0)])
+def test_parameters_and_macs_equal_a_count_by_hand(config, is_separable, bottleneck):
+    from dwsep_jax.nn.summary import describe_network, summarize
+
+    c = config.get_config()
+    c.bottleneck = bottleneck
+    c.lowering = "shift"  # What is counted does not depend on it.
+    parts = summarize(c, 10, (32, 32, 3))
+    parameters, macs = count_by_hand(is_separable, bottleneck)
+    assert sum(part.parameters for part in parts) == parameters
+    assert sum(part.macs for part in parts) == macs
+    assert f"{parameters:,} parameters" in describe_network(c, parts)
+    shapes = {part.name: part.output_shape for part in parts}
+    assert shapes["block3"] == (4, 4, 276)
+    assert shapes["head"] == (10,)
+    if not bottleneck:
+        expected = {1: (221_650, 62_501_064), 0: (919_978, 243_802_824)}
+        assert (parameters, macs) == expected[is_separable]
+
+
+def test_one_line_of_config_lies_between_the_two_networks():
+    a, b = separable.get_config(), standard.get_config()
+    assert {field for field in a if a[field] != b[field]} == {"conv"}
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_gradient_reaches_every_parameter_and_bfloat16_ends_in_float32():
+    model = densenet.DenseNet(
+        bottleneck=2,
+        inner_norm=True,
+        inner_act=True,
+        act=nn.gelu,
+        dropout_rate=0.5,
+        dtype=jnp.bfloat16,
+        **TINY,
+    )
+    x = jax.random.normal(KEY, (4, 16, 16, 3))
+    variables = jax.jit(model.init)(KEY, x)
+
+    def loss(params):
+        logits, _ = model.apply(
+            {"params": params, "batch_stats": variables["batch_stats"]},
+            x,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": KEY},
+        )
+        assert logits.dtype == jnp.float32
+        return jnp.sum(jnp.sin(logits))
+
+    grads = jax.jit(jax.grad(loss))(variables["params"])
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert grad.dtype == jnp.float32, path
+        assert np.isfinite(grad).all(), path
+        assert np.any(grad), path
+
+
+def program_of(**changes):
+    """Return the traced training program of a small network, as text."""
+    config = default.get_config()
+    config.update({"growth_rate": 4, "block_sizes": (1, 1), **changes})
+    model = densenet.create_model(config, 3)
+    x = jnp.zeros((2, 8, 8, 3))
+    variables = jax.eval_shape(model.init, KEY, x)
+
+    def apply(variables, x):
+        return model.apply(
+            variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": KEY}
+        )
+
+    return str(jax.make_jaxpr(apply)(variables, x))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(conv="standard"),
+        dict(growth_rate=5),
+        dict(block_sizes=(1, 2)),
+        dict(bottleneck=2),
+        dict(reduction=0.25),
+        dict(stem_width=1.0),
+        dict(stem_stride=2),
+        dict(kernel_size=5),
+        dict(activation="leaky_relu"),
+        dict(activation="swish"),
+        dict(activation="gelu"),
+        dict(inner_norm=True),
+        dict(inner_activation=True),
+        dict(dropout_rate=0.5),
+        dict(norm_momentum=0.5),
+        dict(dtype="bfloat16"),
+    ],
+    ids=str,
+)
+def test_every_field_of_the_network_changes_its_program(changes):
+    assert program_of(**changes) != program_of()
+
+
+def test_the_same_fields_give_the_same_program():
+    assert program_of() == program_of()
+
+
+def test_lowering_changes_the_program_but_not_the_parameters():
+    programs = {program_of(lowering=name) for name in ("auto", "conv", "shift")}
+    assert len(programs) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(conv="grouped"), "conv='grouped' is unknown; choose one of separable"),
+        (dict(activation="tanh"), "one of relu, leaky_relu, swish, gelu"),
+        (dict(dtype="float16"), "one of float32, bfloat16"),
+        (dict(lowering="fft"), "one of auto, conv, shift"),
+        (dict(conv="standard", inner_norm=True), "inner_norm=True needs conv="),
+        (dict(conv="standard", inner_activation=True), "inner_activation=True needs"),
+        (dict(block_sizes=(1,) * 5), "halves the image 4 times, more than 8x8"),
+    ],
+    ids=str,
+)
+def test_a_network_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        program_of(**changes)
+
+
+def test_the_convolution_may_be_any_module():
+    class Convolution(nn.Module):
+        features: int
+        kernel_size: tuple[int, int]
+        dtype: jnp.dtype
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Conv(self.features, self.kernel_size, dtype=self.dtype)(x)
+
+    model = densenet.DenseNet(Convolution, **TINY)
+    variables = jax.eval_shape(model.init, KEY, jnp.zeros((1, 16, 16, 3)))
+    assert "Conv_0" in variables["params"]["block0"]["layer0"]["conv"]
+
+
+def test_create_model_reads_a_config_dict():
+    assert isinstance(default.get_config(), ConfigDict)
+    model = densenet.create_model(separable.get_config(), 7)
+    assert model.num_classes == 7
+    assert model.block_sizes == (6, 6, 6, 6)
+
+
+@pytest.mark.parametrize("conv", ["separable", "standard"])
+def test_halving_first_changes_neither_parameters_nor_gradients(conv):
+    images = np.random.default_rng(0).normal(size=(2, 9, 8, 3)).astype(np.float32)
+    results = []
+    for lowering in ("conv", "auto"):
+        config = tiny.make_config(conv=conv, block_sizes=(1, 1, 1), lowering=lowering)
+        model = densenet.create_model(config, 3)
+        variables = jax.jit(model.init)(jax.random.key(0), images)
+
+        def loss(params, model=model, stats=variables["batch_stats"]):
+            logits, _ = model.apply(
+                {"params": params, "batch_stats": stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(1)},
+            )
+            return (logits**2).sum()
+
+        gradients = jax.jit(jax.grad(loss))(variables["params"])
+        results.append((variables["params"], gradients))
+    for reference, other in zip(*results):
+        for a, b in zip(jax.tree.leaves(reference), jax.tree.leaves(other)):
+            assert relative_error(b, a) < 1e-5
+
+
+def test_the_lowering_reaches_standard_convolutions():
+    def has_convolutions(lowering):
+        config = tiny.make_config(conv="standard", lowering=lowering)
+        model = densenet.create_model(config, 3)
+        x = jnp.ones((1, 8, 8, 3))
+        variables = jax.eval_shape(model.init, KEY, x)
+        return "conv_general_dilated" in str(jax.make_jaxpr(model.apply)(variables, x))
+
+    assert has_convolutions("conv")
+    assert not has_convolutions("shift")

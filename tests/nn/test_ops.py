@@ -1,0 +1,394 @@
+"""Depthwise and pointwise convolution against the same sums in float64."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+from jax.sharding import AxisType
+from jax.test_util import check_grads
+
+from dwsep_jax.nn import ops, shifted
+from tests.nn.numerics import relative_error
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+CASES = {
+    "3x3": dict(shape=(2, 6, 7, 5)),
+    "1x1": dict(shape=(2, 4, 4, 3), kernel_size=(1, 1)),
+    "even kernel": dict(shape=(1, 7, 6, 4), kernel_size=(2, 4)),
+    "strides": dict(shape=(2, 8, 7, 3), strides=(2, 2)),
+    "unequal strides": dict(shape=(2, 9, 8, 3), strides=(1, 3), kernel_size=(5, 3)),
+    "dilation": dict(shape=(1, 9, 11, 2), kernel_dilation=(2, 3)),
+    "valid": dict(shape=(1, 5, 9, 2), padding="VALID", kernel_size=(5, 2)),
+    "valid, strides, dilation": dict(
+        shape=(1, 12, 13, 2), padding="VALID", strides=(2, 3), kernel_dilation=(3, 2)
+    ),
+    "explicit padding": dict(shape=(1, 5, 6, 2), padding=((0, 3), (2, 1))),
+    "one pixel": dict(shape=(3, 1, 1, 2)),
+    "one channel": dict(shape=(2, 5, 5, 1)),
+}
+# With chunks of 2**6 elements, two images at a time and a rest.
+MANY = dict(shape=(5, 6, 5, 3), strides=(2, 1), kernel_dilation=(1, 2))
+
+
+def make_inputs(shape, kernel_size=(3, 3), dtype=np.float32, seed=0, **options):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=shape).astype(dtype)
+    kernel = rng.normal(size=(*kernel_size, 1, shape[-1])).astype(dtype)
+    return x, kernel, options
+
+
+def exact(x, kernel, strides=(1, 1), padding="SAME", kernel_dilation=(1, 1)):
+    """Sum in float64, tap by tap, in plain loops."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel.shape, kernel_dilation)]
+    if padding == "VALID":
+        padding = ((0, 0), (0, 0))
+    elif padding == "SAME":
+        padding = []
+        for size, span, stride in zip(x.shape[1:3], spans, strides):
+            total = max(0, (-(-size // stride) - 1) * stride + span - size)
+            padding.append((total // 2, total - total // 2))
+    x = np.pad(x, ((0, 0), *padding, (0, 0)))
+    rows = range(0, x.shape[1] - spans[0] + 1, strides[0])
+    columns = range(0, x.shape[2] - spans[1] + 1, strides[1])
+    y = np.zeros((x.shape[0], len(rows), len(columns), x.shape[3]))
+    for (a, top), (b, left) in itertools.product(enumerate(rows), enumerate(columns)):
+        for i, j in itertools.product(range(kernel.shape[0]), range(kernel.shape[1])):
+            pixel = x[:, top + i * kernel_dilation[0], left + j * kernel_dilation[1]]
+            y[:, a, b] += pixel * kernel[i, j, 0]
+    return y
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+@pytest.mark.parametrize("case", CASES)
+def test_depthwise_conv_equals_exact_sum(case, lowering):
+    x, kernel, options = make_inputs(**CASES[case])
+    want = exact(x, kernel, **options)
+    got = ops.depthwise_conv(x, kernel, lowering=lowering, **options)
+    reference = ops.depthwise_conv(x, kernel, lowering="conv", **options)
+    assert relative_error(reference, want) < 1e-6
+    assert relative_error(got, want) < 1e-6
+
+
+@pytest.mark.parametrize("case", [*CASES.values(), MANY], ids=[*CASES, "many"])
+def test_gradients_of_both_lowerings_agree(case, monkeypatch):
+    if case is MANY:
+        monkeypatch.setattr(shifted, "_DEPTHWISE_CHUNK_SIZE", 2**6)
+    x, kernel, options = make_inputs(**case)
+
+    def gradients(lowering, dtype):
+        @jax.jit
+        def loss(x, kernel):
+            y = ops.depthwise_conv(x, kernel, lowering=lowering, **options)
+            weights = jnp.arange(y.size, dtype=y.dtype).reshape(y.shape) / y.size
+            return jnp.sum(y * y * weights)
+
+        return jax.grad(loss, (0, 1))(x.astype(dtype), kernel.astype(dtype))
+
+    with jax.enable_x64(True):
+        want = gradients("conv", np.float64)
+    pairs = zip(want, gradients("conv", np.float32), gradients("shift", np.float32))
+    for exact_gradient, reference, got in pairs:
+        bound = max(2 * relative_error(reference, exact_gradient), 1e-6)
+        assert relative_error(got, exact_gradient) <= bound
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+def test_forward_mode_and_second_derivatives(lowering):
+    x, kernel, _ = make_inputs((1, 4, 4, 2))
+
+    def f(kernel):
+        y = ops.depthwise_conv(x, kernel, lowering=lowering)
+        return jnp.sum(jnp.sin(y))
+
+    direction = np.ones_like(kernel)
+    _, forward = jax.jvp(f, (kernel,), (direction,))
+    backward = jnp.vdot(jax.grad(f)(kernel), direction)
+    np.testing.assert_allclose(forward, backward, rtol=1e-5, atol=1e-5)
+
+    def sum_of_squares(kernel):
+        return jnp.sum(jax.grad(f)(kernel) ** 2)
+
+    step = 1e-2
+    numeric = (
+        sum_of_squares(kernel + step * direction)
+        - sum_of_squares(kernel - step * direction)
+    ) / (2 * step)
+    second = jnp.vdot(jax.grad(sum_of_squares)(kernel), direction)
+    np.testing.assert_allclose(second, numeric, rtol=2e-2)
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+def test_gradients_of_the_kernels_gradient(lowering):
+    options = dict(strides=(2, 1), padding=((0, 3), (1, 0)), kernel_dilation=(2, 1))
+    x, kernel, _ = make_inputs((2, 6, 5, 2))
+
+    def f(x, kernel):
+        y = ops.depthwise_conv(x, kernel, lowering=lowering, **options)
+        return jnp.sum(jnp.sin(y))
+
+    def g(x, kernel):
+        return jnp.sum(jnp.cos(jax.grad(f, 1)(x, kernel)))
+
+    with jax.enable_x64(True):
+        check_grads(g, (x.astype(np.float64), kernel.astype(np.float64)), order=1)
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+@pytest.mark.parametrize("in_axes", [(0, None), (None, 0), (0, 0)])
+def test_gradients_under_vmap_equal_a_loop(in_axes, lowering):
+    x, kernel, _ = make_inputs((2, 5, 5, 3))
+    xs = np.stack([x, x[::-1]]) if in_axes[0] == 0 else x
+    kernels = np.stack([kernel, 2 * kernel]) if in_axes[1] == 0 else kernel
+
+    def f(x, kernel):
+        return jnp.sum(jnp.sin(ops.depthwise_conv(x, kernel, lowering=lowering)))
+
+    got = jax.vmap(jax.grad(f, (0, 1)), in_axes)(xs, kernels)
+    for i in range(2):
+        pair = (v[i] if axis == 0 else v for v, axis in zip((xs, kernels), in_axes))
+        for many, one in zip(got, jax.grad(f, (0, 1))(*pair)):
+            np.testing.assert_allclose(many[i], one, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+def test_vmap_over_kernels_equals_a_loop(lowering):
+    x, kernel, _ = make_inputs((2, 5, 5, 3))
+    kernels = np.stack([kernel, 2 * kernel, kernel[::-1]])
+    convolve = lambda k: ops.depthwise_conv(x, k, lowering=lowering)  # noqa: E731
+    want = np.stack([convolve(k) for k in kernels])
+    np.testing.assert_allclose(jax.vmap(convolve)(kernels), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+def test_bfloat16_is_accumulated_in_float32(lowering):
+    x = jnp.array([256.0, 1.0, 1.0], jnp.bfloat16).reshape(1, 1, 3, 1)
+    kernel = jnp.ones((1, 3, 1, 1), jnp.bfloat16)
+    y = ops.depthwise_conv(x, kernel, padding="VALID", lowering=lowering)
+    assert y.dtype == jnp.bfloat16
+    # bfloat16 has 8 bits: there, 256 + 1 is 256.
+    assert y.item() == 258.0
+
+
+def test_bfloat16_gradients_are_accumulated_in_float32():
+    x, kernel, _ = make_inputs((2, 8, 8, 16))
+    x, kernel = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
+
+    def gradients(lowering, dtype):
+        def loss(x, kernel):
+            y = ops.depthwise_conv(x, kernel, lowering=lowering)
+            return jnp.sum(
+                y * jnp.cos(jnp.arange(y.size)).reshape(y.shape).astype(dtype)
+            )
+
+        gradient = jax.grad(loss, (0, 1))(x.astype(dtype), kernel.astype(dtype))
+        return [np.asarray(g.astype(jnp.float32)) for g in gradient]
+
+    want = gradients("conv", jnp.float32)
+    reference, shift = (gradients(name, jnp.bfloat16) for name in ("conv", "shift"))
+    for exact_gradient, by_conv, by_shift in zip(want, reference, shift):
+        error = relative_error(by_shift, exact_gradient)
+        assert error <= 1.2 * relative_error(by_conv, exact_gradient)
+
+
+def test_bfloat16_pointwise_is_accumulated_in_float32_of_bfloat16_operands():
+    x = jnp.array([[256.0, 1.0, 1.0]], jnp.bfloat16)
+    kernel = jnp.ones((1, 1, 3, 1), jnp.bfloat16)
+    assert ops.pointwise_conv(x, kernel).item() == 258.0
+    backward = jax.make_jaxpr(jax.grad(lambda k: ops.pointwise_conv(x, k).sum()))
+    products = [e for e in backward(kernel).eqns if e.primitive.name == "dot_general"]
+    assert products
+    for product in products:
+        assert {v.aval.dtype.name for v in product.invars} == {"bfloat16"}
+
+
+def test_one_number_stands_for_both_axes():
+    x, kernel, _ = make_inputs((1, 9, 9, 2))
+    got = ops.depthwise_conv(x, kernel, strides=2, padding=1, kernel_dilation=2)
+    want = ops.depthwise_conv(
+        x, kernel, strides=(2, 2), padding=((1, 1), (1, 1)), kernel_dilation=(2, 2)
+    )
+    np.testing.assert_array_equal(got, want)
+    options = dict(strides=np.int64(2), padding=(1, 1), kernel_dilation=2)
+    np.testing.assert_array_equal(ops.depthwise_conv(x, kernel, **options), want)
+
+
+def test_auto_is_shift_on_cpu_and_conv_elsewhere():
+    x, kernel, _ = make_inputs((1, 4, 4, 2))
+    convolve = jax.jit(lambda x, k: ops.depthwise_conv(x, k))
+
+    def program(platform):
+        return convolve.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+
+    assert "stablehlo.convolution" not in program("cpu")
+    assert "stablehlo.convolution" in program("tpu")
+    assert "stablehlo.convolution" in program("cuda")
+
+
+def test_sharded_inputs_give_the_same_result():
+    x, kernel, _ = make_inputs((4, 5, 5, 3))
+    mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    assert len(mesh.devices) == 2
+    convolve = jax.jit(lambda x: ops.depthwise_conv(x, kernel))
+    y = convolve(jax.device_put(x, sharding))
+    assert len(y.addressable_shards) == 2
+    np.testing.assert_array_equal(y, convolve(x))
+
+
+def test_pointwise_conv_equals_nn_conv():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    kernel = rng.normal(size=(1, 1, 5, 7)).astype(np.float32)
+    want = nn.Conv(7, (1, 1), use_bias=False).apply({"params": {"kernel": kernel}}, x)
+    np.testing.assert_allclose(ops.pointwise_conv(x, kernel), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, k: ops.depthwise_conv(x, k, lowering="fft"), "choose one of auto"),
+        (lambda x, k: ops.depthwise_conv(x, k, padding="FULL"), "not 'FULL'"),
+        (lambda x, k: ops.depthwise_conv(x, k, strides=0), "strides are one or two"),
+        (lambda x, k: ops.depthwise_conv(x, k, padding=((-1, 0), (0, 0))), ">= 0"),
+        (lambda x, k: ops.depthwise_conv(x, k, strides=(1.5, 1)), "not \\(1.5, 1\\)"),
+        (lambda x, k: ops.depthwise_conv(x, k[:0]), "is empty"),
+        (lambda x, k: ops.depthwise_conv(x[0], k), r"\(N, H, W, C\)"),
+        (
+            lambda x, k: ops.depthwise_conv(x, jnp.tile(k, (1, 1, 1, 2))),
+            "channel multiplier",
+        ),
+        (
+            lambda x, k: ops.depthwise_conv(x, k.astype(jnp.bfloat16)),
+            "float32 and bfloat16",
+        ),
+        (
+            lambda x, k: ops.depthwise_conv(
+                x, k, padding="VALID", kernel_dilation=(3, 1)
+            ),
+            "spans 7 pixels does not fit into 5",
+        ),
+        (lambda x, k: ops.pointwise_conv(x, k), r"\(1, 1, 2, F\), not"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_a_reason(call, message):
+    x, kernel, _ = make_inputs((1, 5, 5, 2))
+    with pytest.raises(ValueError, match=message):
+        call(jnp.asarray(x), jnp.asarray(kernel))
+
+
+def test_same_padding_is_that_of_lax():
+    x, kernel, _ = make_inputs((1, 8, 8, 2))
+    for strides in [(1, 1), (2, 2), (3, 3)]:
+        want = lax.conv_general_dilated(
+            x,
+            kernel,
+            strides,
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=2,
+        )
+        got = ops.depthwise_conv(x, kernel, strides=strides, lowering="shift")
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", [None, nn.relu, nn.swish])
+def test_normalize_and_its_derivatives_equal_the_formula(activation):
+    rng = np.random.default_rng(0)
+    x = rng.normal(2, 3, size=(3, 4, 5, 6))
+    vectors = [rng.normal(size=6), rng.uniform(1, 2, 6), *rng.normal(size=(2, 6))]
+
+    def formula(x, mean, var, scale, bias):
+        mean, var, scale, bias = (
+            shifted.per_channel(v, 4) for v in (mean, var, scale, bias)
+        )
+        y = (x - mean) / jnp.sqrt(var + 0.1) * scale + bias
+        return y if activation is None else activation(y)
+
+    def ours(*args):
+        return ops.normalize(*args, epsilon=0.1, activation=activation)
+
+    def loss(f):
+        return lambda *args: jnp.sum(jnp.sin(f(*args)))
+
+    with jax.enable_x64(True):
+        args = (jnp.asarray(x), *map(jnp.asarray, vectors))
+        np.testing.assert_allclose(ours(*args), formula(*args), rtol=1e-12)
+        everything = tuple(range(5))
+        got, want = (jax.grad(loss(f), everything)(*args) for f in (ours, formula))
+        for one, other in zip(got, want):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+        _, forward = jax.jvp(loss(ours), args, got)
+        np.testing.assert_allclose(forward, sum(jnp.vdot(g, g) for g in got))
+
+
+def test_gradient_of_normalize_takes_two_sums_over_the_elements():
+    x, vector = jnp.ones((2, 3, 3, 4)), jnp.ones(4)
+
+    def gradients(g, *args):
+        f = partial(ops.normalize, epsilon=0.1, activation=nn.relu)
+        return jax.vjp(f, *args)[1](g)
+
+    jaxpr = jax.make_jaxpr(gradients)(x, x, *[vector] * 4)
+    inputs = [
+        e.invars[0].aval.shape for e in jaxpr.eqns if e.primitive.name == "reduce_sum"
+    ]
+    assert inputs.count(x.shape) == 2
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+def test_gradients_inside_a_shard_map_are_those_of_the_whole(lowering):
+    x, kernel, _ = make_inputs((4, 5, 5, 3))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+
+    def loss(kernel, x):
+        return jnp.sum(jnp.sin(ops.depthwise_conv(x, kernel, lowering=lowering)))
+
+    # The kernel is the same on both devices: its gradient is summed over them.
+    specs = dict(in_specs=(jax.P(), jax.P("data")), out_specs=jax.P())
+    got = jax.shard_map(jax.grad(loss), mesh=mesh, **specs)(kernel, x)
+    np.testing.assert_allclose(got, jax.grad(loss)(kernel, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+def test_gradients_on_an_explicit_mesh_are_those_of_the_whole(lowering):
+    x, kernel, _ = make_inputs((4, 5, 5, 3))
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(ops.depthwise_conv(x, kernel, lowering=lowering)))
+
+    want = jax.grad(loss, (0, 1))(x, kernel)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(x, jax.P("data"))
+        got = jax.jit(jax.grad(loss, (0, 1)))(sharded, jnp.asarray(kernel))
+        assert jax.typeof(got[0]) == jax.typeof(sharded)
+    for a, b in zip(got, want):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_an_activation_may_have_parameters_of_its_own():
+    x, vector = jnp.array([[-1.0, 2.0]]), jnp.ones(2)
+
+    def f(slope):
+        prelu = lambda y: jnp.where(y > 0, y, slope * y)  # noqa: E731
+        args = (x, 0 * vector, vector, vector, 0 * vector)
+        return ops.normalize(*args, epsilon=0.0, activation=prelu).sum()
+
+    assert jax.grad(f)(0.5) == -1.0
+
+
+def test_eager_calls_of_equal_shapes_compile_nothing_more(caplog):
+    x, kernel, _ = make_inputs((1, 4, 4, 2), seed=1)
+    ops.depthwise_conv(x, kernel, lowering="shift")
+    with jax.log_compiles():
+        ops.depthwise_conv(2 * x, kernel, lowering="shift")
+        assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
+        ops.depthwise_conv(x[:, 1:], kernel, lowering="shift")
+        assert [r for r in caplog.records if "Compiling" in r.getMessage()]

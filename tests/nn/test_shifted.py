@@ -1,0 +1,311 @@
+"""Separable convolution in chunks of images, against the same sums at once."""
+
+from functools import partial
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from jax.sharding import AxisType
+
+from dwsep_jax.nn import ops, shifted
+from tests.nn.numerics import relative_error
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+ACTIVATIONS = [None, jax.nn.relu, jax.nn.leaky_relu, jax.nn.silu, jax.nn.gelu]
+
+
+@pytest.fixture
+def in_chunks(monkeypatch):
+    """Let batches of a few small images be worked on in chunks."""
+    monkeypatch.setattr(shifted, "_CHUNK_SIZE", 2**8)
+    monkeypatch.setattr(shifted, "_DEPTHWISE_CHUNK_SIZE", 2**8)
+    monkeypatch.setattr(shifted, "_IMAGES_PER_SUM", 2)
+
+
+def make_inputs(
+    n=11, size=(7, 6), pieces=(3, 2), kernel_size=(3, 3), features=4, dtype=np.float32
+):
+    rng = np.random.default_rng(0)
+    channels = sum(pieces)
+    draw = lambda *shape: rng.normal(size=shape).astype(dtype)  # noqa: E731
+    xs = tuple(draw(n, *size, c) for c in pieces)
+    kernels = (
+        draw(*kernel_size, 1, channels),
+        draw(1, 1, channels, features),
+    )
+    return xs, draw(channels), draw(channels), *kernels
+
+
+def convolve(xs, factor, constant, *kernels, activation=jax.nn.relu, **options):
+    x = ops.Normalized(tuple(xs), factor, constant, activation, kernels[0].dtype)
+    return ops.separable_conv(x, *kernels, **options)
+
+
+def value_and_gradients(arrays, weights, **options):
+    """Return the output, and the gradients of a weighted sum of its squares."""
+
+    @partial(jax.grad, argnums=range(5), has_aux=True)
+    def gradients(*arrays):
+        y = convolve(*arrays, **options)
+        wide = y.astype(weights.dtype)
+        return jnp.sum(wide * wide * weights), y
+
+    found, y = jax.jit(gradients)(*arrays)
+    return [y, *jax.tree.leaves(found)]
+
+
+def cast(arrays, dtype):
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), arrays)
+
+
+@hypothesis.settings(
+    deadline=None,
+    max_examples=12,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(
+    n=st.integers(1, 13),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    pieces=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    kernel_size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.sampled_from(["SAME", "VALID", ((0, 3), (4, 1))]),
+    activation=st.sampled_from(ACTIVATIONS),
+)
+def test_lowerings_agree_over_a_range_of_shapes(
+    in_chunks, n, size, pieces, kernel_size, strides, dilation, padding, activation
+):
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation)]
+    if padding == "VALID":
+        size = tuple(max(pair) for pair in zip(size, spans))
+    elif padding != "SAME":
+        added = (sum(pad) for pad in padding)
+        size = tuple(max(s, k - a) for s, k, a in zip(size, spans, added))
+    options = dict(strides=strides, padding=padding, kernel_dilation=dilation)
+    options["activation"] = activation
+    arrays = make_inputs(n, size, pieces, kernel_size)
+    with jax.enable_x64(True):
+        wide = cast(arrays, jnp.float64)
+        shape = jax.eval_shape(partial(convolve, **options, lowering="conv"), *wide)
+        weights = np.random.default_rng(1).normal(size=shape.shape)
+        exact = value_and_gradients(wide, weights, lowering="conv", **options)
+    weights = weights.astype(np.float32)
+    reference = value_and_gradients(arrays, weights, lowering="conv", **options)
+    got = value_and_gradients(arrays, weights, lowering="shift", **options)
+    for want, one, other in zip(exact, reference, got, strict=True):
+        bound = max(2 * relative_error(one, want), 1e-6)
+        assert relative_error(other, want) <= bound
+
+
+def test_large_batches_are_worked_on_in_chunks_and_small_ones_at_once(in_chunks):
+    def loops(n):
+        arrays = make_inputs(n)
+        gradients = jax.grad(lambda *a: convolve(*a, lowering="shift").sum(), 3)
+        return jax.jit(gradients).lower(*arrays).as_text().count("stablehlo.while")
+
+    assert loops(11) == 1  # The gradient alone: the sum's value is not asked for.
+    assert loops(2) == 0
+
+
+@pytest.mark.parametrize("n", [2, 11])
+def test_bfloat16_is_as_exact_as_the_reference(in_chunks, n):
+    arrays = make_inputs(n, (8, 8), (9, 7), features=8)
+    xs, factor, constant, *kernels = arrays
+    half = (*cast((xs,), jnp.bfloat16), factor, constant, *cast(kernels, jnp.bfloat16))
+    weights = np.random.default_rng(1).normal(size=(n, 8, 8, 8)).astype(np.float32)
+    exact = value_and_gradients(arrays, weights, lowering="conv")
+    reference = value_and_gradients(half, weights, lowering="conv")
+    got = value_and_gradients(half, weights, lowering="shift")
+    for want, one, other in zip(exact, reference, got, strict=True):
+        assert one.dtype == other.dtype
+        error = relative_error(other.astype(jnp.float32), want)
+        assert error <= 1.2 * relative_error(one.astype(jnp.float32), want)
+
+
+def test_forward_mode_and_second_derivatives(in_chunks):
+    arrays = make_inputs(5, (4, 4), (2, 1), features=2)
+
+    def f(lowering, *arrays):
+        y = convolve(*arrays, activation=jax.nn.silu, lowering=lowering)
+        return jnp.sum(jnp.sin(y))
+
+    def second(lowering, *arrays):
+        gradients = jax.grad(partial(f, lowering), range(5))(*arrays)
+        return sum(jnp.sum(g**2) for g in jax.tree.leaves(gradients))
+
+    for function in (f, second):
+        shifted, reference = (partial(function, name) for name in ("shift", "conv"))
+        got = jax.jvp(shifted, arrays, arrays)
+        np.testing.assert_allclose(got, jax.jvp(reference, arrays, arrays), rtol=1e-4)
+        got, want = (
+            jax.tree.leaves(jax.grad(g, range(5))(*arrays))
+            for g in (shifted, reference)
+        )
+        for one, other in zip(got, want, strict=True):
+            assert relative_error(one, other) < 1e-5
+
+
+def test_forward_over_forward(in_chunks):
+    arrays = make_inputs(5, (4, 4), (2,), features=2)
+
+    def slope(lowering, *arrays):
+        f = partial(convolve, activation=jax.nn.silu, lowering=lowering)
+        return jax.jvp(f, arrays, arrays)[1]
+
+    got = jax.jvp(partial(slope, "shift"), arrays, arrays)
+    want = jax.jvp(partial(slope, "conv"), arrays, arrays)
+    for one, other in zip(got, want):
+        assert relative_error(one, other) < 1e-5
+
+
+def test_vmap_over_kernels_and_images_equals_a_loop(in_chunks):
+    xs, factor, constant, depthwise, pointwise = make_inputs()
+    many = (
+        tuple(np.stack([x, x[::-1]]) for x in xs),
+        np.stack([factor, 2 * factor]),
+        np.stack([constant, -constant]),
+        np.stack([depthwise, depthwise[::-1]]),
+        np.stack([pointwise, 3 * pointwise]),
+    )
+    f = lambda *a: jnp.sum(jnp.sin(convolve(*a, lowering="shift")))  # noqa: E731
+    gradients = jax.grad(f, range(5))
+    got = jax.vmap(gradients)(*many)
+    for i in range(2):
+        want = gradients(*jax.tree.map(lambda a, i=i: a[i], many))
+        for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+            assert relative_error(one[i], other) < 1e-5
+
+
+def test_only_what_is_asked_for_has_a_gradient(in_chunks):
+    arrays = make_inputs()
+    for argnum in range(5):
+        got, want = (
+            jax.grad(lambda *a: convolve(*a, lowering=name).sum(), argnum)(*arrays)  # noqa: B023
+            for name in ("shift", "conv")
+        )
+        for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+            assert relative_error(one, other) < 1e-5
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_images_give_the_same_gradients(in_chunks, axis_type):
+    arrays = make_inputs(n=12)
+
+    def loss(*arrays):
+        return jnp.sum(jnp.sin(convolve(*arrays, lowering="auto")))
+
+    want = jax.grad(loss, range(5))(*arrays)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(axis_type,))
+    with jax.set_mesh(mesh):
+        xs, *others = arrays
+        xs = jax.device_put(xs, jax.NamedSharding(mesh, jax.P("data")))
+        others = [jnp.asarray(other) for other in others]
+        got = jax.jit(jax.grad(loss, range(5)))(xs, *others)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+        assert relative_error(one, other) < 1e-5
+
+
+def test_gradients_inside_a_shard_map_are_those_of_the_whole(in_chunks):
+    xs, *others = make_inputs(n=12)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+
+    def loss(others, xs):
+        return jnp.sum(jnp.sin(convolve(xs, *others, lowering="auto")))
+
+    specs = dict(in_specs=(jax.P(), jax.P("data")), out_specs=jax.P())
+    got = jax.shard_map(jax.grad(loss), mesh=mesh, **specs)(others, xs)
+    want = jax.grad(loss)(others, xs)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+        assert relative_error(one, other) < 1e-5
+
+
+def test_an_activation_with_parameters_of_its_own_has_gradients():
+    arrays = make_inputs()
+
+    def f(slope, lowering):
+        prelu = lambda y: jnp.where(y > 0, y, slope * y)  # noqa: E731
+        return convolve(*arrays, activation=prelu, lowering=lowering).sum()
+
+    slope = np.float32(0.5)
+    got, want = (jax.grad(f)(slope, name) for name in ("shift", "conv"))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_arrays_need_no_normalization(in_chunks):
+    (x,), _, _, *kernels = make_inputs(pieces=(5,))
+    f = lambda lowering: ops.separable_conv(x, *kernels, lowering=lowering)  # noqa: E731
+    assert relative_error(f("shift"), f("conv")) < 1e-6
+
+
+@pytest.mark.parametrize("case", [dict(strides=2), dict(padding="VALID"), dict()])
+def test_patches_of_a_standard_convolution(case):
+    rng = np.random.default_rng(0)
+    x, kernel = (
+        rng.normal(size=s).astype(np.float32) for s in [(2, 7, 8, 3), (3, 2, 3, 5)]
+    )
+
+    def gradients(lowering):
+        def f(x, kernel):
+            y = ops.standard_conv(x, kernel, lowering=lowering, **case)
+            return jnp.sum(jnp.sin(y)), y
+
+        found, y = jax.grad(f, (0, 1), has_aux=True)(x, kernel)
+        return [y, *found]
+
+    for one, other in zip(gradients("shift"), gradients("conv")):
+        assert relative_error(one, other) < 1e-6
+
+
+def test_auto_makes_patches_on_cpu_of_short_ones_only():
+    def program(channels, platform):
+        x, kernel = jnp.ones((1, 4, 4, channels)), jnp.ones((3, 3, channels, 2))
+        traced = jax.jit(lambda x, kernel: ops.standard_conv(x, kernel)).trace(
+            x, kernel
+        )
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    assert "stablehlo.convolution" not in program(3, "cpu")
+    assert "stablehlo.convolution" in program(3, "cuda")
+    assert "stablehlo.convolution" in program(48, "cpu")
+
+
+@pytest.mark.parametrize("size", [(6, 4), (7, 5)])
+def test_halving_before_the_convolution_is_halving_after_it(size):
+    xs, factor, constant, _, kernel = make_inputs(2, size)
+    x = ops.Normalized(xs, factor, constant, jax.nn.relu, jnp.dtype(jnp.float32))
+    got, want = (ops.halving_conv(x, kernel, lowering=n) for n in ("shift", "conv"))
+    assert got.shape == (2, size[0] // 2, size[1] // 2, 4)
+    assert relative_error(got, want) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda x, d, p: ops.separable_conv(x, d, p[..., :2, :]),
+            r"\(1, 1, 5, F\), not",
+        ),
+        (lambda x, d, p: ops.separable_conv(x, d, p.astype(jnp.bfloat16)), "bfloat16"),
+        (lambda x, d, p: ops.separable_conv(x, d, p, lowering="fft"), "one of auto"),
+        (
+            lambda x, d, p: ops.halving_conv(
+                ops.Normalized((x,), x[0, 0, 0], x[0, 0, 0], None, x.dtype),
+                p,
+                lowering="fft",
+            ),
+            "one of auto",
+        ),
+        (lambda x, d, p: ops.standard_conv(x, p[..., :2, :]), r"\(kh, kw, C, F\), not"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_a_reason(call, message):
+    (x,), _, _, *kernels = make_inputs(pieces=(5,))
+    with pytest.raises(ValueError, match=message):
+        call(jnp.asarray(x), *map(jnp.asarray, kernels))
