@@ -108,7 +108,9 @@ def test_the_data_change(monkeypatch, field):
 
     def load(**changes):
         seen = []
-        monkeypatch.setattr(data, "_find_or_prepare", lambda *args: seen.append(args))
+        monkeypatch.setattr(
+            dataset, "_find_or_prepare", lambda *args: seen.append(args)
+        )
         config = tiny.make_config(**{"validation_size": 3} | changes)
         return seen, data.load(config).validation.ids.tolist()
 

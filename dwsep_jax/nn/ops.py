@@ -167,7 +167,7 @@ def separable_conv(
         with jax.named_scope("pointwise"):
             return pointwise_conv(x, pointwise_kernel)
 
-    def shifted(x, *kernels):
+    def by_shifts(x, *kernels):
         normalized = isinstance(x, Normalized)
         return shifted.separable(
             x.pieces if normalized else (x,),
@@ -178,7 +178,7 @@ def separable_conv(
         )
 
     lower = choose("lowering", lowering, _LOWERINGS)
-    return lower(reference, shifted)(x, depthwise_kernel, pointwise_kernel)
+    return lower(reference, by_shifts)(x, depthwise_kernel, pointwise_kernel)
 
 
 def standard_conv(

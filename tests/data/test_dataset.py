@@ -16,7 +16,7 @@ import pytest
 from sklearn import datasets as sklearn_datasets
 
 from dwsep_jax import data
-from dwsep_jax.data import order, read
+from dwsep_jax.data import dataset, order, read
 from dwsep_jax.data.prepare import locked
 from dwsep_jax.errors import ConfigError, DataError
 
@@ -57,7 +57,7 @@ def decodings(monkeypatch):
         calls.append(version_dir)
         return read.read(version_dir)
 
-    monkeypatch.setattr(data, "read", counting)
+    monkeypatch.setattr(dataset, "read", counting)
     return calls
 
 
@@ -153,21 +153,21 @@ def test_negative_split_seed(data_dir):
 def test_largest_remainder_by_hand():
     # Quotas 2.1, 1.4, 0.35, 0.35, 2.8: floors 2 1 0 0 2, the two left to 0.8 and 0.4.
     labels = np.repeat([0, 1, 2, 3, 4], [6, 4, 1, 1, 8])
-    drawn = data.stratified_indices(labels, 7, 0)
+    drawn = dataset.stratified_indices(labels, 7, 0)
     counts = np.bincount(labels[drawn], minlength=5)
     np.testing.assert_array_equal(counts, [2, 2, 0, 0, 3])
     # Quotas 1.5 and 1.5: the first class first.
-    drawn = data.stratified_indices(np.array([5, 5, 9, 9]), 3, 0)
+    drawn = dataset.stratified_indices(np.array([5, 5, 9, 9]), 3, 0)
     np.testing.assert_array_equal(drawn[:2], [0, 1])
 
 
 def test_stratified_indices_are_a_sorted_function_of_the_seed():
     labels = np.arange(1000) % 7
-    a, b = (data.stratified_indices(labels, 100, 3) for _ in range(2))
+    a, b = (dataset.stratified_indices(labels, 100, 3) for _ in range(2))
     np.testing.assert_array_equal(a, b)
     assert np.all(np.diff(a) > 0)
     assert len(a) == 100
-    assert not np.array_equal(a, data.stratified_indices(labels, 100, 4))
+    assert not np.array_equal(a, dataset.stratified_indices(labels, 100, 4))
     # Drawn from everywhere, not from the front of each class.
     assert a[-1] > 900
 
@@ -313,6 +313,7 @@ def test_killed_while_caching(data_dir, decodings):
     code = f"""
 import os, numpy as np, ml_collections
 from dwsep_jax import data
+from dwsep_jax.data import dataset
 save, saved = np.save, []
 def save_two(*args, **kwargs):
     if len(saved) == 2:
@@ -338,6 +339,7 @@ import sys
 sys.modules["tensorflow_datasets"] = None  # And so TensorFlow neither.
 import ml_collections
 from dwsep_jax import data
+from dwsep_jax.data import dataset
 print(len(data.load(ml_collections.ConfigDict(dict(
     dataset="digits", data_dir={str(data_dir)!r}, validation_size=180, split_seed=0
 ))).train.ids))
@@ -358,6 +360,7 @@ class Refuse:  # TFDS may ask whether TensorFlow is there; importing it ends the
 sys.meta_path.insert(0, Refuse())
 import ml_collections
 from dwsep_jax import data
+from dwsep_jax.data import dataset
 print(len(data.load(ml_collections.ConfigDict(dict(
     dataset="digits", data_dir={str(tmp_path)!r}, validation_size=180, split_seed=0
 ))).train.ids))
@@ -460,6 +463,7 @@ def test_processes_that_start_together_decode_once(data_dir):
     code = f"""
 import ml_collections
 from dwsep_jax import data
+from dwsep_jax.data import dataset
 from dwsep_jax.data import read
 def announcing(version_dir):
     print("read here", flush=True)
