@@ -90,47 +90,6 @@ def get_config() -> ml_collections.ConfigDict:
     # By how much more an accuracy must be better, as a share of 1.
     c.min_change = 0.001
 
-    # Comparison, by --mode=compare alone: what is compared; dwsep_jax/variants.py tells
-    # what each name stands for.
-    c.variants = (
-        "separable",
-        "standard",
-        "separable_parameters",
-        "separable_macs",
-    )
-    # Runs of each variant, with the seeds from `seed` on; those of a sweep's best are
-    # the next ones.
-    c.num_seeds = 5
-    # Each variant takes that multiple of the learning rate which validates best.
-    c.rate_factors = (1 / 3, 1.0, 3.0)
-    # Percentage points of test accuracy that a variant may lose without being worse.
-    c.margin = 0.5
-    # Runs of a variant that are trained in one program, and then share its time; unset:
-    # 1 on CPU, which gains nothing by more, else all.
-    c.members_at_once = config_dict.placeholder(int)
-
-    # Sweep, by --mode=sweep alone: what is searched, for each axis FIELD=A|B|...,
-    # FIELD=LOW..HIGH or FIELD=LOW..HIGH log, of any field of a run. An x before numbers
-    # multiplies the learning rate that suits the optimizer and the batch size.
-    c.space = (
-        "activation=relu|leaky_relu|swish",
-        "optimizer=adam|rmsprop|sgd",
-        "learning_rate=x0.1..x10 log",
-        "batch_size=32|64|128|256",
-        "dropout_rate=0..0.3",
-    )
-    # What chooses the next trial: tpe, random or grid.
-    c.sampler = "tpe"
-    # What ends hopeless trials, on validation: median, halving or none.
-    c.pruner = "median"
-    # Trials in all; unset: 24, or the points of the grid.
-    c.num_trials = config_dict.placeholder(int)
-    # A database's URL (config.json shows it, so keep the password elsewhere), or a file
-    # *.journal or *.log on a disk that workers share; unset: study.db in the workdir.
-    c.storage = config_dict.placeholder(str)
-    # Name of the study there.
-    c.study = "sweep"
-
     # Program. Draws the initial weights, the order, augmentation and dropout.
     c.seed = 0
     # Training steps per program that is sent to the device; unset: 1 on CPU, else 16.
@@ -145,4 +104,51 @@ def get_config() -> ml_collections.ConfigDict:
     c.tensorboard = False
     # Progress bar; off: one line per epoch.
     c.progress = True
+
+    # A comparison, which --mode=compare alone reads.
+    c.compare = ml_collections.ConfigDict()
+    # What is compared; dwsep_jax/compare/variants.py says what each name stands for.
+    c.compare.variants = (
+        "separable",
+        "standard",
+        "separable_parameters",
+        "separable_macs",
+    )
+    # Runs of each variant, with the seeds from `seed` on.
+    c.compare.num_seeds = 5
+    # Each variant is trained at the multiple of the learning rate that validates best.
+    c.compare.rate_factors = (1 / 3, 1.0, 3.0)
+    # Percentage points of test accuracy that a variant may lose without being worse.
+    c.compare.margin = 0.5
+    # Runs of a variant that are trained in one program and share its time; unset: 1 on
+    # CPU, where more gain nothing, else all.
+    c.compare.members_at_once = config_dict.placeholder(int)
+
+    # A sweep, which --mode=sweep alone reads.
+    c.sweep = ml_collections.ConfigDict()
+    # The axes to search, each FIELD=A|B|..., FIELD=LOW..HIGH or FIELD=LOW..HIGH log,
+    # where FIELD is any field of a run. An x before the numbers makes them multiples of
+    # the learning rate that suits the optimizer and the batch size.
+    c.sweep.space = (
+        "activation=relu|leaky_relu|swish",
+        "optimizer=adam|rmsprop|sgd",
+        "learning_rate=x0.1..x10 log",
+        "batch_size=32|64|128|256",
+        "dropout_rate=0..0.3",
+    )
+    # What chooses the next trial: tpe, random or grid.
+    c.sweep.sampler = "tpe"
+    # What stops hopeless trials early, on validation: median, halving or none.
+    c.sweep.pruner = "median"
+    # Trials in all; unset: 24, or the points of the grid.
+    c.sweep.num_trials = config_dict.placeholder(int)
+    # Runs of the best trials, with the seeds after `seed`.
+    c.sweep.num_seeds = 5
+    # A database's URL (config.json shows it, so keep the password elsewhere), or a file
+    # *.journal or *.log on a disk that workers share; unset: study.db in the workdir.
+    c.sweep.storage = config_dict.placeholder(str)
+    # Name of the study in the storage.
+    c.sweep.study = "sweep"
+    # As `compare.members_at_once`, for the runs of one of the best trials.
+    c.sweep.members_at_once = config_dict.placeholder(int)
     return c

@@ -20,6 +20,7 @@ def get_config(dataset="cifar10"):
     c.validation_size = 200  # it decides
     c.block_sizes = (1, 1)  # a trial compiles longer than it trains
     c.num_epochs = 16  # of 24 trials, and of the best with 3 seeds each
-    c.num_seeds = 3
-    c.space = (*c.space[:3], "batch_size=16|32|64", c.space[4])
+    c.sweep.num_seeds = 3
+    axes = c.sweep.space
+    c.sweep.space = (*axes[:3], "batch_size=16|32|64", axes[4])
     return c

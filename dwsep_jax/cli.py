@@ -23,6 +23,8 @@ from dwsep_jax.config import (
     check_fields,
     default_workdir,
     describe,
+    flatten,
+    set_field,
     unknown_field,
     validate,
 )
@@ -204,7 +206,7 @@ def override(base: ConfigDict, rest: list[str]) -> ConfigDict:
     try:
         positional = _parse(values, rest)[1:]
     except flags.IllegalFlagValueError as error:
-        match = re.match(r"flag --config\.(\w+)=(.*?): ", str(error), re.DOTALL)
+        match = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
         raise ConfigError(describe(*match.groups())) from None
     if positional:
         raise ConfigError(
@@ -226,9 +228,9 @@ def _quote_names(argument: str, base: ConfigDict) -> str:
 
 def _split_names(config: ConfigDict) -> None:
     """Take apart names with commas between, which absl takes for one text."""
-    for name, value in config.items():
+    for name, value in flatten(config).items():
         if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], str):
-            config[name] = _split(value[0])
+            set_field(config, name, _split(value[0]))
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -85,10 +85,14 @@ def _number(example: str, must_be: str, in_range: Callable[[float], bool]) -> Fi
 
 
 _SEED = _integer("1", 0, 2**32 - 1, "an integer from 0 to 4294967295")
+_NUM_SEEDS = _integer("5", 1, 1000)
+_MEMBERS_AT_ONCE = _optional(_integer("4", 1, 1000), int)
 _FACTOR = _number("3", "from 0.001 to 1000", lambda v: 0.001 <= v <= 1000)
 
-# One row per field of configs/default.py. Names that a factory chooses by (conv, dtype,
-# ...) and limits that depend on the data are checked there.
+# One row per field of configs/default.py. The place of a field says who reads it: every
+# run those at the top, a comparison also those of `compare`, a sweep those of `sweep`.
+# Names that a factory looks up (conv, dtype, ...) and limits that depend on the data
+# are checked there.
 FIELDS = {
     "dataset": _text("cifar10"),
     "data_dir": _optional(_text("/data/tensorflow_datasets"), str),
@@ -146,9 +150,16 @@ FIELDS = {
     "num_epochs": _integer("100", 1, 10**6),
     "early_stopping": _integer("10", 0, 10**6),
     "min_change": _number("0.001", "of at least 0 and below 1", lambda v: 0 <= v < 1),
-    "variants": _names("a tuple of different names", "separable,standard"),
-    "num_seeds": _integer("5", 1, 1000),
-    "rate_factors": Field(
+    "seed": _SEED,
+    "steps_per_dispatch": _optional(_integer("16", 1, 10**4), int),
+    "eval_batch_size": _integer("512", 1, 10**5),
+    "platform": _optional(_text("gpu"), str),
+    "deterministic": _flag("true"),
+    "tensorboard": _flag("true"),
+    "progress": _flag("false"),
+    "compare.variants": _names("a tuple of different names", "separable,standard"),
+    "compare.num_seeds": _NUM_SEEDS,
+    "compare.rate_factors": Field(
         "a tuple of numbers from 0.001 to 1000, different in the first three digits",
         "0.333,1,3",
         lambda v: (
@@ -158,26 +169,31 @@ FIELDS = {
             and len({f"{factor:.3g}" for factor in v}) == len(v)
         ),
     ),
-    "margin": _number("0.5", "from 0 to 100", lambda v: 0 <= v <= 100),
-    "members_at_once": _optional(_integer("4", 1, 1000), int),
-    "space": _names(
+    "compare.margin": _number("0.5", "from 0 to 100", lambda v: 0 <= v <= 100),
+    "compare.members_at_once": _MEMBERS_AT_ONCE,
+    "sweep.space": _names(
         "a tuple of different axes FIELD=A|B|..., FIELD=LOW..HIGH or FIELD=LOW..HIGH "
         "log",
         "'optimizer=adam|sgd,learning_rate=x0.1..x10 log'",
     ),
-    "sampler": _text("tpe"),
-    "pruner": _text("median"),
-    "num_trials": _optional(_integer("24", 1, 10**6), int),
-    "storage": _optional(_text("postgresql://user@host/database"), str),
-    "study": _text("sweep"),
-    "seed": _SEED,
-    "steps_per_dispatch": _optional(_integer("16", 1, 10**4), int),
-    "eval_batch_size": _integer("512", 1, 10**5),
-    "platform": _optional(_text("gpu"), str),
-    "deterministic": _flag("true"),
-    "tensorboard": _flag("true"),
-    "progress": _flag("false"),
+    "sweep.sampler": _text("tpe"),
+    "sweep.pruner": _text("median"),
+    "sweep.num_trials": _optional(_integer("24", 1, 10**6), int),
+    "sweep.num_seeds": _NUM_SEEDS,
+    "sweep.storage": _optional(_text("postgresql://user@host/database"), str),
+    "sweep.study": _text("sweep"),
+    "sweep.members_at_once": _MEMBERS_AT_ONCE,
 }
+
+# The fields that config.json has not had from the beginning, each with the default of
+# configs/default.py, which is what older runs did.
+ADDED: dict[str, Any] = {}
+
+# {last name: names} of the fields of sections, which were once all at the top.
+_BY_LAST_NAME: dict[str, list[str]] = {}
+for _name in FIELDS:
+    if "." in _name:
+        _BY_LAST_NAME.setdefault(_name.rpartition(".")[2], []).append(_name)
 
 # They are not planned for all `num_epochs`.
 STEADY_SCHEDULES = frozenset({"constant", "plateau"})
@@ -213,9 +229,10 @@ def validate(config: ConfigDict) -> None:
 
 def check_fields(config: ConfigDict, source: str = "the config") -> None:
     """Raise `ConfigError` unless the config has exactly the fields of `FIELDS`."""
-    if unknown := sorted(set(config) - set(FIELDS), key=str):
+    names = flatten(config).keys()
+    if unknown := sorted(names - FIELDS.keys(), key=str):
         raise ConfigError(f"{source}: {unknown_field(str(unknown[0]))}")
-    if missing := [name for name in FIELDS if name not in config]:
+    if missing := [name for name in FIELDS if name not in names]:
         raise ConfigError(
             f"{source} lacks {', '.join(missing)}; start from default.get_config() "
             "of configs/default.py and change what differs"
@@ -233,7 +250,10 @@ def describe(name: str, value: Any) -> str:
 
 def unknown_field(name: str) -> str:
     """Return the line for a field that does not exist, with the nearest that do."""
-    near = difflib.get_close_matches(name, FIELDS)
+    near = _BY_LAST_NAME.get(name) or difflib.get_close_matches(name, FIELDS)
+    if not near:
+        last_names = difflib.get_close_matches(name, _BY_LAST_NAME)
+        near = [place for last in last_names for place in _BY_LAST_NAME[last]]
     return f"unknown field --config.{name}; " + (
         f"did you mean {' or '.join(f'--config.{n}' for n in near)}?"
         if near
@@ -246,53 +266,106 @@ def format_value(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def flatten(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
+    """Return {name: value} of all fields, those of a section as `section.field`."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            flat |= {f"{name}.{inner}": v for inner, v in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def set_field(config: ConfigDict, name: str, value: Any) -> None:
+    """Set a field by its name, which for a field of a section has a dot."""
+    section, _, last = name.rpartition(".")
+    (config[section] if section else config)[last] = value
+
+
 def to_dict(config: ConfigDict) -> dict[str, Any]:
-    """Return a dict that JSON can hold: tuples become lists."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in config.items()
-    }
+    """Return a nested dict that JSON can hold: tuples become lists."""
+    return _nest(
+        {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in flatten(config).items()
+        }
+    )
 
 
 def from_dict(values: dict[str, Any]) -> ConfigDict:
     """Return the locked config that `to_dict` was given: lists become tuples."""
-    config = ConfigDict()
-    for name, value in values.items():
+    fields = {}
+    for name, value in flatten(values).items():
         if value is None and name in FIELDS:
             # Without its type, a flag could not replace it.
             value = config_dict.placeholder(FIELDS[name].unset_type or object)
-        config[name] = tuple(value) if isinstance(value, list) else value
-    return config.lock()
+        fields[name] = tuple(value) if isinstance(value, list) else value
+    return ConfigDict(_nest(fields)).lock()
 
 
-# They change no result, but for the last bits of an evaluation's sums.
-CHANGE_NOTHING = frozenset({"data_dir", "progress", "eval_batch_size", "tensorboard"})
-# What a workdir may hold.
+def upgrade(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a config.json, of today or older, as `to_dict` does today.
+
+    A field that has moved into sections since keeps its value in each of them. One that
+    is newer than the file gets the value of `ADDED`.
+
+    Raises:
+      ConfigError: for a field that is not known, today or before.
+    """
+    fields = dict(ADDED)
+    for name, value in flatten(stored).items():
+        if name not in FIELDS and name not in _BY_LAST_NAME:
+            raise ConfigError(unknown_field(name))
+        places = [name] if name in FIELDS else _BY_LAST_NAME[name]
+        fields |= dict.fromkeys(places, value)
+    return _nest(fields)
+
+
+def _nest(fields):
+    """Undo `flatten`."""
+    nested = {}
+    for name, value in fields.items():
+        section, _, last = name.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[last] = value
+    return nested
+
+
+# What a workdir may hold, and the section of the config that it alone reads.
 RUN, COMPARISON, SWEEP = "run", "comparison", "sweep"
-# These may change: a comparison has more seeds then, or another answer, a sweep more
-# trials and seeds; trained in other programs, both have the same numbers but for the
-# last digits.
-MAY_CHANGE = {
-    RUN: frozenset(),
-    COMPARISON: frozenset({"num_seeds", "margin", "members_at_once"}),
-    SWEEP: frozenset({"num_trials", "num_seeds", "storage", "members_at_once"}),
+SECTIONS = {RUN: "", COMPARISON: "compare", SWEEP: "sweep"}
+# These change no result, except for the last bits of an evaluation's sums.
+CHANGE_NOTHING = frozenset({"data_dir", "progress", "eval_batch_size", "tensorboard"})
+# These may differ when a workdir is continued: a comparison then has more seeds or
+# another answer, a sweep more trials and seeds. Members trained in another program have
+# the same numbers up to the last digits.
+MAY_CHANGE = CHANGE_NOTHING | {
+    *("compare.num_seeds", "compare.margin", "compare.members_at_once"),
+    *("sweep.num_trials", "sweep.num_seeds", "sweep.storage", "sweep.members_at_once"),
 }
-_OF_BOTH = frozenset({"num_seeds", "members_at_once"})
-_OF_A_COMPARISON = _OF_BOTH | {"variants", "rate_factors", "margin"}
-_OF_A_SWEEP = _OF_BOTH | {
-    *("space", "sampler", "pruner", "num_trials", "storage", "study")
-}
-# The fields that are free to differ when a workdir goes on, and no part of its name: a
-# single run reads no field of a comparison or a sweep, and neither the other's.
-EXEMPT = {
-    RUN: CHANGE_NOTHING | _OF_A_COMPARISON | _OF_A_SWEEP,
-    COMPARISON: CHANGE_NOTHING
-    | MAY_CHANGE[COMPARISON]
-    | (_OF_A_SWEEP - _OF_A_COMPARISON),
-    SWEEP: CHANGE_NOTHING | MAY_CHANGE[SWEEP] | (_OF_A_COMPARISON - _OF_A_SWEEP),
-}
-# What the names of their default workdirs begin with.
-_PREFIXES = {RUN: "", COMPARISON: "compare", SWEEP: "sweep"}
+
+
+def fields_of(kind: str) -> set[str]:
+    """Return the names of the fields that a run, a comparison or a sweep reads."""
+    return {name for name in FIELDS if _section(name) in ("", SECTIONS[kind])}
+
+
+def run_fields(config: ConfigDict) -> dict[str, Any]:
+    """Return the fields that every run reads, which are those at the top."""
+    return {n: v for n, v in config.items() if not isinstance(v, ConfigDict)}
+
+
+def identity(config: ConfigDict, kind: str) -> dict[str, Any]:
+    """Return the fields that a workdir of this kind must keep, sorted by name.
+
+    The names are without the section: `variants`, not `compare.variants`.
+    """
+    names = fields_of(kind) - MAY_CHANGE
+    return {name.rpartition(".")[2]: config[name] for name in sorted(names)}
+
+
+def _section(name):
+    return name.rpartition(".")[0]
 
 
 def default_workdir(
@@ -310,12 +383,13 @@ def default_workdir(
     """
     path, colon, argument = config_path.partition(":")
     stem = pathlib.Path(path).stem
-    prefix = _PREFIXES[kind]
+    prefix = SECTIONS[kind]
     pieces = [stem if prefix in ("", stem) else f"{prefix}-{stem}"]
     pieces += ["@", argument] if colon else []
-    for name in sorted(FIELDS.keys() - EXEMPT[kind]):
-        if config[name] != base[name]:
-            pieces += [f"-{name}=", format_value(config[name]).replace(",", "_")]
+    unchanged = identity(base, kind)
+    for name, value in identity(config, kind).items():
+        if value != unchanged[name]:
+            pieces += [f"-{name}=", format_value(value).replace(",", "_")]
     # Without "=" and "@" in the file's name, the argument and the values, one name can
     # be read in one way only. A name that is not so, or is long, carries a hash.
     text = "".join(pieces)

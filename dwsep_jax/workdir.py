@@ -15,15 +15,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dwsep_jax.config import (
+    CHANGE_NOTHING,
     COMPARISON,
-    EXEMPT,
     FIELDS,
     MAY_CHANGE,
     RUN,
     SWEEP,
+    fields_of,
     format_value,
     from_dict,
+    set_field,
     to_dict,
+    upgrade,
     validate,
 )
 from dwsep_jax.errors import ConfigError, UserError
@@ -82,8 +85,9 @@ def open_workdir(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            stored, resolved = _go_on(workdir, requested, kind, EXEMPT[kind])
-            if any(stored[name] != requested[name] for name in MAY_CHANGE[kind]):
+            stored, resolved = _go_on(workdir, requested, kind, MAY_CHANGE)
+            may_change = MAY_CHANGE & fields_of(kind) - CHANGE_NOTHING
+            if any(stored[name] != requested[name] for name in may_change):
                 _write(path, requested, resolved, kind)
             return resolved
         _refuse_other_files(path.parent)
@@ -118,7 +122,7 @@ def load_config(
     if requested is None:
         return _read(workdir, RUN)[1]
     # Another platform may read a run that it may not continue.
-    return _go_on(workdir, requested, RUN, EXEMPT[RUN] | {"platform"})[1]
+    return _go_on(workdir, requested, RUN, MAY_CHANGE | {"platform"})[1]
 
 
 def load_requested(workdir: str | os.PathLike, kind: str = RUN) -> ConfigDict:
@@ -146,17 +150,19 @@ def _go_on(
     exempt: frozenset[str],
 ) -> tuple[ConfigDict, ConfigDict]:
     stored, resolved = _read(workdir, kind)
+    kept = fields_of(kind) - exempt
     if differences := [
-        f"{name}={format_value(stored[name])} there, {format_value(value)} here"
-        for name, value in requested.items()
-        if name not in exempt and value != stored[name]
+        f"{name}={format_value(stored[name])} there, "
+        f"{format_value(requested[name])} here"
+        for name in sorted(kept)
+        if stored[name] != requested[name]
     ]:
         raise ConfigError(
             f"--workdir={workdir} belongs to another {kind}: {'; '.join(differences)}; "
             "choose another --workdir, or delete this one"
         )
-    for name in exempt:
-        resolved[name] = requested[name]
+    for name in FIELDS.keys() - kept:
+        set_field(resolved, name, requested[name])
     return stored, resolved
 
 
@@ -169,11 +175,10 @@ def _read(workdir: str | os.PathLike, kind: str) -> tuple[ConfigDict, ConfigDict
             raise ValueError(f"schema {content['schema']} instead of {_SCHEMA}")
         found = content.get("kind", RUN)
         remedy = _REMEDIES[found]
-        requested = from_dict(content["requested"])
-        resolved = from_dict(content["resolved"])
+        requested = from_dict(upgrade(content["requested"]))
+        resolved = from_dict(upgrade(content["resolved"]))
         validate(requested)
-        # What was resolved may have more fields than were asked for.
-        validate(ConfigDict({name: resolved[name] for name in FIELDS}))
+        validate(resolved)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"--workdir={workdir}: no run was started there (no config.json); give "

@@ -11,12 +11,14 @@ from ml_collections import ConfigDict
 
 from dwsep_jax.cli import load_file
 from dwsep_jax.config import (
+    ADDED,
     COMPARISON,
-    EXEMPT,
     FIELDS,
+    MAY_CHANGE,
     RUN,
     SWEEP,
     default_workdir,
+    flatten,
     from_dict,
     to_dict,
     validate,
@@ -33,14 +35,17 @@ def _root(monkeypatch):
 
 
 def make_config(**changes) -> ConfigDict:
-    return ConfigDict(load_file(str(ROOT / "configs/default.py")).to_dict() | changes)
+    fields = load_file(str(ROOT / "configs/default.py")).to_dict()
+    for name, value in changes.items():
+        section, _, last = name.rpartition(".")
+        (fields[section] if section else fields)[last] = value
+    return ConfigDict(fields)
 
 
 def resolve(config):
     config = config.copy_and_resolve_references()
     if config.learning_rate is None:
         config.learning_rate = 0.125
-    config.chunk_steps = 10  # A resolved config may have more fields.
     return config
 
 
@@ -49,8 +54,10 @@ def never_resolve(config):
 
 
 def test_table_has_a_row_for_each_field_of_default():
-    assert set(FIELDS) == set(load_file(str(ROOT / "configs/default.py")))
-    assert all(set(FIELDS) > exempt for exempt in EXEMPT.values())
+    default = load_file(str(ROOT / "configs/default.py"))
+    assert set(FIELDS) == set(flatten(default))
+    assert set(FIELDS) > MAY_CHANGE
+    assert {name: default[name] for name in ADDED} == ADDED
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/[!_]*.py")), ids=str)
@@ -98,17 +105,19 @@ INVALID = {
     "num_epochs": [0, 1.5, 10**6 + 1],
     "early_stopping": [-1, 0.5],
     "min_change": [-0.001, 1.0],
-    "variants": [(), ("",), ("a", "a"), (1,), "separable", None],
-    "num_seeds": [0, 1001, 1.5],
-    "rate_factors": [(), (0.0,), (1001,), (1, 1.0001), (NAN,), ("1",), 1.0],
-    "margin": [-0.1, 101, NAN],
-    "members_at_once": [0, 1001, 1.5],
-    "space": [(), ("",), ("a=1|2", "a=1|2"), (1,), "a=1|2", None],
-    "sampler": ["", None],
-    "pruner": ["", 1],
-    "num_trials": [0, -1, 1.5, 10**6 + 1],
-    "storage": ["", "None", 3],
-    "study": ["", None],
+    "compare.variants": [(), ("",), ("a", "a"), (1,), "separable", None],
+    "compare.num_seeds": [0, 1001, 1.5],
+    "compare.rate_factors": [(), (0.0,), (1001,), (1, 1.0001), (NAN,), ("1",), 1.0],
+    "compare.margin": [-0.1, 101, NAN],
+    "compare.members_at_once": [0, 1001, 1.5],
+    "sweep.space": [(), ("",), ("a=1|2", "a=1|2"), (1,), "a=1|2", None],
+    "sweep.sampler": ["", None],
+    "sweep.pruner": ["", 1],
+    "sweep.num_trials": [0, -1, 1.5, 10**6 + 1],
+    "sweep.num_seeds": [0],
+    "sweep.members_at_once": [0],
+    "sweep.storage": ["", "None", 3],
+    "sweep.study": ["", None],
     "seed": [-1, 2**32, 1.0, None],
     "steps_per_dispatch": [0, -1, 1.5, 10**4 + 1],
     "eval_batch_size": [0, 10**5 + 1],
@@ -225,8 +234,8 @@ def test_default_workdir_compares_with_the_file():
     [
         ("configs/compare.py:digits", {}, "compare@digits"),
         ("configs/digits.py", {}, "compare-digits"),
-        ("compare.py", {"num_seeds": 9, "margin": 1.0}, "compare"),
-        ("compare.py", {"variants": ("a", "b")}, "compare-variants=a_b"),
+        ("compare.py", {"compare.num_seeds": 9, "compare.margin": 1.0}, "compare"),
+        ("compare.py", {"compare.variants": ("a", "b")}, "compare-variants=a_b"),
         ("compare.py", {"bottleneck": 4}, "compare-bottleneck=4"),
     ],
 )
@@ -234,7 +243,7 @@ def test_a_comparison_has_a_workdir_of_its_own(path, changes, name):
     config = make_config(**changes)
     workdir = default_workdir(path, config, make_config(), COMPARISON)
     assert workdir == os.path.join("runs", name)
-    if "variants" in changes:
+    if "compare.variants" in changes:
         assert default_workdir(path, config, make_config()) == "runs/compare"
 
 
@@ -243,8 +252,12 @@ def test_a_comparison_has_a_workdir_of_its_own(path, changes, name):
     [
         ("configs/sweep.py:digits", {}, "sweep@digits"),
         ("configs/digits.py", {}, "sweep-digits"),
-        ("sweep.py", {"num_trials": 9, "storage": "a.log", "num_seeds": 3}, "sweep"),
-        ("sweep.py", {"sampler": "grid"}, "sweep-sampler=grid"),
+        (
+            "sweep.py",
+            {"sweep.num_trials": 9, "sweep.storage": "a.log", "sweep.num_seeds": 3},
+            "sweep",
+        ),
+        ("sweep.py", {"sweep.sampler": "grid"}, "sweep-sampler=grid"),
     ],
 )
 def test_a_sweep_has_a_workdir_of_its_own(path, changes, name):
@@ -321,23 +334,19 @@ def test_later_start_reuses_what_was_resolved(tmp_path):
     text = (tmp_path / "config.json").read_text()
     second = open_workdir(tmp_path, make_config(), never_resolve)
     assert second.to_dict() == first.to_dict()
-    assert second.chunk_steps == 10
     assert (tmp_path / "config.json").read_text() == text
 
 
 def test_exempt_fields_are_those_of_the_present_request(tmp_path):
     open_workdir(tmp_path, make_config(data_dir="/old"), resolve)
     changes = {"data_dir": "/new", "progress": False, "eval_batch_size": 7}
-    changes |= {"tensorboard": True, "variants": ("x",), "num_seeds": 2}
-    changes |= {"rate_factors": (2.0,), "margin": 1.0, "members_at_once": 2}
-    changes |= {"space": ("flip=true|false",)}
-    changes |= {"sampler": "grid", "pruner": "none", "num_trials": 3}
-    changes |= {"storage": "a.journal", "study": "other"}
+    changes |= {"tensorboard": True, "compare.variants": ("x",), "compare.margin": 1.0}
+    changes |= {"sweep.num_trials": 3, "sweep.storage": "a.journal"}
     for config in (
         open_workdir(tmp_path, make_config(**changes), never_resolve),
         load_config(tmp_path, make_config(**changes)),
     ):
-        assert {name: config[name] for name in EXEMPT[RUN]} == changes
+        assert {name: config[name] for name in changes} == changes
         assert config.learning_rate == 0.125
 
 
@@ -347,32 +356,36 @@ def test_a_comparison_keeps_its_variants_and_may_gain_seeds(tmp_path):
     assert json.loads(before)["kind"] == COMPARISON
     open_workdir(tmp_path, make_config(progress=False), never_resolve, COMPARISON)
     assert (tmp_path / "config.json").read_text() == before
-    changes = {"num_seeds": 7, "margin": 1.0}
+    changes = {"compare.num_seeds": 7, "compare.margin": 1.0}
     config = open_workdir(tmp_path, make_config(**changes), never_resolve, COMPARISON)
-    assert (config.num_seeds, config.margin, config.learning_rate) == (7, 1.0, 0.125)
+    assert {name: config[name] for name in changes} == changes
+    assert config.learning_rate == 0.125
     # A later start from the workdir alone has as many.
     requested = load_requested(tmp_path, COMPARISON)
-    assert (requested.num_seeds, requested.learning_rate) == (7, None)
-    for change in ({"variants": ("x", "y")}, {"rate_factors": (1.0,)}, {"seed": 1}):
+    assert (requested.compare.num_seeds, requested.learning_rate) == (7, None)
+    for change in ({"compare.variants": ("x", "y")}, {"seed": 1}):
         with pytest.raises(ConfigError, match="belongs to another comparison: "):
             open_workdir(tmp_path, make_config(**change), never_resolve, COMPARISON)
 
 
 def test_a_sweep_keeps_its_space_and_may_gain_trials(tmp_path):
     open_workdir(tmp_path, make_config(), resolve, SWEEP)
-    changes = {"num_trials": 50, "num_seeds": 7, "storage": "a.journal"}
+    changes = {"sweep.num_trials": 50, "sweep.num_seeds": 7, "sweep.storage": "a.log"}
     config = open_workdir(tmp_path, make_config(**changes), never_resolve, SWEEP)
     assert {name: config[name] for name in changes} == changes
     requested = load_requested(tmp_path, SWEEP)
     assert {name: requested[name] for name in changes} == changes
-    open_workdir(tmp_path, make_config(variants=("x",)), never_resolve, SWEEP)
+    of_the_other = make_config(**{"compare.variants": ("x",)})
+    open_workdir(tmp_path, of_the_other, never_resolve, SWEEP)
     space = ("flip=true|false",)
-    for change in ({"space": space}, {"sampler": "random"}, {"study": "b"}):
+    for change in ({"sweep.space": space}, {"sweep.study": "b"}):
         with pytest.raises(ConfigError, match="belongs to another sweep: "):
             open_workdir(tmp_path, make_config(**change), never_resolve, SWEEP)
     # A comparison reads none of these.
     open_workdir(tmp_path / "a", make_config(), resolve, COMPARISON)
-    open_workdir(tmp_path / "a", make_config(space=space), never_resolve, COMPARISON)
+    open_workdir(
+        tmp_path / "a", make_config(**{"sweep.space": space}), never_resolve, COMPARISON
+    )
 
 
 def test_a_workdir_of_the_other_kind_is_refused(tmp_path):

@@ -227,11 +227,11 @@ def test_platform_is_selected(monkeypatch):
 
 
 IN_THE_COMPARISON = {
-    "variants": ("separable", "standard", "separable_macs"),
-    "num_seeds": 3,
-    "rate_factors": (1.0, 2.0),
-    "margin": 60.0,
-    "members_at_once": 2,
+    "compare.variants": ("separable", "standard", "separable_macs"),
+    "compare.num_seeds": 3,
+    "compare.rate_factors": (1.0, 2.0),
+    "compare.margin": 60.0,
+    "compare.members_at_once": 2,
 }
 
 
@@ -246,16 +246,18 @@ def test_a_comparison_changes(monkeypatch, tmp_path, field):
         return comparison["margin"], trained.runs.copy()
 
     default = compare("default")
-    assert compare("changed", **{field: IN_THE_COMPARISON[field]}) != default
+    change = {field.removeprefix("compare."): IN_THE_COMPARISON[field]}
+    assert compare("changed", **change) != default
 
 
 IN_THE_SWEEP = {
-    "space": ("optimizer=adam|sgd", "mixup=0..1"),
-    "sampler": "grid",
-    "pruner": "none",
-    "num_trials": 5,
-    "storage": "kept.journal",
-    "study": "other",
+    "sweep.space": ("optimizer=adam|sgd", "mixup=0..1"),
+    "sweep.sampler": "grid",
+    "sweep.pruner": "none",
+    "sweep.num_trials": 5,
+    "sweep.storage": "kept.journal",
+    "sweep.study": "other",
+    "sweep.num_seeds": 3,
 }
 
 
@@ -272,10 +274,11 @@ def test_a_sweep_changes(monkeypatch, tmp_path, field):
         best = sweeping.run(tmp_path / name, **{"num_trials": 6} | changes)
         drawn = [config.to_dict() for _, config in trained.runs]
         states = [row["state"] for row in sweeping.read_trials(tmp_path / name)]
-        return drawn, states, best["study"]
+        num_seeds = len(best["finals"][0]["runs"])
+        return drawn, states, best["study"], num_seeds
 
-    changed = sweep("changed", **{field: IN_THE_SWEEP[field]})
-    if field == "storage":
+    changed = sweep("changed", **{field.removeprefix("sweep."): IN_THE_SWEEP[field]})
+    if field == "sweep.storage":
         assert (tmp_path / "kept.journal").exists()
         assert not (tmp_path / "changed" / "study.db").exists()
     else:
@@ -286,6 +289,7 @@ IN_THE_LOOP = {
     *("early_stopping", "min_change", "plateau_factor", "plateau_patience"),
     *("steps_per_dispatch", "deterministic", "eval_batch_size"),
     *("tensorboard", "progress", "platform"),
+    "sweep.members_at_once",  # tests/sweep/test_final.py
 }
 
 

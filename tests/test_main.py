@@ -206,11 +206,13 @@ def test_efficiency_gets_the_config_and_the_workdir_of_training(run, tmp_path):
 )
 def test_compare_gets_the_config_and_a_workdir_of_its_own(run, names):
     arguments = ["--mode=compare", "--config=configs/compare.py:digits"]
-    result = run(*arguments, f"--config.variants={names}", "--config.num_seeds=3")
+    result = run(
+        *arguments, f"--config.compare.variants={names}", "--config.compare.num_seeds=3"
+    )
     assert (result.code, result.err) == (0, "")
     [(config, workdir)] = result.calls
-    assert (config.dataset, config.num_seeds) == ("digits", 3)
-    assert config.variants == ("separable", "standard")
+    assert (config.dataset, config.compare.num_seeds) == ("digits", 3)
+    assert config.compare.variants == ("separable", "standard")
     assert workdir == "runs/compare@digits-variants=separable_standard"
     assert run(*arguments).calls[0][1] == "runs/compare@digits"
 
@@ -239,14 +241,16 @@ SPACE = "optimizer=adam|sgd,learning_rate=x0.1..x10 log"
 
 def test_sweep_gets_the_config_and_a_workdir_of_its_own(run):
     arguments = ["--mode=sweep", "--config=configs/sweep.py:digits"]
-    result = run(*arguments, "--config.num_trials=9", "--config.storage=a.journal")
+    result = run(
+        *arguments, "--config.sweep.num_trials=9", "--config.sweep.storage=a.journal"
+    )
     assert (result.code, result.err) == (0, "")
     [(config, workdir)] = result.calls
-    assert (config.dataset, config.num_trials) == ("digits", 9)
-    assert config.storage == "a.journal"
+    assert (config.dataset, config.sweep.num_trials) == ("digits", 9)
+    assert config.sweep.storage == "a.journal"
     assert workdir == "runs/sweep@digits"
-    [(config, workdir)] = run(*arguments, f"--config.space={SPACE}").calls
-    assert config.space == tuple(SPACE.split(","))
+    [(config, workdir)] = run(*arguments, f"--config.sweep.space={SPACE}").calls
+    assert config.sweep.space == tuple(SPACE.split(","))
     assert workdir.startswith("runs/sweep@digits-space=")
 
 
@@ -256,8 +260,8 @@ def test_an_axis_may_have_tuples_of_numbers(run, others):
     arguments = ["--mode=sweep", "--config=configs/sweep.py:digits"]
     expected = ("block_sizes=3,3|6, 6", *filter(None, [others[2:]]))
     for text in (space, repr(expected)):
-        [(config, _)] = run(*arguments, f"--config.space={text}").calls
-        assert config.space == expected
+        [(config, _)] = run(*arguments, f"--config.sweep.space={text}").calls
+        assert config.sweep.space == expected
 
 
 def test_the_sweep_on_cifar10_is_that_of_separable():

@@ -10,25 +10,31 @@ from dwsep_jax.train import loop
 NUM_CLASSES = 3
 
 
-def make_config(**changes) -> ConfigDict:
-    """Return the default configuration on a network of a few hundred parameters."""
+_CHANGES = {
+    "dataset": "tiny",
+    "growth_rate": 4,
+    "block_sizes": (1, 1),
+    "batch_size": 8,
+    "eval_batch_size": 8,
+    "num_epochs": 2,
+    "warmup_epochs": 0.0,
+    "learning_rate": 0.1,
+    "weight_decay": 0.0,
+    "shift": 1,
+    "dropout_rate": 0.2,
+}
+
+
+def make_config(section: str = "compare", /, **changes) -> ConfigDict:
+    """Return the default configuration on a network of a few hundred parameters.
+
+    Args:
+      section: `compare` or `sweep`, whose fields may be among the changes.
+      **changes: values of fields, by their last names.
+    """
     config = default.get_config()
-    config.update(
-        {
-            "dataset": "tiny",
-            "growth_rate": 4,
-            "block_sizes": (1, 1),
-            "batch_size": 8,
-            "eval_batch_size": 8,
-            "num_epochs": 2,
-            "warmup_epochs": 0.0,
-            "learning_rate": 0.1,
-            "weight_decay": 0.0,
-            "shift": 1,
-            "dropout_rate": 0.2,
-            **changes,
-        }
-    )
+    for name, value in (_CHANGES | changes).items():
+        (config if name in config else config[section])[name] = value
     return config
 
 

@@ -70,7 +70,7 @@ def build_comparison(
         )
         for v in variants
     }
-    margin = config.margin / 100
+    margin = config.compare.margin / 100
     paired = compare_with_baseline(entries, workdir, margin)
     some = evaluations[BASELINE][0]
     return {

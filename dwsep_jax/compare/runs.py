@@ -68,7 +68,7 @@ def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
     list_seeds(config)
     config = loop.resolve(config, dataset)
     for variant in make_variants(config, dataset):
-        for factor in config.rate_factors:
+        for factor in config.compare.rate_factors:
             run_config = make_run_config(variant, factor, config.seed)
             validate(run_config)
             loop.resolve(run_config, dataset)
@@ -94,14 +94,16 @@ def run(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> Non
     seeds = list_seeds(config)
     print_plan(config, variants, seeds)
     # The first seed's runs are the trials that were chosen.
-    progress = Progress(names * (len(config.rate_factors) + len(seeds) - 1))
+    progress = Progress(names * (len(config.compare.rate_factors) + len(seeds) - 1))
     trials = {name: [] for name in names}
-    trainer = Trainer(config, dataset)
+    trainer = Trainer(config.compare.members_at_once, dataset)
     at_once = trainer.num_members
     for variant in variants:
         make_run = partial(make_rate_run, variant, seed=seeds[0], workdir=workdir)
-        trainer.train_ahead([make_run(factor) for factor in config.rate_factors])
-    for factor in config.rate_factors:
+        trainer.train_ahead(
+            [make_run(factor) for factor in config.compare.rate_factors]
+        )
+    for factor in config.compare.rate_factors:
         for variant in variants:
             trial = try_rate(variant, factor, seeds[0], workdir, progress, trainer)
             trials[variant.name].append(trial)
@@ -134,11 +136,12 @@ def list_seeds(config: ConfigDict) -> list[int]:
     Raises:
       ConfigError: if there are none so large.
     """
-    last = config.seed + config.num_seeds - 1
+    last = config.seed + config.compare.num_seeds - 1
     if last >= 2**32:
         raise ConfigError(
-            f"--config.num_seeds={config.num_seeds}: with --config.seed={config.seed} "
-            f"the last seed would be {last}; the largest is {2**32 - 1}"
+            f"--config.compare.num_seeds={config.compare.num_seeds}: with "
+            f"--config.seed={config.seed} the last seed would be {last}; "
+            f"the largest is {2**32 - 1}"
         )
     return list(range(config.seed, last + 1))
 
@@ -257,9 +260,9 @@ def print_plan(
         rows.append([variant.name, fields, *variant.size])
     columns = ["variant", "differs in", "parameters", "MACs per image"]
     console.print_table("Comparison", columns, rows)
-    num_rates = len(config.rate_factors)
+    num_rates = len(config.compare.rate_factors)
     num_runs = len(variants) * (num_rates + len(seeds) - 1)
-    factors = ", ".join(f"{factor:.3g}" for factor in config.rate_factors)
+    factors = ", ".join(f"{factor:.3g}" for factor in config.compare.rate_factors)
     console.say(
         f"{num_runs} runs of {config.num_epochs} epochs on {config.dataset}: each "
         f"variant at {factors} times the rate {config.learning_rate:.3g}, then at the "

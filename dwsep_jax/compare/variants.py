@@ -22,7 +22,7 @@ class Variant(NamedTuple):
     """A network of a comparison.
 
     Attributes:
-      name: as in `config.variants`.
+      name: as in `config.compare.variants`.
       description: for people.
       overrides: the fields in which it differs from the config of the comparison.
       config: all fields.
@@ -78,11 +78,14 @@ def make_variants(config: ConfigDict, dataset: Dataset) -> list[Variant]:
       ConfigError: for an unknown variant, for lack of one that the answer needs, or
         for another `conv` than the variants start from.
     """
-    recipes = {name: choose("variants", name, VARIANTS) for name in config.variants}
+    recipes = {
+        name: choose("variants", name, VARIANTS) for name in config.compare.variants
+    }
     if missing := [name for name in (MAIN, BASELINE) if name not in recipes]:
         raise ConfigError(
-            f"--config.variants={','.join(recipes)}: lacks {' and '.join(missing)}, "
-            f"and the answer is that of {MAIN} against {BASELINE}"
+            f"--config.compare.variants={','.join(recipes)}: lacks "
+            f"{' and '.join(missing)}, and the answer is that of {MAIN} "
+            f"against {BASELINE}"
         )
     if config.conv != MAIN:
         raise ConfigError(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from dwsep_jax.config import run_fields
 from dwsep_jax.nn.summary import summarize
 
 # A growth rate is an integer, so it alone may miss by more; the stem is finer.
@@ -24,7 +25,7 @@ def measure_size(
     config: ConfigDict, num_classes: int, image_shape: tuple[int, ...]
 ) -> Size:
     """Return the size of a configured network; nothing is computed."""
-    return _measure(tuple(config.items()), num_classes, image_shape)
+    return _measure(tuple(run_fields(config).items()), num_classes, image_shape)
 
 
 def match_size(

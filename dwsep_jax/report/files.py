@@ -164,7 +164,7 @@ def _read_comparison(directory):
     # Its keys are sorted; people compare the two that the question is about first, and
     # the others in the order of the config.
     config = read_json(directory, "config")
-    asked = config["resolved"].get("variants", []) if config else []
+    asked = config["resolved"].get("compare", {}).get("variants", []) if config else []
     order = dict.fromkeys([content["main"], content["baseline"], *asked, *variants])
     variants = content["variants"] = {n: variants[n] for n in order if n in variants}
     efficiency, curves, diagnoses = {}, {}, {}

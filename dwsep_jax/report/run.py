@@ -9,10 +9,10 @@ import numpy as np
 from dwsep_jax import cli
 from dwsep_jax.config import (
     CHANGE_NOTHING,
-    COMPARISON,
-    EXEMPT,
     RUN,
-    SWEEP,
+    SECTIONS,
+    fields_of,
+    flatten,
     format_value,
     from_dict,
 )
@@ -407,16 +407,12 @@ def build_command(
         base = cli.load_file(str(cli.CONFIGS.parent / config))
     except ConfigError:
         base = {}  # Installed without the repository.
-    mode, exempt = "", EXEMPT[RUN]
-    if kind == COMPARISON:
-        mode, exempt = " --mode=compare", CHANGE_NOTHING
-    elif kind == SWEEP:
-        # In the same storage it would go on with the same study.
-        mode, exempt = " --mode=sweep", CHANGE_NOTHING | {"storage", "study"}
+    mode = f" --mode={SECTIONS[kind]}" if SECTIONS[kind] else ""
+    # In the same storage it would go on with the same study.
+    names = fields_of(kind) - CHANGE_NOTHING - {"sweep.storage", "sweep.study"}
     words = [f"python main.py{mode} --config={config}"]
-    for name, value in from_dict(requested).items():
-        is_given = value is not None and name not in exempt
-        if is_given and (name not in base or base[name] != value):
+    for name, value in flatten(from_dict(requested)).items():
+        if value is not None and name in names and base.get(name) != value:
             words.append(f"--config.{name}={shlex.quote(format_value(value))}")
     return " \\\n  ".join([*words, "--workdir=runs/again"])
 

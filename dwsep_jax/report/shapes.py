@@ -3,7 +3,8 @@
 import pathlib
 from typing import Any, NamedTuple
 
-from dwsep_jax.errors import UserError
+from dwsep_jax.config import upgrade
+from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.workdir import parse
 
 ANSWERS = ("better", "not_worse", "worse", "undecided")
@@ -151,6 +152,12 @@ def read_json(directory: pathlib.Path, name: str) -> dict[str, Any] | None:
     if content.get("schema") != 1:
         raise damaged(path, f"its schema is {content.get('schema')}, not 1")
     _check(content, shape, path, "")
+    if name == "config":
+        try:
+            parts = {part: upgrade(content[part]) for part in shape}
+        except ConfigError as error:
+            raise damaged(path, str(error)) from error
+        content |= parts
     return content
 
 

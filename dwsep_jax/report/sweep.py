@@ -384,7 +384,7 @@ def _show_command(sweep):
         command = build_command(sweep.config["requested"], SWEEP, file)
         redraw = "python main.py --mode=report --workdir=runs/again"
         blocks.append(Code(f"{command}\n{redraw}"))
-    best = sweep.best or resolved
+    best = sweep.best or resolved.get("sweep", {})
     if best.get("sampler") and best.get("pruner"):
         words = f"Sampler {best['sampler']}, pruner {best['pruner']}."
         if sweep.best:
@@ -394,7 +394,8 @@ def _show_command(sweep):
 
 
 def _list_references(sweep):
-    used = sweep.best or (sweep.config or {}).get("resolved") or {}
+    resolved = (sweep.config or {}).get("resolved") or {}
+    used = sweep.best or resolved.get("sweep", {})
     references = [_OPTUNA]
     references += [_TPE] if used.get("sampler") == "tpe" else []
     references += _HALVING if used.get("pruner") == "halving" else []

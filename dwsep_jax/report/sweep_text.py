@@ -63,7 +63,9 @@ def answer(sweep: Sweep, rivals: Rivals) -> Headline:
 def answer_unfinished(sweep: Sweep) -> Headline:
     """Return how far a sweep has come that has no best.json yet."""
     counts = finals.count_states(sweep)
-    wanted = ((sweep.config or {}).get("resolved") or {}).get("num_trials")
+    wanted = (
+        ((sweep.config or {}).get("resolved") or {}).get("sweep", {}).get("num_trials")
+    )
     of_all = f" of {wanted}" if wanted else ""
     ended = sum(counts[state] for state in ("complete", "pruned", "failed"))
     states = listing([f"{n} {state}" for state, n in counts.most_common()])
@@ -274,18 +276,18 @@ def list_next_steps(sweep: Sweep, rivals: Rivals) -> list[str]:
     complete, enough = len(finals.list_complete(sweep)), finals.enough_complete(sweep)
     if complete < max(enough, 4 * len(sweep.axes)):
         steps.append(
-            "More trials: the same command with a higher num_trials goes on with this "
-            "study."
+            "More trials: the same command with a higher sweep.num_trials goes on "
+            "with this study."
         )
     final = finals.find_final(sweep, sweep.best["number"]) if sweep.best else None
     found = [rival for field in rivals.values() for rival in field]
     if any(rival.answer == "undecided" for rival in found):
         steps.append(
-            "More seeds (num_seeds) for the finals, if a difference as small as these "
-            "matters to you; else take whichever is cheaper."
+            "More seeds (sweep.num_seeds) for the finals, if a difference as small as "
+            "these matters to you; else take whichever is cheaper."
         )
     elif final is None or len(final["runs"]) < MIN_SEEDS:
-        steps.append(f"Finals over {MIN_SEEDS} seeds at least (num_seeds).")
+        steps.append(f"Finals over {MIN_SEEDS} seeds at least (sweep.num_seeds).")
     verdicts = [
         d["verdict"] for d in sweep.diagnoses.get(final and final["number"], [])
     ]

@@ -47,13 +47,13 @@ def train_best(
         states = ", ".join(f"{n} {state}" for state, n in count_states(study).items())
         raise UserError(
             f"--workdir={workdir}: no trial came to its end ({states}; trials.csv says "
-            "why); take lower rates in --config.space and another --workdir, or a "
-            "greater --config.num_trials"
+            "why); take lower rates in --config.sweep.space and another --workdir, or "
+            "a greater --config.sweep.num_trials"
         )
     (workdir / "final").mkdir(exist_ok=True)
     try:
         with locked(workdir / "final", wait=False):
-            trainer = Trainer(config, dataset)
+            trainer = Trainer(config.sweep.members_at_once, dataset)
             _train_chosen(chosen, config, axes, study, workdir, trainer)
     except BlockingIOError:
         console.say("all trials have ended; another worker trains the best of them")
@@ -65,11 +65,12 @@ def list_seeds(config: ConfigDict) -> list[int]:
     Raises:
       ConfigError: if there are none so large.
     """
-    last = config.seed + config.num_seeds
+    last = config.seed + config.sweep.num_seeds
     if last >= 2**32:
         raise ConfigError(
-            f"--config.num_seeds={config.num_seeds}: after --config.seed={config.seed} "
-            f"the last seed would be {last}; the largest is {2**32 - 1}"
+            f"--config.sweep.num_seeds={config.sweep.num_seeds}: after "
+            f"--config.seed={config.seed} the last seed would be {last}; "
+            f"the largest is {2**32 - 1}"
         )
     return list(range(config.seed + 1, last + 1))
 
@@ -91,8 +92,8 @@ def _train_chosen(chosen, config, axes, study, workdir, trainer):
         elif choice is chosen[0]:
             raise UserError(
                 f"the winner, trial {choice.trial.number}, diverges with every new "
-                "seed; take lower rates in --config.space, or --config.clip_norm=1, "
-                "and another --workdir"
+                "seed; take lower rates in --config.sweep.space, or "
+                "--config.clip_norm=1, and another --workdir"
             )
     text = json.dumps(best, indent=2, sort_keys=True, allow_nan=False)
     write_atomically(workdir / "best.json", text + "\n")
@@ -173,10 +174,10 @@ def describe_search(
     return {
         "schema": 1,
         "dataset": config.dataset,
-        "study": config.study,
-        "sampler": config.sampler,
-        "pruner": config.pruner,
-        "space": list(config.space),
+        "study": config.sweep.study,
+        "sampler": config.sweep.sampler,
+        "pruner": config.sweep.pruner,
+        "space": list(config.sweep.space),
         "axes": describe_axes(axes),
         "num_trials": {name: states[name] for name in ("complete", "pruned", "failed")},
         "number": trial.number,

@@ -24,7 +24,7 @@ def make_config_at(
       ConfigError: if the values are at odds with each other.
     """
     config = config.copy_and_resolve_references()
-    config.storage = None  # No run reads it, and it may hold a password.
+    config.sweep.storage = None  # No run reads it, and it may hold a password.
     factor = None
     for axis in axes:
         if axis.name in params:

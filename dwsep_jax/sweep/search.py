@@ -60,7 +60,7 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> None:
     dataset = data.load(config)
     workdir = pathlib.Path(workdir)
     check = partial(resolve, axes=axes, dataset=dataset, workdir=workdir)
-    with kept(config.study):
+    with kept(config.sweep.study):
         if (workdir / "config.json").exists():
             check_study(config, workdir)  # Before another storage is noted there.
         config = open_workdir(workdir, config, check, SWEEP)
@@ -73,21 +73,21 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> None:
 
 
 def count_trials(config: ConfigDict, axes: Sequence[Axis]) -> int:
-    """Return `config.num_trials`, or what it is where it is unset.
+    """Return `config.sweep.num_trials`, or what it is where it is unset.
 
     Raises:
       ConfigError: for an unknown sampler, or for a grid that is endless or smaller.
     """
-    choose("sampler", config.sampler, SAMPLERS)
-    if config.sampler != "grid":
-        return config.num_trials or _NUM_TRIALS
+    choose("sampler", config.sweep.sampler, SAMPLERS)
+    if config.sweep.sampler != "grid":
+        return config.sweep.num_trials or _NUM_TRIALS
     num_points = count_points(axes)
-    if config.num_trials is not None and config.num_trials > num_points:
+    if config.sweep.num_trials is not None and config.sweep.num_trials > num_points:
         raise ConfigError(
-            f"--config.num_trials={config.num_trials}: the grid has {num_points} "
-            "points; leave it out, or take another --config.sampler"
+            f"--config.sweep.num_trials={config.sweep.num_trials}: the grid has "
+            f"{num_points} points; leave it out, or take another --config.sweep.sampler"
         )
-    return config.num_trials or num_points
+    return config.sweep.num_trials or num_points
 
 
 def resolve(
@@ -102,7 +102,7 @@ def resolve(
       ConfigError: if no trial can have one of the values, or as `check_study`.
       UserError: as `check_study`.
     """
-    choose("pruner", config.pruner, PRUNERS)
+    choose("pruner", config.sweep.pruner, PRUNERS)
     final.list_seeds(config)
     loop.resolve(make_config_at({}, config, axes), dataset)
     for params in list_trials_to_check(axes):
@@ -110,7 +110,9 @@ def resolve(
             loop.resolve(make_config_at(params, config, axes), dataset)
         except ConfigError as error:
             ((name, value),) = params.items()
-            raise ConfigError(f"--config.space: {name}={value}: {error}") from error
+            raise ConfigError(
+                f"--config.sweep.space: {name}={value}: {error}"
+            ) from error
     check_study(config, workdir)
     return config
 
@@ -239,7 +241,7 @@ def format_result(trial: optuna.trial.FrozenTrial) -> str:
 
 def print_plan(config: ConfigDict, axes: Sequence[Axis], study: optuna.Study) -> None:
     """Print what is searched, and how many runs that takes."""
-    values = [text.partition("=")[2].strip() for text in config.space]
+    values = [text.partition("=")[2].strip() for text in config.sweep.space]
     rows = [[axis.field, text] for axis, text in zip(axes, values, strict=True)]
     console.print_table("Space", ["field", "values"], rows, text_columns=(0, 1))
     num_trials, states = len(list_planned(study)), count_states(study)
@@ -247,5 +249,6 @@ def print_plan(config: ConfigDict, axes: Sequence[Axis], study: optuna.Study) ->
     num_epochs = max(lengths[0]) if lengths else config.num_epochs
     console.say(
         f"{num_trials} trials of up to {num_epochs} epochs on {config.dataset}, "
-        f"sampler {config.sampler}, pruner {config.pruner}; {states['waiting']} wait"
+        f"sampler {config.sweep.sampler}, pruner {config.sweep.pruner}; "
+        f"{states['waiting']} wait"
     )

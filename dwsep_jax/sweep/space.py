@@ -14,23 +14,19 @@ from ml_collections import ConfigDict
 
 from dwsep_jax.config import (
     CHANGE_NOTHING,
-    EXEMPT,
     FIELDS,
-    RUN,
     format_value,
     unknown_field,
 )
 from dwsep_jax.config import describe as describe_field
 from dwsep_jax.errors import ConfigError
 
-# A sweep's own fields, and a comparison's, change no trial.
-_OF_NO_TRIAL = EXEMPT[RUN] - CHANGE_NOTHING
 _FIXED = {
     **dict.fromkeys(
         ("dataset", "validation_size", "split_seed"),
         "all trials are scored on the same validation images",
     ),
-    "seed": "the best are trained with other seeds, and num_seeds of them",
+    "seed": "the best are trained with other seeds, and sweep.num_seeds of them",
     **dict.fromkeys(CHANGE_NOTHING | {"platform"}, "it changes no result"),
 }
 # What the field is rounded to.
@@ -84,14 +80,14 @@ class Axis(NamedTuple):
 
 
 def parse_space(config: ConfigDict) -> list[Axis]:
-    """Return the axes of `config.space`, one per field.
+    """Return the axes of `config.sweep.space`, one per field.
 
     Raises:
       ConfigError: for what is no axis, a field that cannot be one, or a value that the
         field cannot have.
     """
     axes: list[Axis] = []
-    for text in config.space:
+    for text in config.sweep.space:
         axis = _parse_axis(text.strip(), config)
         if axis.field in [other.field for other in axes]:
             raise _refuse(text, f"{axis.field} has an axis already; join the two")
@@ -108,10 +104,10 @@ def count_points(axes: Sequence[Axis]) -> int:
     for axis in axes:
         if axis.list_values() is None:
             raise ConfigError(
-                f"--config.sampler=grid: {axis.field} is any number from {axis.low:g} "
-                f"to {axis.high:g} (space); write choices, e.g. {axis.field}="
-                f"{_prefix(axis)}{axis.low:g}|{_prefix(axis)}{axis.high:g}, or take "
-                "--config.sampler=tpe"
+                f"--config.sweep.sampler=grid: {axis.field} is any number from "
+                f"{axis.low:g} to {axis.high:g} (space); write choices, e.g. "
+                f"{axis.field}={_prefix(axis)}{axis.low:g}|{_prefix(axis)}"
+                f"{axis.high:g}, or take --config.sweep.sampler=tpe"
             )
     return math.prod(len(axis.list_values()) for axis in axes)
 
@@ -149,7 +145,7 @@ def _check_field(text, field):
         raise _refuse(text, line.replace("--config.", ""))
     if field in _FIXED:
         raise _refuse(text, f"{field} cannot be an axis: {_FIXED[field]}")
-    if field in _OF_NO_TRIAL:
+    if "." in field:
         raise _refuse(text, f"{field} cannot be an axis: no single run reads it")
 
 
@@ -237,4 +233,4 @@ def _prefix(axis):
 
 
 def _refuse(text, problem):
-    return ConfigError(f"--config.space: {text}: {problem}")
+    return ConfigError(f"--config.sweep.space: {text}: {problem}")

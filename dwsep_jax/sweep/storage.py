@@ -34,14 +34,14 @@ def is_file(storage: str | None) -> bool:
         return True
     if "://" not in storage:
         raise ConfigError(
-            f"--config.storage={storage}: must be a database's URL, or a file "
-            "*.journal or *.log; e.g. --config.storage=postgresql://user@host/database"
+            f"--config.sweep.storage={storage}: must be a database's URL, or a file "
+            "*.journal or *.log; e.g. --config.sweep.storage=postgresql://user@host/database"
         )
     return False
 
 
 def open_storage(storage: str | None, workdir: pathlib.Path) -> BaseStorage:
-    """Return the storage that `config.storage` names; unset: study.db in the workdir.
+    """Return the storage that `config.sweep.storage` names, else the workdir's own.
 
     Raises:
       ConfigError: if it is neither a URL nor a journal file.
@@ -59,12 +59,13 @@ def open_storage(storage: str | None, workdir: pathlib.Path) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(path)))
     except OSError as error:
         raise UserError(
-            f"--config.storage={storage}: cannot be used: {error.strerror}; name a "
-            "file in a directory that exists and can be written"
+            f"--config.sweep.storage={storage}: cannot be used: {error.strerror}; name "
+            "a file in a directory that exists and can be written"
         ) from error
     except ValueError as error:  # No JSON: a log of something else.
         raise UserError(
-            f"--config.storage={storage}: is no journal of Optuna; name another file"
+            f"--config.sweep.storage={storage}: is no journal of Optuna; name "
+            "another file"
         ) from error
 
 
@@ -77,8 +78,8 @@ def _open_database(storage):
     shown = url.render_as_string(hide_password=True)
     if backend == "sqlite" and url.database in (None, "", ":memory:"):
         raise ConfigError(
-            f"--config.storage={shown}: would be lost with the process; leave it out, "
-            "or name a file after sqlite:///"
+            f"--config.sweep.storage={shown}: would be lost with the process; leave it "
+            "out, or name a file after sqlite:///"
         )
     options = {"pool_pre_ping": True}
     if backend == "postgresql":
@@ -101,8 +102,8 @@ def _open_database(storage):
             raise _no_url(shown) from None
         except ImportError as error:
             raise UserError(
-                f"--config.storage={shown}: the driver of that database is missing; "
-                f"{_describe_driver(url.drivername)}"
+                f"--config.sweep.storage={shown}: the driver of that database is "
+                f"missing; {_describe_driver(url.drivername)}"
             ) from error
         except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
             # Two workers that create the same tables at once: the later one finds them.
@@ -113,16 +114,16 @@ def _open_database(storage):
                 time.sleep(1)
                 continue
             raise UserError(
-                f"--config.storage={shown}: cannot be reached: {first_line(error)}; "
-                "start the database, or correct the URL"
+                f"--config.sweep.storage={shown}: cannot be reached: "
+                f"{first_line(error)}; start the database, or correct the URL"
             ) from error
     raise AssertionError("the last attempt returns or raises")
 
 
 def _no_url(shown):
     return ConfigError(
-        f"--config.storage={shown}: is no URL of a database; e.g. "
-        "--config.storage=postgresql://user@host/database"
+        f"--config.sweep.storage={shown}: is no URL of a database; e.g. "
+        "--config.sweep.storage=postgresql://user@host/database"
     )
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
-from dwsep_jax.config import EXEMPT, SWEEP, format_value, to_dict
+from dwsep_jax.config import SWEEP, format_value, identity
 from dwsep_jax.data.prepare import locked
 from dwsep_jax.errors import ConfigError, UserError, choose
 from dwsep_jax.sweep.space import Axis
@@ -64,16 +64,16 @@ def check_study(config: ConfigDict, workdir: pathlib.Path) -> None:
         trials.
     """
     trials = workdir / "trials"
-    if config.storage is not None or (workdir / "study.db").exists():
-        storage = open_storage(config.storage, workdir)
+    if config.sweep.storage is not None or (workdir / "study.db").exists():
+        storage = open_storage(config.sweep.storage, workdir)
         with contextlib.suppress(KeyError):
-            study = optuna.load_study(study_name=config.study, storage=storage)
+            study = optuna.load_study(study_name=config.sweep.study, storage=storage)
             _compare(study, config)
             return
     if trials.is_dir() and any(trials.iterdir()):
         raise UserError(
             f"--workdir={workdir}: has trials, and the storage no study of them; "
-            "choose another --workdir, or the --config.storage that it had"
+            "choose another --workdir, or the --config.sweep.storage that it had"
         )
 
 
@@ -90,9 +90,13 @@ def open_study(
     trials = workdir / "trials"
     trials.mkdir(exist_ok=True)
     with locked(trials):
-        storage = open_storage(config.storage, workdir)
-        pruner = choose("pruner", config.pruner, PRUNERS)(config.num_epochs)
-        options = {"storage": storage, "study_name": config.study, "pruner": pruner}
+        storage = open_storage(config.sweep.storage, workdir)
+        pruner = choose("pruner", config.sweep.pruner, PRUNERS)(config.num_epochs)
+        options = {
+            "storage": storage,
+            "study_name": config.sweep.study,
+            "pruner": pruner,
+        }
         try:
             study = optuna.create_study(direction="maximize", **options)
         except optuna.exceptions.DuplicatedStudyError:
@@ -107,8 +111,10 @@ def open_study(
 
 def _define(config):
     """Return what all workers of a study must agree on."""
-    names = set(config) - EXEMPT[SWEEP]
-    return {name: value for name, value in to_dict(config).items() if name in names}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in identity(config, SWEEP).items()
+    }
 
 
 def _compare(study, config):
@@ -120,8 +126,8 @@ def _compare(study, config):
                 study.set_user_attr(_DEFINITION, _define(config))
                 return
             raise ConfigError(
-                f"--config.study={study.study_name}: that study in the storage is no "
-                "sweep's; choose another --config.study"
+                f"--config.sweep.study={study.study_name}: that study in the storage "
+                "is no sweep's; choose another --config.sweep.study"
             )
         time.sleep(POLL_SECONDS / 4)
     here = _define(config)
@@ -131,8 +137,9 @@ def _compare(study, config):
         if there.get(name) != here.get(name)
     ]:
         raise ConfigError(
-            f"--config.study={study.study_name}: that study in the storage is of "
-            f"another sweep: {'; '.join(differences)}; choose another --config.study"
+            f"--config.sweep.study={study.study_name}: that study in the storage is of "
+            f"another sweep: {'; '.join(differences)}; choose another "
+            "--config.sweep.study"
         )
 
 
@@ -202,5 +209,5 @@ def seed_sampler(
     """
     sequence = np.random.SeedSequence([config.seed, number])
     seed = int(sequence.generate_state(1)[0])
-    make_sampler = choose("sampler", config.sampler, SAMPLERS)
+    make_sampler = choose("sampler", config.sweep.sampler, SAMPLERS)
     study.sampler = make_sampler(axes, seed, config.seed)

@@ -58,7 +58,7 @@ def work(
     while True:
         with contextlib.ExitStack() as queue:
             queue.enter_context(locked(workdir / "trials"))
-            requeue_dead(study, is_file(config.storage))
+            requeue_dead(study, is_file(config.sweep.storage))
             trials = list_trials(study)
             if any(trial.state == TrialState.WAITING for trial in trials):
                 # A grid's sampler decides at once, others when they are asked.
@@ -168,6 +168,6 @@ def _say_waiting(running, config):
         for t in running
     ]
     remedy = ""
-    if config.storage is not None and is_file(config.storage):
+    if config.sweep.storage is not None and is_file(config.sweep.storage):
         remedy = "; if one is gone, give this command again on its machine"
     console.say(f"waiting for other workers with trial {', '.join(places)}{remedy}")

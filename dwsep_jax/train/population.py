@@ -70,10 +70,10 @@ def group(configs: Sequence[ConfigDict]) -> list[list[int]]:
     return list(groups.values())
 
 
-def limit_members(config: ConfigDict) -> int:
-    """Return how many members may be trained at once."""
-    if config.members_at_once is not None:
-        return config.members_at_once
+def limit_members(members_at_once: int | None) -> int:
+    """Return how many members may be trained at once; None leaves it to the device."""
+    if members_at_once is not None:
+        return members_at_once
     # A CPU is busy with one.
     return 1 if jax.default_backend() == "cpu" else sys.maxsize
 
@@ -159,7 +159,7 @@ class Programs:
             self._arguments(states, [True] * len(states), orders),
         )
         steps = together(make_steps(config, len(dataset.class_names)), num_devices)
-        remedy = f"take --config.members_at_once below {len(states)}"
+        remedy = f"take members_at_once below {len(states)}"
         self._programs = compile_steps(config, dataset, steps, shapes, remedy)
 
     def _arguments(self, states, is_active, permutations):

@@ -62,10 +62,10 @@ class Trainer:
     the seconds that each took, or why it diverged.
     """
 
-    def __init__(self, config: ConfigDict, dataset: data.Dataset):
-        """Take how many runs may be trained together from `config.members_at_once`."""
+    def __init__(self, members_at_once: int | None, dataset: data.Dataset):
+        """Train at most so many runs together; None leaves it to the device."""
         self._dataset = dataset
-        self.num_members = population.limit_members(config)
+        self.num_members = population.limit_members(members_at_once)
         self._outcomes = {}
 
     def train_ahead(self, runs: Sequence[Run]) -> None:

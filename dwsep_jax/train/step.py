@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax import struct
 from ml_collections import ConfigDict
 
+from dwsep_jax.config import run_fields
 from dwsep_jax.data import Dataset
 from dwsep_jax.data.augment import Augment
 from dwsep_jax.data.order import batch_indices
@@ -136,7 +137,7 @@ def static_fields(config: ConfigDict) -> tuple[tuple[str, Any], ...]:
     """Return what tells programs apart: equal for two runs that are one program."""
     in_the_state = dict.fromkeys(_ALWAYS_IN_THE_STATE, 0)
     in_the_state |= {name: config[name] > 0 for name in _IN_THE_STATE_ABOVE_0}
-    return tuple((dict(config.items()) | in_the_state).items())
+    return tuple((run_fields(config) | in_the_state).items())
 
 
 def draw_state(make_state: partial) -> TrainState:

@@ -75,9 +75,8 @@ def train_quickly(patch):
 
 
 def make_config(**changes):
-    return tiny.make_config(
-        **{"space": SPACE, "num_trials": 4, "num_seeds": 2, "num_epochs": 2} | changes
-    )
+    changes = {"num_trials": 4, "num_seeds": 2, "num_epochs": 2} | changes
+    return tiny.make_config("sweep", **{"space": SPACE} | changes)
 
 
 def run(workdir, **changes):
@@ -109,7 +108,7 @@ url, workdir, name, seconds = sys.argv[1], pathlib.Path(sys.argv[2]), *sys.argv[
 storage.HEARTBEAT_SECONDS, storage.GRACE_SECONDS = 1, 2
 worker.POLL_SECONDS = 0.2
 config = default.get_config()
-config.update(storage=url, space=("mixup=0..1",), sampler="random", num_trials=6)
+config.sweep.update(storage=url, space=("mixup=0..1",), sampler="random", num_trials=6)
 axes = parse_space(config)
 study = study.open_study(config, workdir, 6)
 

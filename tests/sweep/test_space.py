@@ -16,7 +16,7 @@ from dwsep_jax.sweep.space import (
 
 def parse(*space):
     config = default.get_config()
-    config.space = space
+    config.sweep.space = space
     return parse_space(config)
 
 
@@ -130,14 +130,14 @@ def test_the_default_space_has_all_five_axes():
         ],
         *[
             (f"{name}=1|2", f"{name} cannot be an axis: no single run reads it")
-            for name in ("num_trials", "space", "margin", "variants", "num_seeds")
+            for name in ("sweep.num_trials", "sweep.space", "compare.margin")
         ],
     ],
 )
 def test_what_cannot_be_searched_is_one_line(text, problem):
     with pytest.raises(ConfigError, match=problem) as error:
         parse(text)
-    assert str(error.value).startswith(f"--config.space: {text}: ")
+    assert str(error.value).startswith(f"--config.sweep.space: {text}: ")
     assert "\n" not in str(error.value)
 
 
@@ -151,6 +151,7 @@ def test_a_grid_needs_values_that_can_be_counted():
     with pytest.raises(ConfigError) as error:
         count_points(parse("flip=true|false", "learning_rate=x0.1..x10 log"))
     assert str(error.value) == (
-        "--config.sampler=grid: learning_rate is any number from 0.1 to 10 (space); "
-        "write choices, e.g. learning_rate=x0.1|x10, or take --config.sampler=tpe"
+        "--config.sweep.sampler=grid: learning_rate is any number from 0.1 to 10 "
+        "(space); write choices, e.g. learning_rate=x0.1|x10, or take "
+        "--config.sweep.sampler=tpe"
     )
