@@ -16,6 +16,10 @@ from dwsep_jax.workdir import load_config, open_workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py"
+WORK = (
+    *("train.loop.train_and_evaluate", "train.evaluation.evaluate_workdir"),
+    *("efficiency.cost.measure_workdir", "compare.runs.compare", "sweep.search.sweep"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -26,22 +30,10 @@ def _root(monkeypatch):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Replace the modules that work by ones that note what they are called with."""
+    """Replace the functions that do the work; return what they are called with."""
     calls = []
-
-    def replace(name, **functions):
-        module = types.SimpleNamespace(**functions)
-        monkeypatch.setitem(sys.modules, f"dwsep_jax.{name}", module)
-        monkeypatch.setattr(dwsep_jax, name, module, raising=False)
-
-    def note(*args):
-        calls.append(args)
-
-    replace("train", train_and_evaluate=note)
-    replace("evaluate", evaluate_workdir=note)
-    replace("cost", measure_workdir=note)
-    replace("compare", compare=note)
-    replace("sweep", sweep=note)
+    for name in WORK:
+        monkeypatch.setattr(f"dwsep_jax.{name}", lambda *args: calls.append(args))
     return calls
 
 
@@ -571,14 +563,14 @@ ERRORS = {
 
 @pytest.mark.parametrize(("error", "code", "text"), ERRORS.values(), ids=ERRORS)
 def test_error_of_a_run_is_one_line(run, monkeypatch, error, code, text):
-    monkeypatch.setattr(dwsep_jax.train, "train_and_evaluate", raising(error))
+    monkeypatch.setattr(f"dwsep_jax.{WORK[0]}", raising(error))
     result = run(DIGITS)
     assert (result.code, result.err) == (code, text)
 
 
 def test_debug_shows_the_traceback_too(run, monkeypatch):
     error = RuntimeError("broken")
-    monkeypatch.setattr(dwsep_jax.train, "train_and_evaluate", raising(error))
+    monkeypatch.setattr(f"dwsep_jax.{WORK[0]}", raising(error))
     result = run(DIGITS, "--debug")
     assert result.code == 1
     assert result.err.startswith("Traceback (most recent call last):\n")
