@@ -230,17 +230,3 @@ def test_benchmarks_can_be_started_as_they_say():
         # PyTorch is no dependency of the tests.
         lacks_torch = "No module named 'torch'" in result.stderr
         assert result.returncode == 0 or lacks_torch, result.stderr
-
-
-def readme_examples():
-    text = (ROOT / "README.md").read_text()
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-
-
-def test_the_readme_has_examples():
-    assert len(readme_examples()) >= 1
-
-
-@pytest.mark.parametrize("example", readme_examples())
-def test_examples_of_the_readme_run(example):
-    exec(compile(example, "README.md", "exec"), {"__name__": "__main__"})
