@@ -1,4 +1,4 @@
-"""What a few runs say of many: means, intervals, paired differences, and the answer."""
+"""Inference from a few seeds: means, intervals, paired differences, and the answer."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 import scipy.stats
 
 CONFIDENCE = 0.95
-# With fewer, the spread over seeds is a guess.
+# With fewer, the spread over seeds is only a guess.
 MIN_SEEDS = 3
 NUM_RESAMPLES = 10_000
 
@@ -16,7 +16,7 @@ Interval = tuple[float, float]
 
 
 class Answer(NamedTuple):
-    """One of better, not_worse, worse and undecided, and why, in one sentence."""
+    """One of better, not_worse, worse and undecided, and the reason, one sentence."""
 
     answer: str
     reason: str
@@ -25,8 +25,8 @@ class Answer(NamedTuple):
 def summarize_sample(values: Sequence[float]) -> dict[str, Any]:
     """Return {n, mean, std, ci95} of a sample, one value per seed.
 
-    `std` is the unbiased one (ddof 1), `ci95` the t interval of the mean, [low, high];
-    both are None for fewer than two values.
+    `std` is the sample standard deviation (ddof 1), `ci95` Student's t interval of the
+    mean, [low, high]; both are None for fewer than two values.
     """
     n, mean = len(values), float(np.mean(values))
     if n < 2:
@@ -39,33 +39,33 @@ def summarize_sample(values: Sequence[float]) -> dict[str, Any]:
 
 
 def compare_pairs(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """Return `summarize_sample` of ours minus theirs, and the `differences` themselves.
+    """Return `summarize_sample` of ours minus theirs, and the `differences`.
 
-    The two share their seeds, in the same order.
+    Both are of the same seeds, in the same order.
     """
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     return {**summarize_sample(differences), "differences": differences}
 
 
 def bootstrap_images(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
-    """Resample the test images of a difference in accuracy (Efron 1979, percentiles).
+    """Bootstrap a difference in accuracy over test images (Efron 1979, percentiles).
 
-    An image is drawn with the predictions that all seeds of both made for it, so what
-    is hard for both counts for neither.
+    Each image is drawn together with the predictions of all seeds of both networks, so
+    an image that is hard for both does not widen the interval.
 
     Args:
       ours: whether each prediction is right, bool (seeds, images).
       theirs: the same, for the same seeds and images.
 
     Returns:
-      {mean, ci95, num_resamples, num_images}; the same each time it is called.
+      {mean, ci95, num_resamples, num_images}; deterministic.
     """
     differences = ours.mean(axis=0) - theirs.mean(axis=0)
     result = scipy.stats.bootstrap(
         (differences,),
         np.mean,
         n_resamples=NUM_RESAMPLES,
-        batch=100,  # 10,000 images, all at once, would take a gigabyte.
+        batch=100,  # All resamples of 10,000 images at once would take a gigabyte.
         vectorized=True,
         confidence_level=CONFIDENCE,
         method="percentile",
@@ -82,17 +82,17 @@ def bootstrap_images(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
 def answer(
     over_seeds: dict[str, Any], over_images: dict[str, Any], margin: float
 ) -> Answer:
-    """Say what a difference in accuracy amounts to.
+    """Decide what a difference in accuracy amounts to.
 
     Other seeds and other images would each have given another difference, so both
-    intervals must agree: `better` where both lie above zero, `not_worse` where both lie
-    above -margin, `worse` where both lie below zero, `undecided` otherwise, and with
-    fewer than three seeds.
+    intervals must agree: `better` if both lie above zero, `not_worse` if both lie above
+    -margin, `worse` if both lie below zero, `undecided` otherwise, and with fewer than
+    three seeds.
 
     Args:
-      over_seeds: as `compare_pairs` returns it.
-      over_images: as `bootstrap_images` returns it.
-      margin: a loss of accuracy that does not matter, as a share of 1.
+      over_seeds: as returned by `compare_pairs`.
+      over_images: as returned by `bootstrap_images`.
+      margin: the loss of accuracy that is acceptable, as a share of 1.
     """
     n = over_seeds["n"]
     if n < MIN_SEEDS:

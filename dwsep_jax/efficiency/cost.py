@@ -1,6 +1,6 @@
-"""What a configured network costs: counted of its reference lowering, timed as it runs.
+"""What a configured network costs: counted on its reference lowering, timed as it runs.
 
-`efficiency` and `timing` do the work and know no model; here are our networks.
+The counting (`nn.counting`) and the timing (`timing`) know no model; this module does.
 """
 
 import json
@@ -15,18 +15,14 @@ from ml_collections import ConfigDict
 
 from dwsep_jax import data
 from dwsep_jax.console import FLOP_ITEMS, print_efficiency, say
-from dwsep_jax.efficiency import timing
-from dwsep_jax.environment import (
-    compiler_options,
-    describe_environment,
-    memory_bytes,
-)
+from dwsep_jax.efficiency.timing import find_limit, measure_machine, measure_program
+from dwsep_jax.environment import compiler_options, describe_environment
 from dwsep_jax.nn.counting import (
+    Layer,
     Operation,
     itemize_flops,
     list_layers,
     list_operations,
-    read_cost,
     xla_flops,
 )
 from dwsep_jax.nn.densenet import DTYPES
@@ -35,9 +31,8 @@ from dwsep_jax.train import loop
 from dwsep_jax.train.step import draw_state, state_maker, train_step
 from dwsep_jax.workdir import load_config, open_workdir, write_atomically
 
-BATCH_SIZES = {"cpu": (1, 8, 32, 128)}
+CPU_BATCH_SIZES = (1, 8, 32, 128)
 OTHER_BATCH_SIZES = (1, 8, 32, 128, 512)
-_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # XLA's word.
 MEMORY_SOURCES = {
     "parameters_bytes": "sizes of the arrays",
     "optimizer_bytes": "sizes of the arrays",
@@ -50,8 +45,8 @@ MEMORY_SOURCES = {
 def measure_workdir(config: ConfigDict, workdir: str | os.PathLike) -> None:
     """Measure the network of a configuration; write and print the result.
 
-    Nothing is trained, and no trained weights are needed: they change no cost. Where no
-    run was started in the workdir, this one is, and --mode=train goes on with it.
+    Nothing is trained and no trained weights are needed. A workdir without a run gets
+    one that --mode=train continues.
 
     Args:
       config: as requested.
@@ -59,13 +54,12 @@ def measure_workdir(config: ConfigDict, workdir: str | os.PathLike) -> None:
 
     Raises:
       ConfigError: if the workdir belongs to another configuration.
-      UserError: if data are missing: they say how large an image is.
+      UserError: if the dataset, which determines the image size, is missing.
     """
     if pathlib.Path(workdir, "config.json").exists():
         config = load_config(workdir, config)
     else:
-        dataset = data.load(config)
-        config = open_workdir(workdir, config, partial(loop.resolve, dataset=dataset))
+        config = open_workdir(workdir, config, lambda c: loop.resolve(c, data.load(c)))
     print_efficiency(write_efficiency(config, workdir))
     say(f"files: {workdir}")
 
@@ -87,37 +81,37 @@ def write_efficiency(config: ConfigDict, workdir: str | os.PathLike) -> dict[str
 def measure_cost(
     config: ConfigDict, num_classes: int, image_shape: tuple[int, ...]
 ) -> dict[str, Any]:
-    """Return the content of efficiency.json, of a resolved configuration.
+    """Return the content of efficiency.json for a resolved configuration.
 
-    A figure that cannot be had here (a batch that does not fit into memory, an analysis
-    that this platform lacks) is None.
+    A figure that is unavailable here (the batch does not fit into memory, the platform
+    lacks an analysis) is None.
     """
     counts = count_cost(config, num_classes, image_shape)
     state = draw_state(state_maker(config, num_classes, image_shape, 1))
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    # The step gives up its state. It comes first: a device's peak is the process's.
-    training, memory, train_seconds = _time_training(
-        config, jax.tree.map(jnp.copy, state), num_classes, image_shape
-    )
-    latency, inference_seconds, bytes_per_second = _time_inference(
-        config, state.apply_fn, variables, image_shape
-    )
-    machine = timing.measure_machine(DTYPES[config.dtype])
-    flops = counts["flops"]["xla_forward"]
+    train, inference = _measure_programs(config, num_classes, image_shape, state)
+    machine = measure_machine(DTYPES[config.dtype])
     return {
         "schema": 1,
         **counts,
         "memory": {
-            "parameters_bytes": timing.tree_bytes(state.params),
-            "optimizer_bytes": timing.tree_bytes(state.opt_state),
-            **memory,
+            "parameters_bytes": _num_bytes(state.params),
+            "optimizer_bytes": _num_bytes(state.opt_state),
+            "activations_bytes": train.temporary_bytes,
+            "peak_bytes": train.peak_bytes,
+            "device_peak_bytes": train.device_peak_bytes,
             "source": MEMORY_SOURCES,
         },
-        "train": training,
-        "latency": latency,
-        "compile_seconds": {"train": train_seconds, "inference": inference_seconds},
+        "train": _describe_times(config.batch_size, train),
+        "latency": [
+            {"dtype": config.dtype, **_describe_times(n, measured)}
+            for n, measured in inference.items()
+        ],
+        "compile_seconds": {
+            "train": train.compile_seconds,
+            "inference": {str(n): m.compile_seconds for n, m in inference.items()},
+        },
         "machine": machine,
-        **_rates(flops, latency, bytes_per_second, machine),
+        **_find_rates(counts["flops"]["xla_forward"], inference, machine),
         "environment": describe_environment(config.dtype, config.seed),
     }
 
@@ -127,59 +121,52 @@ def count_cost(
 ) -> dict[str, Any]:
     """Return `parameters`, `macs`, `layers` and `flops` of efficiency.json.
 
-    Nothing is computed on the device, and nothing depends on it or on the lowering.
+    Nothing is computed, and the result depends on neither device nor lowering.
     """
     reference = with_reference_lowering(config)
     state = jax.eval_shape(state_maker(reference, num_classes, image_shape, 1))
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    operations = list_operations(state.apply_fn, variables, image)
+    operations = list_operations(state.apply_fn, _variables(state), image)
     layers = list_layers(operations, state.params)
     macs = sum(layer.macs for layer in layers)
     return {
         "parameters": sum(layer.parameters for layer in layers),
         "macs": macs,
         "layers": [
-            {
-                **layer._asdict(),
-                "kind": _kind(layer),
-                "output_shape": _output_shape(layer),
-                "share": layer.macs / macs,
-            }
-            for layer in layers
+            {**_describe_layer(layer), "share": layer.macs / macs} for layer in layers
         ],
-        "flops": _count_flops(config.batch_size, state, variables, image_shape, macs),
+        "flops": _count_flops(config.batch_size, state, image_shape, macs),
     }
 
 
-def _count_flops(batch_size, state, variables, image_shape, macs):
-    """Return FLOPs per image, of batches as in training."""
+def _count_flops(batch_size, state, image_shape, macs):
+    """Return `flops` of efficiency.json: per image, for batches as in training."""
     images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
     labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    batch = {"image": images, "label": labels}
     flops = {"batch_size": batch_size, "formula_forward": 2 * macs}
-    for name, items_name, function, args in (
-        ("xla_forward", "itemized", state.apply_fn, (variables, images)),
-        (
-            "xla_train_step",
-            "itemized_train_step",
-            train_step,
-            (state, {"image": images, "label": labels}),
-        ),
+    for total, items, *program in (
+        ("xla_forward", "itemized", state.apply_fn, _variables(state), images),
+        ("xla_train_step", "itemized_train_step", train_step, state, batch),
     ):
-        total = xla_flops(function, *args)
-        found = itemize_flops(list_operations(function, *args), _purpose)
-        items = {item: found.get(item, 0) for item in FLOP_ITEMS}
-        items["other"] = None if total is None else total - sum(items.values())
-        flops[name] = None if total is None else total / batch_size
-        flops[items_name] = {
-            item: None if value is None else value / batch_size
-            for item, value in items.items()
-        }
+        flops[total], flops[items] = _itemize(batch_size, *program)
     return flops
 
 
+def _itemize(batch_size, function, *args):
+    """Return XLA's FLOPs per image, and what they are for; None where XLA is silent."""
+    total = xla_flops(function, *args)
+    found = itemize_flops(list_operations(function, *args), _purpose)
+    items = {item: found.get(item, 0) for item in FLOP_ITEMS}
+    per_image = {item: count / batch_size for item, count in items.items()}
+    if total is None:
+        return None, {**per_image, "other": None}
+    other = (total - sum(items.values())) / batch_size
+    return total / batch_size, {**per_image, "other": other}
+
+
 def _purpose(operation: Operation) -> str:
-    """Return the item of an operation; gradients have the names of what they are of."""
+    """Return the item of an operation; a gradient has the scope of its function."""
     names = operation.scope.replace("(", "/").replace(")", "").split("/")
     for name in ("activation", "dropout"):
         if name in names:
@@ -195,136 +182,80 @@ def _purpose(operation: Operation) -> str:
     return "loss" if "jvp" in names else "update"
 
 
-def _output_shape(layer):
-    """Return the shape for one image: of a norm, of all the pieces that it takes."""
-    shape = list(layer.output_shape[1:])
-    if layer.kind == "elementwise":
-        shape[-1] = layer.parameters // 2  # A scale and a bias for each channel.
-    return shape
+def _describe_layer(layer: Layer) -> dict[str, Any]:
+    """Return a layer as in efficiency.json, with the output shape for one image."""
+    kind, shape = layer.kind, list(layer.output_shape[1:])
+    if kind == "elementwise":
+        kind = "batch norm"
+        # It has a scale and a bias per channel. Its last result may be only a piece.
+        shape[-1] = layer.parameters // 2
+    elif kind == "matrix product":
+        kind = "pointwise convolution" if len(shape) > 1 else "dense"
+    return {**layer._asdict(), "kind": kind, "output_shape": shape}
 
 
-def _kind(layer):
-    if layer.kind == "elementwise":
-        return "batch norm"
-    if layer.kind != "matrix product":
-        return layer.kind
-    return "dense" if len(layer.output_shape) == 2 else "pointwise convolution"
-
-
-def _time_training(config, state, num_classes, image_shape):
-    """Return `train`, part of `memory`, and the seconds of compilation."""
-    batch_size = config.batch_size
-    draw = jax.jit(partial(_draw_batch, batch_size, num_classes, image_shape))
-    step = jax.jit(
-        train_step,
-        donate_argnums=0,
-        compiler_options=compiler_options(config.deterministic),
-    )
-    states = [state]
-
-    def measure():
-        compiled = _compile(step, state, jax.eval_shape(draw, 0))
-
-        def run(batch):
-            state, metrics = compiled.run(states.pop(), batch)
-            states.append(state)
-            return state, metrics
-
-        return compiled, timing.time_calls(run, lambda i: (draw(i),))
-
-    what = f"a training step of {batch_size} images (--config.batch_size)"
-    compiled, times = _attempt(what, measure) or (None, None)
-    memory = dict.fromkeys(("activations_bytes", "peak_bytes"))
-    if compiled is not None:
-        memory["activations_bytes"] = timing.temporary_bytes(compiled.run)
-        memory["peak_bytes"] = timing.peak_bytes(compiled.run)
-    memory["device_peak_bytes"] = timing.device_peak_bytes()
-    return (
-        {"batch_size": batch_size, **_describe_times(times, batch_size)},
-        memory,
-        compiled and compiled.seconds,
-    )
-
-
-def _time_inference(config, apply_fn, variables, image_shape):
-    """Return `latency`, the seconds of compilation, and bytes/s of the last batch."""
+def _measure_programs(config, num_classes, image_shape, state):
+    """Return measurements of a training step, and of inference by batch size."""
+    sizes = CPU_BATCH_SIZES if jax.default_backend() == "cpu" else OTHER_BATCH_SIZES
     options = compiler_options(config.deterministic)
-    infer = jax.jit(apply_fn, compiler_options=options)
-    latency, seconds, bytes_per_second = [], {}, None
-    for batch_size in BATCH_SIZES.get(jax.default_backend(), OTHER_BATCH_SIZES):
-        draw = jax.jit(partial(_draw_images, batch_size, image_shape))
+    step = jax.jit(train_step, donate_argnums=0, compiler_options=options)
+    infer = jax.jit(state.apply_fn, compiler_options=options)
+    draw_batch = jax.jit(_draw_batch, static_argnums=(0, 1, 2))
 
-        def measure(draw=draw):
-            compiled = _compile(infer, variables, jax.eval_shape(draw, 0))
-            times = timing.time_calls(compiled.run, lambda i: (variables, draw(i)))
-            return compiled, times
+    def make_train_inputs(seed):
+        batch = draw_batch(config.batch_size, num_classes, image_shape, seed)
+        return jax.tree.map(jnp.copy, state), batch  # The step donates its state.
 
-        what = f"inference of {batch_size} images"
-        compiled, times = _attempt(what, measure) or (None, None)
-        row = {"batch_size": batch_size, "dtype": config.dtype}
-        latency.append({**row, **_describe_times(times, batch_size)})
-        seconds[str(batch_size)] = compiled and compiled.seconds
-        if compiled is not None:
-            num_bytes = read_cost(compiled.run, "bytes accessed")
-            bytes_per_second = num_bytes and num_bytes / (1e-3 * times.median_ms)
-    return latency, seconds, bytes_per_second
+    def make_inputs(batch_size, seed):
+        batch = draw_batch(batch_size, num_classes, image_shape, seed)
+        return _variables(state), batch["image"]
 
-
-def _compile(jitted, *args):
-    """Compile, and raise `MemoryError` for a program that needs more than there is."""
-    compiled = timing.compile_program(jitted, *args)
-    needed, available = timing.peak_bytes(compiled.run) or 0, memory_bytes()
-    if needed > available:
-        raise MemoryError(
-            f"needs {needed / 2**30:.1f} GiB of memory, and there are "
-            f"{available / 2**30:.1f}"
-        )
-    return compiled
+    what = f"a training step of {config.batch_size} images (--config.batch_size)"
+    # Training comes first: the device's peak is that of the whole process.
+    train = measure_program(what, step, make_train_inputs)
+    inference = {
+        n: measure_program(f"inference of {n} images", infer, partial(make_inputs, n))
+        for n in sizes
+    }
+    return train, inference
 
 
-def _attempt(what, measure):
-    """Return what `measure` returns, or None, and say so, if it does not fit."""
-    try:
-        return measure()
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        is_memory = isinstance(error, MemoryError) or _OUT_OF_MEMORY in str(error)
-        if not is_memory:
-            raise
-        reason = str(error).partition("\n")[0]
-        say(f"not measured: {what}: {reason}")
-        return None
-
-
-def _describe_times(times, batch_size):
-    if times is None:
-        return dict.fromkeys((*timing.Timing._fields, "images_per_second"))
-    rate = batch_size / (1e-3 * times.median_ms)
-    return {**times._asdict(), "images_per_second": rate}
-
-
-def _rates(flops_per_image, latency, bytes_per_second, machine):
-    """Return what inference reached at the largest batch that fits."""
-    measured = [row for row in latency if row["images_per_second"] is not None]
-    rates = dict.fromkeys(
-        ("achieved_flops_per_second", "achieved_bytes_per_second", "achieved_by")
-    )
-    if measured and flops_per_image is not None:
-        rate = flops_per_image * measured[-1]["images_per_second"]
-        rates["achieved_flops_per_second"] = rate
-    if measured:
-        rates["achieved_bytes_per_second"] = bytes_per_second
-        rates["achieved_by"] = f"inference of {measured[-1]['batch_size']} images"
-    limit = timing.find_limit(
-        rates["achieved_flops_per_second"], rates["achieved_bytes_per_second"], machine
-    )
-    return {**rates, "limited_by": limit}
-
-
-def _draw_images(batch_size, image_shape, seed):
-    shape = (batch_size, *image_shape)
-    return jax.random.uniform(jax.random.key(seed), shape, minval=-1, maxval=1)
+def _find_rates(flops_per_image, inference, machine):
+    """Return the rates reached with the largest batch that fits, and their limit."""
+    flops = num_bytes = name = None
+    for batch_size, measured in inference.items():
+        if images_per_second := _describe_times(batch_size, measured)[
+            "images_per_second"
+        ]:
+            flops = flops_per_image and flops_per_image * images_per_second
+            num_bytes = measured.bytes_per_second
+            name = f"inference of {batch_size} images"
+    return {
+        "achieved_flops_per_second": flops,
+        "achieved_bytes_per_second": num_bytes,
+        "achieved_by": name,
+        "limited_by": find_limit(flops, num_bytes, machine),
+    }
 
 
 def _draw_batch(batch_size, num_classes, image_shape, seed):
-    labels = jax.random.randint(jax.random.key(seed), (batch_size,), 0, num_classes)
-    return {"image": _draw_images(batch_size, image_shape, seed), "label": labels}
+    key, shape = jax.random.key(seed), (batch_size, *image_shape)
+    return {
+        "image": jax.random.uniform(key, shape, minval=-1, maxval=1),
+        "label": jax.random.randint(key, shape[:1], 0, num_classes),
+    }
+
+
+def _describe_times(batch_size, measured):
+    """Return `train` or a row of `latency`."""
+    times = measured.timing
+    rate = times.median_ms and batch_size / (1e-3 * times.median_ms)
+    return {"batch_size": batch_size, "images_per_second": rate, **times._asdict()}
+
+
+def _variables(state):
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _num_bytes(tree):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))

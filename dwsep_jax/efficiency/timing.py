@@ -1,6 +1,6 @@
-"""How long a compiled program takes, what memory it needs, and what its machine can do.
+"""How long a program takes, how much memory it needs, and what the machine can do.
 
-Knows no model. What is counted instead of measured is in `efficiency`.
+This module knows no model. What is counted rather than measured is in `nn.counting`.
 """
 
 import itertools
@@ -12,136 +12,146 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dwsep_jax.console import say
+from dwsep_jax.environment import memory_bytes
+from dwsep_jax.errors import is_out_of_memory
+from dwsep_jax.nn.counting import peak_bytes, read_cost
+
 WARMUP_CALLS = 2
 MIN_CALLS, MIN_SECONDS = 10, 2.0
-# A slow program gets fewer calls than MIN_CALLS, but never fewer than three.
+# Slow programs get fewer than MIN_CALLS calls, but at least three.
 MAX_SECONDS = 10.0
-# Of what the machine is measured by: the side of a matrix, the length of an array.
+# What the machine is measured with: the side of a matrix, the length of an array.
 CPU_SIZES, OTHER_SIZES = (2048, 2**26), (8192, 2**28)
 
 
 class Timing(NamedTuple):
-    """Wall-clock times of single calls, in milliseconds.
+    """Wall-clock times of single calls; all None if the program was not measured.
 
     Attributes:
-      median_ms: half of the calls took less.
-      p95_ms: 95 of 100 calls took less.
-      spread_ms: the interquartile range: the middle half of the calls lies within it.
-      num_calls: calls timed.
+      median_ms: median.
+      p95_ms: 95th percentile.
+      spread_ms: interquartile range.
+      num_calls: number of calls timed.
     """
 
-    median_ms: float
-    p95_ms: float
-    spread_ms: float
-    num_calls: int
+    median_ms: float | None = None
+    p95_ms: float | None = None
+    spread_ms: float | None = None
+    num_calls: int | None = None
 
 
-class Compiled(NamedTuple):
-    """A compiled program and how long it took to trace and compile, in seconds."""
+class Measurement(NamedTuple):
+    """Time and memory of a compiled program; None where a figure is unavailable.
 
-    run: Callable
-    seconds: float
-
-
-def compile_program(jitted: Callable, *args: Any) -> Compiled:
-    """Compile a `jax.jit` function for arguments, or for their shapes and dtypes.
-
-    Compilations that are kept on disk (`jax_compilation_cache_dir`) make it shorter.
+    Attributes:
+      timing: of its calls.
+      compile_seconds: time to trace and compile it; shorter if the result was cached on
+        disk (`jax_compilation_cache_dir`).
+      bytes_per_second: memory traffic, by XLA's cost analysis.
+      temporary_bytes: memory besides arguments and results, by XLA's analysis.
+      peak_bytes: see `counting.peak_bytes`.
+      device_peak_bytes: the most memory that the device has held for this process so
+        far; None on a CPU.
     """
-    start = time.perf_counter()
-    compiled = jitted.lower(*args).compile()
-    return Compiled(compiled, time.perf_counter() - start)
+
+    timing: Timing = Timing()
+    compile_seconds: float | None = None
+    bytes_per_second: float | None = None
+    temporary_bytes: int | None = None
+    peak_bytes: int | None = None
+    device_peak_bytes: int | None = None
+
+
+def measure_program(
+    what: str, jitted: Callable, make_inputs: Callable[[int], tuple]
+) -> Measurement:
+    """Compile and time a `jax.jit` function.
+
+    If the program does not fit into memory, says so and returns an empty measurement.
+
+    Args:
+      what: names the program in that message.
+      jitted: a jitted function that returns arrays.
+      make_inputs: see `time_calls`; jax must be able to trace it.
+    """
+    try:
+        start = time.perf_counter()
+        compiled = jitted.lower(*jax.eval_shape(make_inputs, 0)).compile()
+        compile_seconds = time.perf_counter() - start
+        needed, available = peak_bytes(compiled), memory_bytes()
+        if needed is not None and needed > available:
+            raise MemoryError(
+                f"it needs {needed / 2**30:.1f} GiB of memory, but only "
+                f"{available / 2**30:.1f} GiB is available"
+            )
+        timing = time_calls(compiled, make_inputs)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        say(f"not measured: {what}: {reason}")
+        return Measurement()
+    accessed, usage = read_cost(compiled, "bytes accessed"), compiled.memory_analysis()
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return Measurement(
+        timing,
+        compile_seconds,
+        accessed and accessed / (1e-3 * timing.median_ms),
+        usage and usage.temp_size_in_bytes,
+        needed,
+        statistics.get("peak_bytes_in_use"),
+    )
 
 
 def time_calls(run: Callable, make_inputs: Callable[[int], tuple]) -> Timing:
-    """Time `run(*make_inputs(i))` for i = 0, 1, ..., up to the end of its computation.
+    """Time `run(*make_inputs(i))` for i = 0, 1, ..., each until its result is ready.
 
-    After a warm-up: for two seconds and at least ten calls, but of a program that takes
-    over ten seconds for them no more than there is time for, and at least three.
+    After a warm-up, calls are timed for at least two seconds and ten calls. A program
+    too slow to make ten calls in ten seconds gets as many as fit, but at least three.
 
     Args:
       run: a compiled function that returns arrays.
-      make_inputs: makes the inputs of a call, outside of what is timed.
+      make_inputs: makes the inputs of a call; not part of the time.
     """
     seconds: list[float] = []
     for i in itertools.count():
         if i <= WARMUP_CALLS:
             start = time.perf_counter()
-        elif _is_enough(len(seconds), time.perf_counter() - start):
+        elapsed = time.perf_counter() - start
+        if len(seconds) >= MIN_CALLS and elapsed >= MIN_SECONDS:
+            break
+        if len(seconds) >= 3 and elapsed >= MAX_SECONDS:
             break
         inputs = jax.block_until_ready(make_inputs(i))
         before = time.perf_counter()
         jax.block_until_ready(run(*inputs))
         if i >= WARMUP_CALLS:
             seconds.append(time.perf_counter() - before)
-    low, median, high, p95 = np.percentile(
-        1e3 * np.array(seconds), [25, 50, 75, 95]
-    ).tolist()
+    percentiles = np.percentile(1e3 * np.array(seconds), [25, 50, 75, 95])
+    low, median, high, p95 = percentiles.tolist()
     return Timing(median, p95, high - low, len(seconds))
 
 
-def _is_enough(num_calls, seconds):
-    if num_calls >= MIN_CALLS and seconds >= MIN_SECONDS:
-        return True
-    return num_calls >= 3 and seconds >= MAX_SECONDS
-
-
-def peak_bytes(compiled: Any) -> int | None:
-    """Return the memory that a compiled program needs at once, by XLA's analysis.
-
-    It is the sum of arguments, results and temporary memory, what is shared counted
-    once: XLA's own peak leaves out the temporary memory on a CPU (jax 0.10.2). None
-    where XLA does not say.
-    """
-    usage = compiled.memory_analysis()
-    if usage is None:
-        return None
-    arguments, results = usage.argument_size_in_bytes, usage.output_size_in_bytes
-    shared, temporary = usage.alias_size_in_bytes, usage.temp_size_in_bytes
-    return arguments + results - shared + temporary
-
-
-def temporary_bytes(compiled: Any) -> int | None:
-    """Return what a compiled program needs besides arguments and results, by XLA."""
-    analysis = compiled.memory_analysis()
-    return None if analysis is None else analysis.temp_size_in_bytes
-
-
-def device_peak_bytes() -> int | None:
-    """Return the most memory the device has held for this process; None on a CPU."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-
-
-def tree_bytes(tree: Any) -> int:
-    """Return the bytes of the arrays of a tree."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-
-
 def measure_machine(dtype: Any) -> dict[str, float]:
-    """Measure what this machine reaches with nothing in its way.
+    """Measure the peak rates that this machine reaches.
 
     Returns:
       `matmul_flops_per_second`: of a product of two square matrices of `dtype`.
-      `copy_bytes_per_second`: bytes read plus bytes written, of an array that is larger
-      than any cache. It is written in place: on a CPU, memory that is fresh from the
-      system takes several times as long, and that is the system's time.
+      `copy_bytes_per_second`: bytes read plus bytes written while incrementing an array
+      larger than any cache, in place: on a CPU, writing to newly allocated memory takes
+      several times as long, which is the operating system's time.
     """
     is_cpu = jax.default_backend() == "cpu"
     size, length = CPU_SIZES if is_cpu else OTHER_SIZES
     keys = jax.random.split(jax.random.key(0), 2)
-    factors = [jax.random.normal(key, (size, size), dtype) for key in keys]
-    product = time_calls(jax.jit(jnp.matmul), lambda i: (factors[0], factors[1]))
-    arrays = [jnp.ones((length,), jnp.float32)]
+    factors = tuple(jax.random.normal(key, (size, size), dtype) for key in keys)
+    product = time_calls(jax.jit(jnp.matmul), lambda i: factors)
     increment = jax.jit(lambda array: array + 1, donate_argnums=0)
-
-    def rewrite():
-        arrays.append(increment(arrays.pop()))
-        return arrays
-
-    copy = time_calls(rewrite, lambda i: ())
+    copy = time_calls(increment, lambda i: (jnp.ones(length, jnp.float32),))
     return {
         "matmul_flops_per_second": 2 * size**3 / (1e-3 * product.median_ms),
-        "copy_bytes_per_second": 2 * arrays[0].nbytes / (1e-3 * copy.median_ms),
+        "copy_bytes_per_second": 2 * 4 * length / (1e-3 * copy.median_ms),
     }
 
 
@@ -150,11 +160,12 @@ def find_limit(
     bytes_per_second: float | None,
     machine: Mapping[str, float],
 ) -> str | None:
-    """Return what limits a program: "arithmetic", "memory", or "neither".
+    """Return what limits a program: "arithmetic", "memory" or "neither".
 
-    It is what the program comes nearer to of what `measure_machine` reached, if that is
-    half of it or more. With neither, time goes to small operations one after the other,
-    or to operations that are not as fast as they could be. None without the rates.
+    The limit is whichever of the machine's peak rates the program comes closest to, if
+    it reaches at least half of it (the roofline model, Williams et al. 2009). With
+    neither, the time goes to many small operations, or to operations that are slower
+    than they could be. None if a rate is unknown.
     """
     if flops_per_second is None or bytes_per_second is None:
         return None

@@ -1,15 +1,16 @@
-"""What a function costs. Knows no model: it reads the program that jax traces.
+"""What a function costs, read off the program that jax traces; knows no model.
 
-A MAC is one multiply-add. FLOPs are a count of operations, two for each MAC; what a
-machine does in a second is a rate, FLOP/s, and is measured in `timing`.
+A MAC is one multiply-add. FLOPs are a count of operations, two for each MAC. (FLOP/s is
+a rate, and is measured in `efficiency.timing`.)
 
-XLA's own count takes what is asked for and nothing that is left undone: it leaves out
-the taps of a convolution that fall on padding, and adds one for each element of an
-elementwise operation. So each operation is counted here in both ways.
+XLA counts only operations that contribute to the result: it leaves out the taps of a
+convolution that fall on padding, and adds one FLOP per element for an elementwise
+operation. The operations here carry both counts, the textbook's and XLA's.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,13 +22,13 @@ class Operation(NamedTuple):
     """An operation in a program.
 
     Attributes:
-      scope: names of the modules around it, joined by "/".
+      scope: names of the enclosing modules, joined by "/".
       kind: "convolution", "depthwise convolution", "matrix product", or jax's name.
       output_shape: shape of its result.
-      macs: multiply-adds by the textbook formula, which counts taps on padding too.
+      macs: multiply-adds by the textbook formula, including taps on padding.
       padding_macs: those of `macs` that fall on padding, or between the pixels of a
         dilated image.
-      flops: as XLA counts them.
+      flops: FLOPs as XLA counts them.
     """
 
     scope: str
@@ -45,8 +46,8 @@ class Layer(NamedTuple):
       name: path of the module, joined by "/".
       kind: that of its operation with the most MACs; "elementwise" without any.
       output_shape: shape of its last result.
-      parameters: trainable numbers.
-      macs: multiply-adds, textbook formula.
+      parameters: number of trainable parameters.
+      macs: multiply-adds by the textbook formula.
     """
 
     name: str
@@ -57,27 +58,17 @@ class Layer(NamedTuple):
 
 
 def list_operations(function: Callable, *args: Any) -> list[Operation]:
-    """Return the operations of `function(*args)`, in order, those in calls too.
+    """Return the operations of `function(*args)`, in order, including nested calls.
 
-    A loop's operations count as often as they run, and of branches those of the last.
-    Those whose results nobody uses are listed, too; XLA drops them.
+    Operations in a loop count once per iteration; of branches, the last counts.
+    Operations whose results are unused are listed too, although XLA drops them.
 
     Args:
       function: any function that jax can trace. Build it with the reference lowering:
-        a convolution lowered to shifted products has no convolution left to count.
+        a convolution lowered to shifted products leaves no convolution to count.
       *args: arrays, or `jax.ShapeDtypeStruct`s; nothing is computed.
     """
     return list(_walk(jax.make_jaxpr(function)(*args).jaxpr, "", 1))
-
-
-def count_macs(function: Callable, *args: Any) -> list[Operation]:
-    """Return the convolutions and matrix products of `function(*args)`, in order.
-
-    Takes what `list_operations` takes.
-    """
-    return [
-        operation for operation in list_operations(function, *args) if operation.macs
-    ]
 
 
 def list_layers(
@@ -86,75 +77,73 @@ def list_layers(
     """Return the layers in the order in which they run.
 
     Args:
-      operations: of a function whose scopes are `<any name>/<path of the module>`, as
-        those of a flax module are.
+      operations: of a function whose scopes are `<any name>/<path of the module>`, like
+        those of a flax module.
       params: nested dicts of parameters, or of their shapes, keyed along those paths.
     """
-    sizes: dict[str, int] = {}
+    sizes = Counter()
     for path, leaf in jax.tree.leaves_with_path(params):
-        name = "/".join(entry.key for entry in path[:-1])
-        sizes[name] = sizes.get(name, 0) + leaf.size
-    found: dict[str, list[Operation]] = {}
+        sizes["/".join(entry.key for entry in path[:-1])] += leaf.size
+    found = defaultdict(list)
     for operation in operations:
         names = operation.scope.split("/")[1:]
         depths = range(len(names), 0, -1)
-        prefixes = ["/".join(names[:i]) for i in depths]
-        # A layer may be computed inside another one, which its own name then follows.
-        inside = ["/".join((*names[: i - 1], names[-1])) for i in depths]
-        owner = next((name for name in prefixes + inside if name in sizes), None)
-        if owner is None and operation.macs:
-            owner = prefixes[0] if prefixes else operation.scope
-        if owner is not None:
-            found.setdefault(owner, []).append(operation)
+        paths = ["/".join(names[:i]) for i in depths]
+        # A layer may be computed inside another one; its own name then comes last.
+        paths += ["/".join((*names[: i - 1], names[-1])) for i in depths]
+        name = next((path for path in paths if path in sizes), None)
+        if name is None and operation.macs:
+            name = paths[0] if paths else operation.scope
+        if name is not None:
+            found[name].append(operation)
     layers = []
     for name, own in found.items():
         most = max(own, key=lambda operation: operation.macs)
         kind = most.kind if most.macs else "elementwise"
         macs = sum(operation.macs for operation in own)
-        layers.append(Layer(name, kind, own[-1].output_shape, sizes.get(name, 0), macs))
+        layers.append(Layer(name, kind, own[-1].output_shape, sizes[name], macs))
     return layers
 
 
 def itemize_flops(
     operations: Sequence[Operation], category: Callable[[Operation], str]
 ) -> dict[str, int]:
-    """Return the FLOPs of operations, as XLA counts them, by what they are for.
+    """Return the FLOPs of operations, as XLA counts them, by purpose.
 
-    Convolutions and matrix products are one item, `conv_and_dense`, by the textbook
-    formula; `padding` is negative: what XLA does not count of it. `category` names the
-    item of any other operation.
+    Convolutions and matrix products make one item, `conv_and_dense`, by the textbook
+    formula; `padding` is negative, the part of it that XLA leaves out. `category` names
+    the item of every other operation.
     """
-    items = {"conv_and_dense": 0, "padding": 0}
+    items = Counter({"conv_and_dense": 0, "padding": 0})
     for operation in operations:
         if operation.macs:
             items["conv_and_dense"] += 2 * operation.macs
             items["padding"] -= 2 * operation.padding_macs
         elif operation.flops:
-            name = category(operation)
-            items[name] = items.get(name, 0) + operation.flops
+            items[category(operation)] += operation.flops
     return items
 
 
 def xla_flops(function: Callable, *args: Any) -> float | None:
-    """Return the FLOPs of `function(*args)` by XLA, the same wherever it is asked.
+    """Return XLA's count of the FLOPs of `function(*args)`, the same on every device.
 
-    The program is counted before any compiler has changed it, by the CPU's part of XLA:
-    that of a GPU does not count a program that is not compiled, and sees little of the
-    libraries that it then calls. Exponentials, roots and the like are not among FLOPs.
+    XLA's CPU backend counts the program as traced, before any compiler changes it: the
+    GPU backend counts compiled programs only, and sees little of the libraries that
+    those call. Transcendental functions (exponentials, roots) are not among the FLOPs.
 
     Args:
       function: as for `list_operations`, without loops: XLA counts a loop's body once.
       *args: `jax.ShapeDtypeStruct`s, or trees of them.
 
     Returns:
-      None where XLA does not say, or jax was told to leave the CPU alone.
+      None where XLA gives no count, or jax was told not to use the CPU.
     """
     try:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         return None
     with jax.default_device(cpu):
-        # As written for a TPU, where random bits are no loop; nothing runs.
+        # Lowered for a TPU, where random bits take no loop; nothing runs.
         lowered = jax.jit(function).trace(*args).lower(lowering_platforms=("tpu",))
         return read_cost(lowered, "flops")
 
@@ -173,18 +162,42 @@ def read_cost(stage: Any, key: str) -> float | None:
     return None if value is None or value < 0 else float(value)
 
 
-def _walk(jaxpr, outer_scope, repeats):
+def peak_bytes(compiled: Any) -> int | None:
+    """Return the memory that a compiled program needs at once, by XLA's analysis.
+
+    This is the sum of arguments, results and temporary memory, shared buffers counted
+    once: XLA's own peak leaves out temporary memory on a CPU (jax 0.10.2). None where
+    XLA gives no analysis.
+    """
+    usage = compiled.memory_analysis()
+    if usage is None:
+        return None
+    arguments, results = usage.argument_size_in_bytes, usage.output_size_in_bytes
+    return arguments + results - usage.alias_size_in_bytes + usage.temp_size_in_bytes
+
+
+def _walk(jaxpr, outer_scope, repeats) -> Iterator[Operation]:
     for eqn in jaxpr.eqns:
-        scope = "/".join(s for s in (outer_scope, str(eqn.source_info.name_stack)) if s)
-        inner = list(_inner_jaxprs(eqn))
-        times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-        for program in inner:
-            yield from _walk(program, scope, repeats * times)
-        if not inner:
-            macs, padding_macs = (repeats * count for count in _count_macs(eqn))
-            flops = 2 * (macs - padding_macs) + repeats * _elementwise_flops(eqn)
-            shape = eqn.outvars[0].aval.shape
-            yield Operation(scope, _kind(eqn), shape, macs, padding_macs, flops)
+        name, scope = eqn.primitive.name, str(eqn.source_info.name_stack)
+        scope = "/".join(filter(None, (outer_scope, scope)))
+        if inner := list(_inner_jaxprs(eqn)):
+            times = eqn.params["length"] if name == "scan" else 1
+            for program in inner:
+                yield from _walk(program, scope, repeats * times)
+            continue
+        kind, macs, padding_macs = name, 0, 0
+        if name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            shape = eqn.invars[0].aval.shape
+            macs = eqn.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+            kind = "matrix product"
+        elif name == "conv_general_dilated":
+            macs, padding_macs = _conv_macs(eqn)
+            is_grouped = eqn.params["feature_group_count"] > 1
+            kind = "depthwise convolution" if is_grouped else "convolution"
+        flops = 2 * (macs - padding_macs) + _elementwise_flops(eqn)
+        counts = (repeats * count for count in (macs, padding_macs, flops))
+        yield Operation(scope, kind, eqn.outvars[0].aval.shape, *counts)
 
 
 def _inner_jaxprs(eqn):
@@ -196,53 +209,34 @@ def _inner_jaxprs(eqn):
             yield getattr(jaxpr, "jaxpr", jaxpr)
 
 
-def _kind(eqn):
-    name = eqn.primitive.name
-    if name == "conv_general_dilated":
-        is_grouped = eqn.params["feature_group_count"] > 1
-        return "depthwise convolution" if is_grouped else "convolution"
-    return "matrix product" if name == "dot_general" else name
-
-
-def _count_macs(eqn):
-    """Return the textbook's multiply-adds, and those of them that are on padding."""
-    if eqn.primitive.name == "conv_general_dilated":
-        return _conv_macs(eqn)
-    if eqn.primitive.name == "dot_general":
-        (contracted, _), _ = eqn.params["dimension_numbers"]
-        shape = eqn.invars[0].aval.shape
-        per_output = math.prod(shape[axis] for axis in contracted)
-        return eqn.outvars[0].aval.size * per_output, 0
-    return 0, 0
-
-
 def _conv_macs(eqn):
+    """Return the textbook's multiply-adds, and those of them that fall on padding."""
     image, kernel, output = (v.aval.shape for v in (*eqn.invars, *eqn.outvars))
     numbers = eqn.params["dimension_numbers"]
     macs = math.prod(output) * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
     taps = taps_on_image = 1
     for i, (low, _) in enumerate(eqn.params["padding"]):
-        size = image[numbers.lhs_spec[2 + i]]
-        kernel_size = kernel[numbers.rhs_spec[2 + i]]
-        output_size = output[numbers.out_spec[2 + i]]
-        image_dilation = eqn.params["lhs_dilation"][i]
-        first = np.arange(output_size) * eqn.params["window_strides"][i] - low
-        offsets = np.arange(kernel_size) * eqn.params["rhs_dilation"][i]
-        position, between = np.divmod(np.add.outer(first, offsets), image_dilation)
-        taps *= position.size
-        taps_on_image *= np.sum((position >= 0) & (position < size) & (between == 0))
-    return macs, macs // taps * int(taps - taps_on_image)
+        first = np.arange(output[numbers.out_spec[2 + i]])
+        first = first * eqn.params["window_strides"][i] - low
+        offsets = np.arange(kernel[numbers.rhs_spec[2 + i]])
+        offsets = offsets * eqn.params["rhs_dilation"][i]
+        positions = np.add.outer(first, offsets)
+        pixels, between = np.divmod(positions, eqn.params["lhs_dilation"][i])
+        is_inside = (pixels >= 0) & (pixels < image[numbers.lhs_spec[2 + i]])
+        taps *= positions.size
+        taps_on_image *= int(np.sum(is_inside & (between == 0)))
+    return macs, macs // taps * (taps - taps_on_image)
 
 
 def _elementwise_flops(eqn):
-    """Return what XLA counts of an operation that is not made of multiply-adds."""
+    """Return XLA's count for an operation that is not made of multiply-adds."""
     name, size = eqn.primitive.name, eqn.outvars[0].aval.size
     if name in _REDUCTIONS:
         return eqn.invars[0].aval.size - size
     if name == "integer_pow":  # By repeated squaring.
         power = abs(eqn.params["y"])
         return size * (power.bit_length() + power.bit_count() - 2)
-    if name == "random_bits":  # By threefry: 32 bits for each, then cast.
+    if name == "random_bits":  # By threefry: 32 bits per number, then a cast.
         numbering = 2 * (eqn.outvars[0].aval.ndim - 1)
         is_cast = eqn.params["bit_width"] < 32
         return size * (_THREEFRY_FLOPS + numbering + is_cast)
@@ -260,7 +254,7 @@ _ONE_FLOP = (
     *("shift_left", "shift_right_arithmetic", "shift_right_logical"),
     "convert_element_type",
 )
-# Of the gradient of tanh since jax 0.12: 1 - x**2 as (1 + x) * (1 - x).
+# one_minus_square: the gradient of tanh since jax 0.12, 1 - x**2 as (1 + x) * (1 - x).
 _THREE_FLOPS = ("logistic", "one_minus_square")
 _FLOPS_PER_ELEMENT = dict.fromkeys(_ONE_FLOP, 1) | dict.fromkeys(_THREE_FLOPS, 3)
 _THREEFRY_FLOPS = 121

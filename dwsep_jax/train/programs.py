@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from dwsep_jax import console, data
 from dwsep_jax.data.augment import make_augment
-from dwsep_jax.efficiency.timing import peak_bytes
 from dwsep_jax.environment import compiler_options, memory_bytes
 from dwsep_jax.errors import DivergedError, UserError
+from dwsep_jax.nn.counting import peak_bytes
 from dwsep_jax.train.metrics import Metrics
 from dwsep_jax.train.step import Batch, TrainState, train_many
 

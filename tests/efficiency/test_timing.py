@@ -1,5 +1,6 @@
-"""Times and limits, with a clock that the test moves."""
+"""Timing with a clock that the test moves, and the limits of the machine."""
 
+import itertools
 import json
 import types
 
@@ -12,91 +13,93 @@ from dwsep_jax.efficiency import timing
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Replace the clock by one that stands still but for `clock.now`."""
+    """Replace the clock with one that shows `clock.now`."""
     clock = types.SimpleNamespace(now=0.0)
     fake = types.SimpleNamespace(perf_counter=lambda: clock.now)
     monkeypatch.setattr(timing, "time", fake)
     return clock
 
 
-def run_for(clock, durations):
-    """Time calls that take the given seconds, one after the other, then the last."""
-    calls = []
+def time_calls(clock, seconds):
+    """Time calls that take the given seconds, one after the other."""
 
     def make_inputs(i):
-        clock.now += 5e-3  # Not a part of what is timed.
+        clock.now += 5e-3  # Not part of what is timed.
         return (i,)
 
     def run(i):
-        clock.now += durations[min(i, len(durations) - 1)]
-        calls.append(i)
+        assert i == next(calls)
+        clock.now += next(seconds)
         return jnp.zeros(())
 
-    return timing.time_calls(run, make_inputs), calls
+    calls = itertools.count()
+    return timing.time_calls(run, make_inputs)
 
 
-def test_times_are_of_calls_after_the_warm_up(clock):
-    durations = [9.0, 9.0, *(0.25 + 0.01 * (i % 5) for i in range(100))]
-    times, calls = run_for(clock, durations)
-    assert calls == list(range(timing.WARMUP_CALLS + times.num_calls))
-    assert times.num_calls == 10
-    assert times.median_ms == pytest.approx(270)
-    assert times.spread_ms == pytest.approx(20)
-    assert times.p95_ms == pytest.approx(290)
+def test_percentiles_are_of_calls_after_the_warm_up(clock):
+    seconds = itertools.cycle([0.25, 0.26, 0.27, 0.28, 0.29])
+    got = time_calls(clock, itertools.chain([9.0, 9.0], seconds))
+    assert got == pytest.approx((270, 290, 20, 10))
 
 
 @pytest.mark.parametrize(
     ("seconds", "num_calls"),
     [(1e-4, 392), (1e-9, 400), (0.095, 20), (0.9, 10), (30, 3)],
 )
-def test_fast_programs_get_two_seconds_and_slow_ones_at_least_three_calls(
+def test_fast_programs_run_for_two_seconds_and_slow_ones_at_least_three_times(
     clock, seconds, num_calls
 ):
-    times, _ = run_for(clock, [seconds])
-    assert times.num_calls == pytest.approx(num_calls, abs=2)
-    assert times.median_ms == pytest.approx(1e3 * seconds)
+    got = time_calls(clock, itertools.repeat(seconds))
+    assert got.num_calls == pytest.approx(num_calls, abs=2)
+    assert got.median_ms == pytest.approx(1e3 * seconds)
 
 
-def test_a_program_is_timed_to_its_end(monkeypatch):
+def test_a_call_is_timed_until_its_result_is_ready(monkeypatch):
     waited = []
     monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(x) or x)
     monkeypatch.setattr(timing, "MIN_SECONDS", 0)
-    times = timing.time_calls(lambda: "result", lambda i: ())
-    assert waited.count("result") == timing.WARMUP_CALLS + times.num_calls
+    got = timing.time_calls(lambda: "result", lambda i: ())
+    assert waited.count("result") == timing.WARMUP_CALLS + got.num_calls
 
 
-def test_compilation_is_timed_and_its_result_runs(clock):
-    x = jax.ShapeDtypeStruct((3,), jnp.float32)
-    compiled = timing.compile_program(jax.jit(lambda x: x + 1), x)
-    assert compiled.run(jnp.zeros(3)).tolist() == [1, 1, 1]
-    assert compiled.seconds == 0
-
-
-def test_memory_is_arguments_results_and_what_is_in_between():
-    def function(x):
-        return jnp.tanh(x @ x) @ x
-
-    x = jax.ShapeDtypeStruct((512, 512), jnp.float32)
-    compiled = timing.compile_program(jax.jit(function), x).run
-    temporary = timing.temporary_bytes(compiled)
-    assert temporary >= 2**20
-    assert timing.peak_bytes(compiled) == temporary + 2 * 2**20
+def test_memory_and_traffic_of_a_program(monkeypatch):
+    monkeypatch.setattr(timing, "MIN_SECONDS", 0)
+    x = jnp.ones((512, 512))  # 1 MiB.
+    product = jax.jit(lambda x: jnp.tanh(x @ x) @ x)
+    got = timing.measure_program("a product", product, lambda i: (x,))
+    assert got.temporary_bytes >= 2**20
+    assert got.peak_bytes == got.temporary_bytes + 2 * 2**20
+    assert got.bytes_per_second * 1e-3 * got.timing.median_ms >= 4 * 2**20
+    assert got.compile_seconds > 0
+    assert got.device_peak_bytes is None  # A CPU does not tell.
     in_place = jax.jit(lambda x: x + 1, donate_argnums=0)
-    compiled = timing.compile_program(in_place, x).run
-    assert timing.peak_bytes(compiled) == 2**20
-    assert timing.tree_bytes({"a": jnp.zeros((3, 2)), "b": jnp.zeros(5, bool)}) == 29
+    got = timing.measure_program("a sum", in_place, lambda i: (jnp.copy(x),))
+    assert got.peak_bytes == 2**20
 
 
-def test_memory_that_is_not_told_is_none():
-    compiled = types.SimpleNamespace(memory_analysis=lambda: None)
-    assert timing.peak_bytes(compiled) is None
-    assert timing.temporary_bytes(compiled) is None
-    assert timing.device_peak_bytes() is None  # Of a CPU.
+def test_only_errors_of_memory_are_caught(monkeypatch, capsys):
+    def time_calls(run, make_inputs):
+        raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr(timing, "time_calls", time_calls)
+    arguments = ("it", jax.jit(jnp.sin), lambda i: (jnp.ones(1),))
+    message = "INTERNAL: broken"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
+        timing.measure_program(*arguments)
+    message = "RESOURCE_EXHAUSTED: Out of memory\nsomewhere"
+    assert timing.measure_program(*arguments) == timing.Measurement()
+    monkeypatch.setattr(timing, "peak_bytes", lambda compiled: 2**32)
+    monkeypatch.setattr(timing, "memory_bytes", lambda: 2**30)
+    assert timing.measure_program(*arguments) == timing.Measurement()
+    assert capsys.readouterr().out == (
+        "not measured: it: RESOURCE_EXHAUSTED: Out of memory\n"
+        "not measured: it: it needs 4.0 GiB of memory, but only 1.0 GiB is available\n"
+    )
 
 
 def test_the_machine_is_measured_by_a_product_and_a_copy(monkeypatch):
     def time_calls(run, make_inputs):
-        seen.append(jax.tree.leaves(run(*make_inputs(0)))[0].shape)
+        seen.append(run(*make_inputs(0)).shape)
         return timing.Timing(100.0, 100.0, 0.0, 1)
 
     seen = []
@@ -111,6 +114,18 @@ def test_the_machine_is_measured_by_a_product_and_a_copy(monkeypatch):
     json.dumps(machine)
 
 
+def test_analyses_that_xla_lacks_are_none(monkeypatch):
+    compiled = types.SimpleNamespace(
+        memory_analysis=lambda: None, cost_analysis=lambda: None
+    )
+    lowered = types.SimpleNamespace(compile=lambda: compiled)
+    jitted = types.SimpleNamespace(lower=lambda *args: lowered)
+    measured = timing.Timing(1.0, 1.0, 0.0, 1)
+    monkeypatch.setattr(timing, "time_calls", lambda *args: measured)
+    got = timing.measure_program("it", jitted, lambda i: (i,))
+    assert got == timing.Measurement(measured, got.compile_seconds)
+
+
 @pytest.mark.parametrize(
     ("flops", "num_bytes", "limit"),
     [
@@ -122,6 +137,6 @@ def test_the_machine_is_measured_by_a_product_and_a_copy(monkeypatch):
         (60, None, None),
     ],
 )
-def test_what_limits_is_what_is_nearest_to_the_machine(flops, num_bytes, limit):
+def test_the_limit_is_the_closest_peak_rate(flops, num_bytes, limit):
     machine = {"matmul_flops_per_second": 100, "copy_bytes_per_second": 10}
     assert timing.find_limit(flops, num_bytes, machine) == limit
