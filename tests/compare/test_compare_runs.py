@@ -296,7 +296,10 @@ def test_a_finished_comparison_is_left_alone_and_gains_seeds(
     # Both networks were made to err alike.
     assert (more["answer"], more["seeds"]) == ("not_worse", [0, 1, 2])
     requested = read(tmp_path / "config.json")["requested"]
-    assert (requested["num_seeds"], requested["margin"]) == (3, 9.0)
+    assert (requested["compare"]["num_seeds"], requested["compare"]["margin"]) == (
+        3,
+        9.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -337,9 +340,9 @@ def test_what_was_compared_otherwise_is_refused(tmp_path, quick):
     with pytest.raises(ConfigError) as error:
         run(tmp_path, rate_factors=(1.0, 2.0), num_epochs=3)
     assert str(error.value) == (
-        f"--workdir={tmp_path} belongs to another comparison: num_epochs=1 there, 3 "
-        "here; XX; choose another --workdir, or "
-        "delete this one"
+        f"--workdir={tmp_path} belongs to another comparison: "
+        "compare.rate_factors=1.0 there, 1.0,2.0 here; num_epochs=1 there, 3 here; "
+        "choose another --workdir, or delete this one"
     )
 
 
@@ -413,7 +416,7 @@ def test_accuracy_on_validation_decides_and_then_the_loss(
         ),
         (
             {"seed": 2**32 - 1},
-            r"num_seeds=2: with --config\.seed=4294967295 the last seed would be",
+            r"compare\.num_seeds=2: with --config\.seed=4294967295 the last seed would be",
         ),
     ],
     ids=str,

@@ -56,7 +56,7 @@ MISTAKES = {
     ),
     "no baseline": (
         {"variants": ("separable", "separable_macs")},
-        r"--config\.compare\.variants=separable,separable_macs: lacks standard, and the answer",
+        r"--config\.compare\.variants=separable,separable_macs: lacks standard, and",
     ),
     "neither": ({"variants": ("separable_macs",)}, "lacks separable and standard, and"),
     "conv": (
