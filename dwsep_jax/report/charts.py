@@ -1,4 +1,4 @@
-"""The specifications of the charts, in Vega-Lite; colours are those of the theme."""
+"""Vega-Lite specifications of the charts, coloured by the page's theme."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -7,145 +7,139 @@ from typing import Any
 
 import numpy as np
 
-from dwsep_jax.report.figures import MAX_CLASSES_WITH_COUNTS, MAX_EPOCHS_WITH_MARKERS
-
 Spec = dict[str, Any]
-# x, then mean, lowest and highest of y.
+# x, then the mean, lowest and highest y.
 Series = list[tuple[float, float, float, float]]
 
-_COLORS = [f"var(--series{i})" for i in range(6)]
+COLORS = [f"var(--series{i})" for i in range(6)]
 _SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
 _DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [10, 4], [4, 6]]
-MAX_BARS = 30
+_PICTURE = {"width": 80, "height": 80, "yOffset": -26}
+MAX_CLASSES_WITH_COUNTS = 20
+MAX_POINTS_WITH_MARKERS = 20
 
 
-def lines(series: dict[str, Series], names: list[str], y_title: str, form: str) -> Spec:
-    """Draw curves over epochs, with a band from lowest to highest, and a reading rule.
+def lines(
+    series: dict[str, Series],
+    names: list[str],
+    y_title: str,
+    form: str,
+    marked: float | None = None,
+    height: float = 260,
+) -> Spec:
+    """Draw curves over the epochs, with bands from lowest to highest.
 
     Args:
       series: by label.
       names: all labels, at most six, in the order of the colours.
       y_title: of the axis.
       form: of the numbers, in d3's notation.
+      marked: an epoch to mark with a vertical line.
+      height: in pixels.
     """
-    values = [
-        {"x": x, "mean": mean, "low": low, "high": high, "series": name}
-        for name, rows in series.items()
-        for x, mean, low, high in rows
-    ]
-    by_x: dict[float, dict[str, float]] = {}
-    for value in values:
-        field = f"v{names.index(value['series'])}"
-        by_x.setdefault(value["x"], {"x": value["x"]})[field] = value["mean"]
-    x = {"field": "x", "type": "quantitative", "title": "epoch"}
-    x |= {"scale": {"nice": False, "zero": False}}
-    x["axis"] = {"format": "d", "grid": False, "labelFlush": False}
-    are_few = len(by_x) <= MAX_EPOCHS_WITH_MARKERS
-    if are_few:  # Else ticks might be between them, and markers cut in half.
+    values, by_x = [], {}
+    for name, rows in series.items():
+        for x, mean, low, high in rows:
+            values.append({"x": x, "mean": mean, "low": low, "high": high})
+            values[-1]["series"] = name
+            by_x.setdefault(x, {"x": x})[f"v{names.index(name)}"] = mean
+    x = quantity("x", "epoch", nice=False, zero=False)
+    x["axis"] = {"format": "d", "grid": False, "labelFlush": False, "tickMinStep": 1}
+    mark: Spec = {"strokeWidth": 2}
+    if len(by_x) <= MAX_POINTS_WITH_MARKERS:
+        # A tick at each epoch and none between, and room for the markers.
         x["axis"]["values"] = sorted(by_x)
         x["scale"]["padding"] = 8
-    scale = _choose_scale([value["mean"] for value in values])
-    suffix = " (log scale)" if scale["type"] == "log" else ""
-    y = {"type": "quantitative", "title": y_title + suffix, "scale": scale}
-    band = {"mark": {"type": "area", "opacity": 0.15, "clip": True}}
-    band["encoding"] = {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}}
-    color = color_by("series", names, series)
-    # The legend shows the lines, and not the pale bands.
-    color["legend"] |= {"symbolType": "stroke", "symbolSize": 150, "symbolOpacity": 1}
-    color["legend"] |= {"symbolFillColor": "transparent"}
-    band["encoding"]["color"] = color
-    curve: Spec = {"mark": {"type": "line", "strokeWidth": 2, "clip": True}}
-    if are_few:
-        curve["mark"]["point"] = {"size": 40}
-    curve["encoding"] = {"x": x, "y": y | {"field": "mean"}}
-    curve["encoding"]["color"] = color
-    curve["encoding"]["strokeDash"] = scale_by("series", names, _DASHES, series)
-    layers = [curve, _reading_rule(x, by_x, names, form)]
+        mark["point"] = {"size": 40}
+    y = quantity("mean", y_title, **_choose_scale([value["mean"] for value in values]))
+    if y["scale"].get("type") == "log":
+        y |= {"title": f"{y_title}, log scale", "axis": {"tickCount": 4}}
+    looks = {"color": scale_by("series", names, COLORS, series)}
+    looks["strokeDash"] = scale_by("series", names, _DASHES, series)
+    for look in looks.values():
+        look["legend"] |= {"symbolType": "stroke", "symbolSize": 150}
+        look["legend"] |= {"symbolOpacity": 1, "symbolFillColor": "transparent"}
+        look["legend"] = look["legend"] if len(names) > 1 else None
+    layers = [layer("line", {"x": x, "y": y} | looks, **mark)]
     if any(value["low"] != value["high"] for value in values):
-        layers.insert(0, band)
-    return layered(values, layers, 260)
+        ends = {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}}
+        ends["color"] = looks["color"]
+        layers.insert(0, layer("area", ends, opacity=0.15))
+    if marked is not None:
+        rule = layer("rule", {"x": x}, [{"x": marked}], color="var(--muted)")
+        layers.append(rule)
+    told = [
+        (f"v{i}", name, form)
+        for i, name in enumerate(names)
+        if any(f"v{i}" in row for row in by_x.values())
+    ]
+    layers.append(_reading_rule(x, [by_x[at] for at in sorted(by_x)], told))
+    return layered(values, layers, height)
 
 
 def accuracy_against(
     points: list[Spec], names: list[str], front: list[str], x_title: str
 ) -> Spec:
-    """Draw accuracy (%) against a cost, with error bars and the Pareto front.
+    """Draw accuracy against a cost, with error bars and the Pareto front.
 
     Args:
-      points: each {variant, cost, shown (the cost as text), accuracy, low, high}, the
-        last three in per cent; low and high None without an interval.
+      points: each {variant, cost, shown, accuracy, low, high, interval}; accuracies in
+        per cent, low and high None without an interval; shown and interval as text.
       names: all variants, in the order of the colours.
-      front: the variants that no other one beats, cheapest first.
+      front: the variants on the Pareto front, cheapest first.
       x_title: of the axis.
     """
-    shown = [point["variant"] for point in points]
-    x = {"field": "cost", "type": "quantitative", "title": x_title}
-    x |= {"axis": {"format": "~s", "tickCount": 4}, "scale": {"zero": True, "nice": 4}}
-    y = {"field": "accuracy", "type": "quantitative", "title": "test accuracy (%)"}
-    y["scale"] = {"zero": False, "nice": True}
+    x = quantity("cost", x_title, zero=True, nice=4)
+    x["axis"] = {"format": "~s", "tickCount": 4}
+    y = quantity("accuracy", "test accuracy (%)", zero=False, nice=True)
+    color, shape = _looks(points, names)
+    told = tips(
+        ("variant", "variant"),
+        ("accuracy", "accuracy (%)", ".2f"),
+        ("interval", "95 % interval"),
+        ("shown", x_title),
+    )
+    step = {"interpolate": "step-after", "strokeWidth": 1.5, "strokeDash": [4, 3]}
+    on_front = [p for name in front for p in points if p["variant"] == name]
     bars = [point for point in points if point["low"] is not None]
-    steps = [point for name in front for point in points if point["variant"] == name]
-    tooltip = [
-        {"field": "variant", "title": "variant"},
-        {"field": "accuracy", "title": "accuracy (%)", "format": ".2f"},
-        {"field": "interval", "title": "95 % interval"},
-        {"field": "shown", "title": x_title},
-    ]
-    step_mark = {"type": "line", "interpolate": "step-after", "strokeWidth": 1.5}
-    step_mark |= {"color": "var(--muted)", "strokeDash": [4, 3]}
-    color = color_by("variant", names, shown)
+    ends = {"y": y | {"field": "low"}, "y2": {"field": "high"}, "color": color}
+    dots = {"x": x, "y": y, "color": color, "shape": shape, "tooltip": told}
     layers = [
-        {"data": {"values": steps}, "mark": step_mark, "encoding": {"x": x, "y": y}},
-        {
-            "data": {"values": bars},
-            "mark": {"type": "rule", "strokeWidth": 2},
-            "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}}
-            | {"color": color},
-        },
-        {
-            "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
-            "encoding": {"x": x, "y": y, "color": color, "tooltip": tooltip}
-            | {"shape": scale_by("variant", names, _SHAPES, shown)},
-        },
+        layer("line", {"x": x, "y": y}, on_front, color="var(--muted)", **step),
+        layer("rule", {"x": x} | ends, bars, strokeWidth=2),
+        layer("point", dots, filled=True, size=110, opacity=1),
     ]
     return layered(points, layers, 240)
 
 
 def ratios(values: list[Spec], names: list[str], measures: list[str]) -> Spec:
-    """Draw shares of the baseline on a logarithmic axis: on paper, and by the clock.
+    """Draw shares of the baseline on a logarithmic axis.
 
     Args:
       values: each {variant, measure, ratio, shown}.
       names: all variants, in the order of the colours.
       measures: from top to bottom.
     """
-    ticks = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
-    largest = max([1.0, *(value["ratio"] for value in values)])
-    smallest = min([1.0, *(value["ratio"] for value in values)])
-    domain = [min(0.9 * smallest, 0.5), max(1.1 * largest, 1.25)]
-    x = {"field": "ratio", "type": "quantitative"}
-    x["title"] = "share of the baseline's"
-    x["scale"] = {"type": "log", "domain": domain, "nice": False}
-    x["axis"] = {"values": ticks, "format": "~r"}
-    y = {"field": "measure", "type": "nominal", "sort": measures, "title": None}
-    y["axis"] = {"grid": True, "labelLimit": 170}
-    tooltip = [
-        {"field": "variant", "title": "variant"},
-        {"field": "measure", "title": "measure"},
-        {"field": "ratio", "title": "share of the baseline's", "format": ".3f"},
-        {"field": "shown", "title": "value"},
+    found = [1.0, *(value["ratio"] for value in values)]
+    domain = [min(0.9 * min(found), 0.5), max(1.1 * max(found), 1.25)]
+    x = quantity("ratio", "share of the baseline", type="log", domain=domain)
+    x["axis"] = {"values": [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], "format": "~r"}
+    y = category("measure", measures, axis={"grid": True, "labelLimit": 170})
+    color, shape = _looks(values, names)
+    # Long labels leave no room for two side by side on a phone.
+    color["legend"]["columns"] = shape["legend"]["columns"] = 1
+    told = tips(
+        ("variant", "variant"),
+        ("measure", "measure"),
+        ("ratio", "share of the baseline", ".3f"),
+        ("shown", "value"),
+    )
+    dots = {"x": x, "y": y, "color": color, "shape": shape, "tooltip": told}
+    layers = [
+        layer("rule", {"x": x}, [{"ratio": 1}], color="var(--text)", strokeWidth=1.5),
+        layer("point", dots, filled=True, size=100, opacity=0.9),
     ]
-    one = {"mark": {"type": "rule", "color": "var(--text)", "strokeWidth": 1.5}}
-    one |= {"data": {"values": [{"ratio": 1}]}, "encoding": {"x": x}}
-    mark = {"type": "point", "filled": True, "size": 100, "opacity": 0.9}
-    dots = {"mark": mark, "encoding": {"x": x, "y": y, "tooltip": tooltip}}
-    shown = [n for n in names if any(value["variant"] == n for value in values)]
-    color = color_by("variant", names, shown)
-    # Long labels leave no room for two beside each other on a phone.
-    color["legend"] |= {"columns": 1}
-    dots["encoding"] |= {"color": color}
-    dots["encoding"]["shape"] = scale_by("variant", names, _SHAPES, shown)
-    return layered(values, [one, dots], 34 * len(measures))
+    return layered(values, layers, 34 * len(measures))
 
 
 def bars(values: list[Spec], names: list[str], parts: list[str], x_title: str) -> Spec:
@@ -157,23 +151,16 @@ def bars(values: list[Spec], names: list[str], parts: list[str], x_title: str) -
       parts: from top to bottom.
       x_title: of the axis.
     """
-    x = {"field": "value", "type": "quantitative", "title": x_title}
+    x = quantity("value", x_title)
     x["axis"] = {"format": "~s", "tickCount": 5}
-    y = {"field": "part", "type": "nominal", "sort": parts, "title": None}
-    shown = [n for n in names if any(value["variant"] == n for value in values)]
-    encoding = {
-        "x": x,
-        "y": y,
-        "yOffset": {"field": "variant", "sort": shown},
-        "color": color_by("variant", names, shown),
-        "tooltip": [
-            {"field": "variant", "title": "variant"},
-            {"field": "part", "title": "part"},
-            {"field": "shown", "title": x_title},
-        ],
-    }
-    layer = {"mark": {"type": "bar"}, "encoding": encoding}
-    return layered(values, [layer], len(parts) * (11 * len(shown) + 6))
+    color, _ = _looks(values, names)
+    shown = color["legend"]["values"]
+    encoding = {"x": x, "y": category("part", parts), "color": color}
+    encoding["yOffset"] = {"field": "variant", "sort": shown}
+    encoding["tooltip"] = tips(
+        ("variant", "variant"), ("part", "part"), ("shown", x_title)
+    )
+    return layered(values, [layer("bar", encoding)], len(parts) * (11 * len(shown) + 6))
 
 
 def differences(values: list[Spec], x_title: str) -> Spec:
@@ -183,89 +170,121 @@ def differences(values: list[Spec], x_title: str) -> Spec:
       values: each {name, difference}, from top to bottom.
       x_title: of the axis.
     """
-    x = {"field": "difference", "type": "quantitative", "title": x_title}
+    x = quantity("difference", x_title)
     x["axis"] = {"tickCount": 6}
-    sort = [value["name"] for value in values]
-    y = {"field": "name", "type": "nominal", "sort": sort, "title": None}
+    y = category("name", [value["name"] for value in values])
     color = {"condition": {"test": "datum.difference < 0", "value": "var(--bad)"}}
-    color["value"] = "var(--good)"
-    tooltip = [{"field": "name", "title": "class"}]
-    tooltip.append({"field": "difference", "title": x_title, "format": "+.2f"})
-    encoding = {"x": x, "y": y, "color": color, "tooltip": tooltip}
-    zero = {"mark": {"type": "rule", "color": "var(--text)"}}
-    zero["encoding"] = {"x": {"datum": 0}}
-    height = 20 * len(values)
-    return layered(values, [{"mark": "bar", "encoding": encoding}, zero], height)
+    told = tips(("name", "class"), ("difference", x_title, "+.2f"))
+    bar = {"x": x, "y": y, "color": color | {"value": "var(--good)"}, "tooltip": told}
+    zero = layer("rule", {"x": {"datum": 0}}, color="var(--text)")
+    return layered(values, [layer("bar", bar), zero], 20 * len(values))
 
 
 def confusion(names: list[str], matrix: list[list[int]]) -> Spec:
-    """Draw shares of the true class, on a square-root scale; counts where they fit."""
+    """Draw shares of the true class on a square-root scale, and counts where they fit.
+
+    Args:
+      names: of the classes.
+      matrix: counts, (classes, classes), rows are the true classes.
+    """
     counts = np.array(matrix)
     # A class without examples has a row of zeros, not of 0/0.
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     few = len(names) <= MAX_CLASSES_WITH_COUNTS
     values = [
-        {"true": names[i], "predicted": names[j], "count": int(counts[i, j])}
+        {"true": names[i], "predicted": names[j], "count": int(count)}
         | {"share": round(float(shares[i, j]), 6)}
-        for i in range(len(names))
-        for j in range(len(names))
-        if few or counts[i, j]
+        for (i, j), count in np.ndenumerate(counts)
+        if few or count
     ]
     axis = {"grid": False, "ticks": False, "domain": False, "labelOverlap": not few}
     axis |= {} if few else {"labelFontSize": 9}
-    axes = {}
+    place = {}
     for channel, field in (("x", "predicted"), ("y", "true")):
-        axes[channel] = {"field": field, "type": "nominal", "axis": axis}
-        axes[channel] |= {"title": f"{field} class", "scale": {"domain": names}}
-    long_names = max(map(len, names)) > 2
-    axes["x"]["axis"] = axis | {"labelAngle": -90 if not few or long_names else 0}
-    opacity = {"field": "share", "type": "quantitative", "legend": None}
-    opacity["scale"] = {"type": "sqrt", "domain": [0, 1], "range": [0.03, 1]}
-    tooltip = [
-        {"field": "true", "title": "true class"},
-        {"field": "predicted", "title": "predicted class"},
-        {"field": "count", "title": "images"},
-        {"field": "share", "title": "share of the true class", "format": ".2%"},
-    ]
-    cells = {"mark": {"type": "rect", "color": "var(--heat)"}}
-    cells["encoding"] = axes | {"opacity": opacity, "tooltip": tooltip}
-    layers = [cells]
+        place[channel] = category(field, None, title=f"{field} class", axis=axis)
+        place[channel]["scale"] = {"domain": names}
+    is_upright = few and max(map(len, names)) <= 2
+    place["x"]["axis"] = axis | {"labelAngle": 0 if is_upright else -90}
+    told = tips(
+        ("true", "true class"),
+        ("predicted", "predicted class"),
+        ("count", "images"),
+        ("share", "share of the true class", ".2%"),
+    )
+    opacity = quantity("share", None, type="sqrt", domain=[0, 1], range=[0.03, 1])
+    cell = place | {"opacity": opacity | {"legend": None}, "tooltip": told}
+    layers = [layer("rect", cell, color="var(--heat)")]
     if few:
         size = 12 if len(names) <= 10 and counts.max() < 10_000 else 9
-        text = {"mark": {"type": "text", "fontSize": size}}
-        text["encoding"] = axes | {"text": {"field": "count"}, "tooltip": tooltip}
-        layers.append(text)
-    return layered(values, layers, max(220, len(names) * (34 if few else 7)))
+        text = place | {"text": {"field": "count"}, "tooltip": told}
+        layers.append(layer("text", text, fontSize=size))
+    return layered(values, layers, max(220, len(names) * (34 if few else 9)))
 
 
 def reliability(bins: list[Spec]) -> Spec:
-    """Draw accuracy against confidence, bin by bin, beside perfect calibration."""
+    """Draw accuracy, its gap to confidence, and the number of images of each bin.
+
+    Args:
+      bins: as evaluation.json has them (Guo et al. 2017); empty ones are left out.
+    """
     values = [b for b in bins if b["count"]]
-    limits = {"scale": {"domain": [0, 1]}, "axis": {"format": ".0%", "tickCount": 6}}
-    x = {"type": "quantitative", "title": "confidence (probability of the prediction)"}
-    y = {"type": "quantitative", "title": "accuracy"} | limits
-    x |= limits
-    tooltip = [
-        {"field": "count", "title": "images", "format": ","},
-        {"field": "confidence", "title": "mean confidence", "format": ".2%"},
-        {"field": "accuracy", "title": "accuracy", "format": ".2%"},
+    limits = {"axis": {"format": ".0%", "tickCount": 6}}
+    title = "confidence (probability of the predicted class)"
+    x = quantity("confidence", title, domain=[0, 1]) | limits
+    y = quantity("accuracy", "accuracy", domain=[0, 1]) | limits
+    told = tips(
+        ("count", "images", ","),
+        ("confidence", "mean confidence", ".2%"),
+        ("accuracy", "accuracy", ".2%"),
+    )
+    bar = {"x": x | {"field": "low"}, "x2": {"field": "high"}, "tooltip": told}
+    gap = {"x": x, "y": y, "y2": {"field": "confidence"}, "tooltip": told}
+    ends = [{"confidence": end, "accuracy": end} for end in (0, 1)]
+    middle = {"calculate": "(datum.low + datum.high) / 2", "as": "middle"}
+    count = {"x": x | {"field": "middle"}, "y": {"value": -6}}
+    count["text"] = {"field": "count", "type": "quantitative", "format": ",.4~s"}
+    look = {"color": "var(--muted)", "strokeDash": [4, 3]}
+    layers = [
+        layer(
+            "rect",
+            bar | {"y": y, "y2": {"datum": 0}},
+            color="var(--series0)",
+            opacity=0.75,
+        ),
+        layer("line", {"x": x, "y": y}, ends, **look),
+        layer("rule", gap, color="var(--series1)", strokeWidth=3),
+        layer("text", count, fontSize=10) | {"transform": [middle]},
     ]
-    bar = {"mark": {"type": "rect", "color": "var(--series0)", "opacity": 0.75}}
-    bar["encoding"] = {"x": x | {"field": "low"}, "x2": {"field": "high"}}
-    bar["encoding"] |= {"y": y | {"field": "accuracy"}, "y2": {"datum": 0}}
-    bar["encoding"] |= {"tooltip": tooltip}
-    gap = {"mark": {"type": "rule", "color": "var(--series1)", "strokeWidth": 3}}
-    gap["encoding"] = {"x": x | {"field": "confidence"}, "y": y | {"field": "accuracy"}}
-    gap["encoding"] |= {"y2": {"field": "confidence"}, "tooltip": tooltip}
-    ends = {"values": [{"confidence": 0, "accuracy": 0}]}
-    ends["values"].append({"confidence": 1, "accuracy": 1})
-    mark = {"type": "line", "color": "var(--muted)", "strokeDash": [4, 3]}
-    line = {"data": ends, "mark": mark}
-    line["encoding"] = {
-        "x": x | {"field": "confidence"},
-        "y": y | {"field": "accuracy"},
+    return layered(values, layers, 280)
+
+
+def pictures(values: list[Spec]) -> Spec:
+    """Draw pictures in rows of four, each above its caption of three lines.
+
+    Args:
+      values: each {uri, id, true, predicted, confidence}, texts.
+    """
+    values = [
+        value | {"column": i % 4, "row": i // 4} for i, value in enumerate(values)
+    ]
+    place = {
+        "x": category("column", [0, 1, 2, 3], axis=None),
+        "y": category("row", None, axis=None),
+        "tooltip": tips(
+            ("id", "image"),
+            ("true", "true class"),
+            ("predicted", "predicted class"),
+            ("confidence", "confidence"),
+        ),
     }
-    return layered(values, [bar, line, gap], 280)
+    place["x"]["scale"] = {"domain": [0, 1, 2, 3]}
+    layers = [layer("image", place | {"url": {"field": "uri"}}, **_PICTURE)]
+    texts = ("datum.true", "'as ' + datum.predicted", "datum.confidence")
+    for i, text in enumerate(texts):
+        caption = {"transform": [{"calculate": text, "as": "caption"}]}
+        written = place | {"text": {"field": "caption", "type": "nominal"}}
+        layers.append(caption | layer("text", written, dy=24 + 14 * i))
+    return layered(values, layers, 150 * (1 + values[-1]["row"]))
 
 
 def band_of(curves: list[list[Spec]], read: Callable[[Spec], float | None]) -> Series:
@@ -273,7 +292,7 @@ def band_of(curves: list[list[Spec]], read: Callable[[Spec], float | None]) -> S
 
     Args:
       curves: the rows of each run.
-      read: what a row shows; None is left out.
+      read: returns the value of a row; None and non-finite values are left out.
     """
     found: dict[int, list[float]] = {}
     for rows in curves:
@@ -288,9 +307,37 @@ def band_of(curves: list[list[Spec]], read: Callable[[Spec], float | None]) -> S
 
 
 def layered(values: list[Spec], layers: list[Spec], height: float) -> Spec:
-    """Return a chart of layers over common values, as wide as its place."""
+    """Return a chart of layers over common values, as wide as its container."""
     spec: Spec = {"width": "container", "height": height, "layer": layers}
     return spec | {"data": {"values": values}}
+
+
+def layer(
+    mark: str, encoding: Spec, values: list[Spec] | None = None, **look: Any
+) -> Spec:
+    """Return one layer: a mark, its look, and its own values where it has any."""
+    data = {} if values is None else {"data": {"values": values}}
+    return data | {"mark": {"type": mark} | look, "encoding": encoding}
+
+
+def quantity(field: str, title: str | None, **scale: Any) -> Spec:
+    """Return a quantitative encoding."""
+    return {"field": field, "type": "quantitative", "title": title, "scale": scale}
+
+
+def category(field: str, order: list | None, **more: Any) -> Spec:
+    """Return a nominal encoding without a title, its values in an order."""
+    return {"field": field, "type": "nominal", "sort": order, "title": None} | more
+
+
+def tips(*entries: tuple[str, ...]) -> list[Spec]:
+    """Return a tooltip of (field, title) and (field, title, number format) entries."""
+    # Without a type and a format, the nearest point of a selection has no value.
+    return [
+        {"field": field, "title": title, "format": form[0] if form else ""}
+        | {"type": "quantitative" if form else "nominal"}
+        for field, title, *form in entries
+    ]
 
 
 def scale_by(
@@ -302,34 +349,25 @@ def scale_by(
     return {"field": field, "type": "nominal", "scale": scale, "legend": legend}
 
 
-def color_by(field: str, names: Sequence[str], shown: Iterable[str]) -> Spec:
-    """Return an encoding that gives each name its colour of the series."""
-    return scale_by(field, names, _COLORS, shown)
+def _looks(values, names):
+    """Return the colour and the shape of each variant that has a value."""
+    shown = [n for n in names if any(value["variant"] == n for value in values)]
+    return [scale_by("variant", names, looks, shown) for looks in (COLORS, _SHAPES)]
 
 
 def _choose_scale(values):
-    # One epoch gone wild would flatten all the others.
+    # One wild epoch would flatten all the others.
     if values and min(values) > 0 and max(values) > 10 * float(np.median(values)):
         return {"type": "log", "nice": False}
-    return {"type": "linear", "zero": False}
+    return {"zero": False}
 
 
-def _reading_rule(x, by_x, names, form):
-    """Return the rule that follows the pointer and tells every series' value."""
+def _reading_rule(x, rows, told):
+    """Return a rule that follows the pointer and shows the values of every series."""
     hover = {"type": "point", "on": "pointerover", "clear": "pointerout"}
     hover |= {"nearest": True, "encodings": ["x"]}
-    # Without a format, Vega-Lite finds no value of the point that is nearest.
-    tooltip = [{"field": "x", "title": "epoch", "type": "quantitative", "format": "d"}]
-    shown = set().union(*by_x.values())
-    for i, name in enumerate(names):
-        if f"v{i}" not in shown:
-            continue
-        tooltip.append({"field": f"v{i}", "title": name, "format": form})
-        tooltip[-1]["type"] = "quantitative"
     opacity = {"condition": {"param": "hover", "empty": False, "value": 0.6}}
-    return {
-        "data": {"values": list(by_x.values())},
-        "params": [{"name": "hover", "select": hover}],
-        "mark": {"type": "rule", "color": "var(--muted)", "strokeWidth": 1.5},
-        "encoding": {"x": x, "opacity": opacity | {"value": 0}, "tooltip": tooltip},
-    }
+    encoding = {"x": x, "opacity": opacity | {"value": 0}}
+    encoding["tooltip"] = tips(("x", "epoch", "d"), *told)
+    rule = layer("rule", encoding, rows, color="var(--muted)", strokeWidth=1.5)
+    return rule | {"params": [{"name": "hover", "select": hover}]}

@@ -1,81 +1,106 @@
-"""What the variants of a comparison cost, beside each other."""
+"""What the variants of a comparison cost, relative to each other."""
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from dwsep_jax.report.files import Comparison
+from dwsep_jax.report.format import amount, mebibytes, milliseconds
 
-# Two times that differ by less are about the same: clocks are not steadier than this.
+# Times that differ by less count as equal; clocks are not steadier than this.
 TOLERANCE = 0.05
 
 
-class Speed(NamedTuple):
-    """How fast a variant is beside the baseline.
+class Measure(NamedTuple):
+    """One cost of all variants.
 
     Attributes:
-      inference: by batch size, how many times as fast as the baseline.
-      train: how many times as fast it trains; None where it was not measured.
+      label: with its unit, where the numbers need one.
+      form: formats a value, with its unit.
+      values: by the names of the variants that have it.
     """
 
-    inference: dict[int, float]
-    train: float | None
+    label: str
+    form: Callable[[float | None], str]
+    values: dict[str, float]
+
+    def ratio(self, name: str, other: str) -> float | None:
+        """Return the cost of one variant over another's, or None."""
+        mine, theirs = self.values.get(name), self.values.get(other)
+        return mine / theirs if mine and theirs else None
 
 
-def shared_batches(comparison: Comparison) -> list[tuple[int, str]]:
-    """Return (batch size, dtype) of the latencies that all measured variants have."""
-    measured = [e for e in comparison.efficiency.values() if e]
-    found = [{_key(row) for row in e["latency"]} for e in measured]
-    return sorted(set.intersection(*found)) if found else []
+def measure(comparison: Comparison) -> dict[str, Measure]:
+    """Return every cost that was counted or measured.
 
-
-def latency_ms(efficiency: dict[str, Any] | None, key: tuple[int, str]) -> float | None:
-    """Return the median latency for a (batch size, dtype), or None."""
-    rows = efficiency["latency"] if efficiency else []
-    return next((row["median_ms"] for row in rows if _key(row) == key), None)
-
-
-def train_rate(comparison: Comparison, name: str) -> float | None:
-    """Return the measured training images per second, or None."""
-    efficiency = comparison.efficiency[name] or {}
-    return (efficiency.get("train") or {}).get("images_per_second")
-
-
-def peak_bytes(comparison: Comparison, name: str) -> float | None:
-    """Return the peak memory, or None where it was not measured."""
-    efficiency = comparison.efficiency[name] or {}
-    return (efficiency.get("memory") or {}).get("peak_bytes")
-
-
-def relative(comparison: Comparison, name: str, key: str) -> float:
-    """Return `parameters` or `macs` of a variant as a share of the baseline's."""
+    Keys: parameters, macs, flops, latency_<batch size> (of the batch sizes that all
+    measured variants share), train, memory.
+    """
     variants = comparison.content["variants"]
-    return variants[name][key] / variants[comparison.content["baseline"]][key]
+    measured = {n: e for n, e in comparison.efficiency.items() if e}
+    times = {
+        name: {row["batch_size"]: row["median_ms"] for row in efficiency["latency"]}
+        for name, efficiency in measured.items()
+    }
+    rates = {
+        n: (e.get("train") or {}).get("images_per_second") for n, e in measured.items()
+    }
+    found = {
+        "parameters": Measure(
+            "parameters", amount, {n: v["parameters"] for n, v in variants.items()}
+        ),
+        "macs": Measure(
+            "multiply-adds (MACs)", amount, {n: v["macs"] for n, v in variants.items()}
+        ),
+        "flops": Measure(
+            "FLOPs (XLA)",
+            amount,
+            {n: e["flops"]["xla_forward"] for n, e in measured.items()},
+        ),
+    }
+    for size in sorted(set.intersection(*map(set, times.values())) if times else ()):
+        found[f"latency_{size}"] = Measure(
+            f"time for a batch of {size}",
+            milliseconds,
+            {name: latency[size] for name, latency in times.items()},
+        )
+    found["train"] = Measure(
+        "training time per image",
+        milliseconds,
+        {name: 1e3 / rate for name, rate in rates.items() if rate},
+    )
+    found["memory"] = Measure(
+        "peak memory",
+        mebibytes,
+        {n: (e.get("memory") or {}).get("peak_bytes") for n, e in measured.items()},
+    )
+    return {
+        key: one._replace(values={n: v for n, v in one.values.items() if v is not None})
+        for key, one in found.items()
+    }
 
 
-def speed_of(comparison: Comparison, name: str) -> Speed:
-    """Return how fast a variant is beside the baseline, in float32 where it has it."""
-    baseline = comparison.content["baseline"]
-    inference = {}
-    for key in shared_batches(comparison):
-        mine = latency_ms(comparison.efficiency[name], key)
-        other = latency_ms(comparison.efficiency[baseline], key)
-        if mine and other and (key[0] not in inference or key[1] == "float32"):
-            inference[key[0]] = other / mine
-    mine, other = train_rate(comparison, name), train_rate(comparison, baseline)
-    return Speed(inference, mine / other if mine and other else None)
+def speeds(costs: dict[str, Measure], name: str, baseline: str) -> dict[int, float]:
+    """Return how many times as fast inference is, by batch size."""
+    found = {
+        int(key.removeprefix("latency_")): cost.ratio(baseline, name)
+        for key, cost in costs.items()
+        if key.startswith("latency_")
+    }
+    return {size: ratio for size, ratio in found.items() if ratio}
 
 
-def mean_speed(speed: Speed) -> float | None:
+def mean_speed(speeds: dict[int, float]) -> float | None:
     """Return the geometric mean over the batch sizes; None without any."""
-    logs = [math.log(ratio) for ratio in speed.inference.values()]
+    logs = [math.log(ratio) for ratio in speeds.values()]
     return math.exp(sum(logs) / len(logs)) if logs else None
 
 
 def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Return the names that no other one beats, cheapest first.
+    """Return the names that no other one dominates, cheapest first.
 
     Args:
-      points: cost and accuracy of each. One beats another that costs no less and
+      points: cost and accuracy of each. One dominates another that costs no less and
         reaches no more, unless both are equal.
     """
     front = [
@@ -87,19 +112,3 @@ def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
         )
     ]
     return sorted(front, key=lambda name: points[name])
-
-
-def finished(comparison: Comparison) -> list[str]:
-    """Return the variants that have a mean accuracy, in their order."""
-    variants = comparison.content["variants"]
-    return [name for name in variants if accuracy(comparison, name) is not None]
-
-
-def accuracy(comparison: Comparison, name: str) -> float | None:
-    """Return the mean test accuracy of a variant, a share of 1, or None."""
-    summary = comparison.content["variants"][name]["summary"]
-    return summary.get("accuracy", {}).get("mean")
-
-
-def _key(row):
-    return row["batch_size"], row["dtype"]

@@ -1,8 +1,7 @@
-"""The most confident mistakes of a run, with their pictures where the data are."""
+"""The most confident mistakes of a run, and their pictures."""
 
 import base64
 import io
-from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -11,52 +10,42 @@ from dwsep_jax.data import cache
 from dwsep_jax.data.read import find_data_dir, find_version_dir, read
 from dwsep_jax.errors import UserError
 from dwsep_jax.report.files import Run
+from dwsep_jax.report.format import percent
 
 MAX_MISTAKES = 12
-
-
-class Mistake(NamedTuple):
-    """An image that was taken for another class.
-
-    Attributes:
-      id: of the example.
-      truth: the name of its class.
-      prediction: the name of the class that it was taken for.
-      confidence: the probability of the prediction.
-    """
-
-    id: str
-    truth: str
-    prediction: str
-    confidence: float
+_PICTURE_SIZE = 96
 
 
 def find_mistakes(
     predictions: dict[str, np.ndarray], names: list[str]
-) -> list[Mistake]:
-    """Return the mistakes of the highest confidence first, at most `MAX_MISTAKES`."""
+) -> list[dict[str, str]]:
+    """Return at most `MAX_MISTAKES` mistakes, those of the highest confidence first.
+
+    Args:
+      predictions: id, label and probabilities, as predictions.npz holds them.
+      names: of the classes.
+
+    Returns:
+      {id, true, predicted, confidence} of each, for people to read.
+    """
     probabilities, labels = predictions["probabilities"], predictions["label"]
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     order = wrong[np.argsort(-confidence[wrong], kind="stable")][:MAX_MISTAKES]
     return [
-        Mistake(
-            str(predictions["id"][i]),
-            names[labels[i]],
-            names[predicted[i]],
-            float(confidence[i]),
-        )
+        {"id": str(predictions["id"][i]), "true": names[labels[i]]}
+        | {"predicted": names[predicted[i]], "confidence": percent(confidence[i])}
         for i in order
     ]
 
 
 def find_images(run: Run, ids: list[str]) -> list[np.ndarray]:
-    """Return the test images of these ids, uint8 (H, W, C) each.
+    """Return the test images with these ids, uint8 (H, W, C) each.
 
     Raises:
-      UserError: that says why there are none, as the end of a sentence.
+      UserError: if they are not available; the message completes a sentence.
     """
-    config: dict[str, Any] = (run.config or {}).get("resolved", {})
+    config = (run.config or {}).get("resolved")
     if not config:
         raise UserError("there is no config.json to name the dataset")
     name = config["dataset"]
@@ -78,7 +67,9 @@ def find_images(run: Run, ids: list[str]) -> list[np.ndarray]:
 
 
 def to_data_uri(image: np.ndarray) -> str:
-    """Return an image, uint8 (H, W, C), as a PNG inside an address."""
+    """Return an image, uint8 (H, W, C), as the data URI of an enlarged PNG."""
+    factor = max(1, _PICTURE_SIZE // max(image.shape[:2]))
+    enlarged = np.squeeze(image.repeat(factor, axis=0).repeat(factor, axis=1))
     content = io.BytesIO()
-    Image.fromarray(np.squeeze(image)).save(content, format="PNG")
+    Image.fromarray(enlarged).save(content, format="PNG")
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()

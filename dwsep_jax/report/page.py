@@ -1,88 +1,65 @@
-"""A report's parts, and the page and the Markdown that they make."""
+"""The blocks that make up a report, and the HTML, Markdown and PNGs made of them."""
 
-import dataclasses
 import functools
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import vl_convert
 
-# What a chart is drawn with, in each theme. Series: after Okabe and Ito, darkened or
-# lightened until each has a contrast of 3 to the background; text has 4.5 (WCAG 2.1).
-# The ramp goes from the background away, from bad to good.
+from dwsep_jax.report.format import DASH
+
+# Colours in the light and the dark theme. Text has a contrast of at least 4.5 to the
+# background, series have at least 3 (WCAG 2.1). The series follow Okabe and Ito's
+# palette for colour-blind readers; the ramp runs from bad to good.
+_COLORS = {
+    "page": ("#ffffff", "#12161c"),
+    "panel": ("#f4f6f8", "#1b2129"),
+    "text": ("#1b1f24", "#e6eaef"),
+    "muted": ("#57606a", "#a3adb8"),
+    "line": ("#d0d7de", "#3a434e"),
+    "link": ("#0b5cad", "#7cbcff"),
+    "good": ("#0b6e4f", "#4cc79b"),
+    "bad": ("#a63a00", "#ff9a5c"),
+    "open": ("#6b5600", "#e2c64b"),
+    "heat": ("#56b4e9", "#00659f"),
+    "series0": ("#0072b2", "#56b4e9"),
+    "series1": ("#d55e00", "#f58231"),
+    "series2": ("#00805f", "#2fbf93"),
+    "series3": ("#aa4499", "#d884c8"),
+    "series4": ("#8a6d00", "#e2c64b"),
+    "series5": ("#57606a", "#a3adb8"),
+    "ramp0": ("#8b929a", "#68727e"),
+    "ramp1": ("#557fb0", "#5b86b3"),
+    "ramp2": ("#2a6cb0", "#6fb1ec"),
+    "ramp3": ("#003a70", "#d3eaff"),
+}
 THEMES = {
-    "light": {
-        "page": "#ffffff",
-        "panel": "#f4f6f8",
-        "text": "#1b1f24",
-        "muted": "#57606a",
-        "line": "#d0d7de",
-        "link": "#0b5cad",
-        "good": "#0b6e4f",
-        "bad": "#a63a00",
-        "open": "#6b5600",
-        "heat": "#56b4e9",
-        "series0": "#0072b2",
-        "series1": "#d55e00",
-        "series2": "#00805f",
-        "series3": "#aa4499",
-        "series4": "#8a6d00",
-        "series5": "#57606a",
-        "ramp0": "#8b929a",
-        "ramp1": "#557fb0",
-        "ramp2": "#2a6cb0",
-        "ramp3": "#003a70",
-    },
-    "dark": {
-        "page": "#12161c",
-        "panel": "#1b2129",
-        "text": "#e6eaef",
-        "muted": "#a3adb8",
-        "line": "#3a434e",
-        "link": "#7cbcff",
-        "good": "#4cc79b",
-        "bad": "#ff9a5c",
-        "open": "#e2c64b",
-        "heat": "#00659f",
-        "series0": "#56b4e9",
-        "series1": "#f58231",
-        "series2": "#2fbf93",
-        "series3": "#d884c8",
-        "series4": "#e2c64b",
-        "series5": "#a3adb8",
-        "ramp0": "#68727e",
-        "ramp1": "#5b86b3",
-        "ramp2": "#6fb1ec",
-        "ramp3": "#d3eaff",
-    },
+    theme: {name: pair[i] for name, pair in _COLORS.items()}
+    for i, theme in enumerate(("light", "dark"))
 }
 _PNG_WIDTH = 640
+_MAX_ROWS_IN_ALT = 12
 
 
-@dataclasses.dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A paragraph."""
 
     text: str
-    kind = "text"
 
 
-@dataclasses.dataclass(frozen=True)
-class Bullets:
-    """A list of sentences; `urls` has the address that belongs to each, or None."""
+class Bullets(NamedTuple):
+    """A list of sentences; `urls` gives each one a link, or None."""
 
     items: list[str]
     urls: list[str | None] | None = None
-    kind = "bullets"
 
 
-@dataclasses.dataclass(frozen=True)
-class Headline:
-    """The answer: a few words, their tone (good, bad, open), a paragraph.
+class Headline(NamedTuple):
+    """The answer: a few words, their tone (good, bad or open) and a paragraph.
 
-    `figures` are the numbers behind it, each with what it is; `more` is a second
+    `figures` holds the numbers behind it, each with its meaning; `more` is a second
     paragraph.
     """
 
@@ -91,14 +68,12 @@ class Headline:
     text: str
     figures: tuple[tuple[str, str], ...] = ()
     more: str = ""
-    kind = "headline"
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of texts: the first column to the left, the others to the right.
+class Table(NamedTuple):
+    """A table of strings, its first column left-aligned and the others right-aligned.
 
-    `folded` is shown on demand; `note` is said below.
+    A folded table opens on demand; `links` gives each row a link.
     """
 
     caption: str
@@ -107,72 +82,62 @@ class Table:
     folded: bool = False
     note: str = ""
     links: list[str] | None = None
-    kind = "table"
 
 
-@dataclasses.dataclass(frozen=True)
-class Chart:
-    """A figure: `png` where it is drawn already, else the specification makes it.
+class Chart(NamedTuple):
+    """A Vega-Lite chart.
 
     Attributes:
-      name: of the file in figures/, without its suffix; unique within a section.
-      title: what is shown.
-      alt: what it says, for whoever does not see it.
-      spec: Vega-Lite, whose colours are var(--name) of `THEMES`; None: only the PNG.
-      png: PNG, or None.
+      name: of the PNG in figures/, without its suffix; unique within a section.
+      title: what it shows.
+      spec: Vega-Lite, with var(--name) for the colours of `THEMES`.
       max_width: on the page, in pixels.
     """
 
     name: str
     title: str
-    alt: str
-    spec: dict[str, Any] | None = None
-    png: bytes | None = None
+    spec: dict[str, Any]
     max_width: int = 820
-    kind = "chart"
+
+    @property
+    def alt(self) -> str:
+        """The title and what the tooltips say; of many points, the first and last."""
+        layers = [layer for layer in self.spec["layer"] if _tooltip(layer)]
+        if not layers:
+            return f"{self.title}."
+        rows = layers[0].get("data", self.spec["data"])["values"]
+        shown = rows if len(rows) <= _MAX_ROWS_IN_ALT else [rows[0], rows[-1]]
+        told = "; ".join(_describe_point(row, _tooltip(layers[0])) for row in shown)
+        many = f"{len(rows)} points, first and last: " if shown is not rows else ""
+        return f"{self.title}. {many}{told}."
 
 
-@dataclasses.dataclass(frozen=True)
-class Grid:
+class Grid(NamedTuple):
     """Charts side by side where there is room."""
 
     charts: list[Chart]
-    kind = "grid"
 
 
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Small pictures as data URIs, each with a caption; `sheet` is all in one PNG."""
-
-    items: list[tuple[str, str]]
-    sheet: Chart
-    kind = "pictures"
-
-
-@dataclasses.dataclass(frozen=True)
-class Code:
+class Code(NamedTuple):
     """Commands."""
 
     text: str
-    kind = "code"
 
 
-Block = Text | Bullets | Headline | Table | Chart | Grid | Pictures | Code
+Block = Text | Bullets | Headline | Table | Chart | Grid | Code
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A heading and what is below it."""
+class Part(NamedTuple):
+    """A heading and the blocks below it."""
 
     title: str
     blocks: list[Block]
 
 
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """A workdir's part of the report: its headline blocks, then its parts.
+class Section(NamedTuple):
+    """The report of one workdir: its headline blocks, then its parts.
 
-    `summary` is its row of the overview: workdir, what, accuracy, result.
+    `summary` is its row of the overview: workdir, dataset, kind, accuracy, result.
     """
 
     title: str
@@ -182,9 +147,10 @@ class Section:
 
 
 def render_html(sections: list[Section], overview: Table | None) -> str:
-    """Return the page, with all that it needs inside."""
-    template = _environment(autoescape=True).get_template("page.html.jinja")
-    return template.render(
+    """Return the page as one file that loads nothing else."""
+    return _render(
+        "page.html.jinja",
+        autoescape=True,
         sections=sections,
         overview=overview,
         themes=THEMES,
@@ -194,40 +160,55 @@ def render_html(sections: list[Section], overview: Table | None) -> str:
 
 
 def render_markdown(sections: list[Section], overview: Table | None) -> str:
-    """Return the same content as Markdown, which refers to figures/*.png."""
-    template = _environment(autoescape=False).get_template("page.md.jinja")
-    text = template.render(sections=sections, overview=overview)
+    """Return the same content as Markdown that refers to figures/*.png."""
+    text = _render("page.md.jinja", False, sections=sections, overview=overview)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def render_figures(sections: list[Section]) -> dict[str, bytes]:
-    """Return the PNG of each chart, by the names of the files."""
-    contents = {}
-    for i, section in enumerate(sections):
-        for block in [*section.lead, *(b for p in section.parts for b in p.blocks)]:
-            charts = {"chart": [block], "grid": getattr(block, "charts", [])}
-            charts["pictures"] = [getattr(block, "sheet", None)]
-            for chart in charts.get(block.kind, []):
-                png = chart.png or _draw(chart)
-                contents[figure_name(i, chart)] = png
-    return contents
+    """Return the PNG of each chart by file name."""
+    return {
+        figure_name(i, chart): draw(chart.spec, chart.title)
+        for i, section in enumerate(sections)
+        for block in [*section.lead, *(b for p in section.parts for b in p.blocks)]
+        for chart in getattr(block, "charts", [block])
+        if isinstance(chart, Chart)
+    }
 
 
 def figure_name(section: int, chart: Chart) -> str:
-    """Return the name of a chart's file; those after the first section are numbered."""
+    """Return the file name of a chart, numbered in all sections but the first."""
     return f"{chart.name}.png" if section == 0 else f"{section + 1}-{chart.name}.png"
 
 
-def _draw(chart):
-    spec = {"config": _chart_config() | {"background": "var(--page)"}, **chart.spec}
+def draw(spec: dict[str, Any], title: str) -> bytes:
+    """Return a chart as a PNG in the light theme, its title above it."""
+    # As a list, a title is broken into lines and stays plain text.
+    look = {"anchor": "start", "fontSize": 13, "offset": 10, "color": "var(--text)"}
+    config = _chart_config() | {"background": "var(--page)", "padding": 12}
+    spec = {"title": {"text": title.split("\n")} | look, "config": config} | spec
     text = json.dumps(spec).replace('"width": "container"', f'"width": {_PNG_WIDTH}')
     light = THEMES["light"]
     text = re.sub(r"var\(--([a-z0-9]+)\)", lambda match: light[match[1]], text)
     return vl_convert.vegalite_to_png(json.loads(text), scale=2)
 
 
+def _tooltip(layer):
+    return layer.get("encoding", {}).get("tooltip")
+
+
+def _describe_point(row, tooltip):
+    """Return what a tooltip says of a row of data; d3's formats are like Python's."""
+    told = []
+    for entry in tooltip:
+        value = row.get(entry["field"])
+        text = DASH if value is None else format(value, entry.get("format", ""))
+        told.append(f"{entry['title']} {text}")
+    return ", ".join(told)
+
+
 def _chart_config():
-    """Return the look of all charts: colours of the theme, light grid, no frame."""
+    """Return the look that all charts share: a light grid, no frame."""
     text, muted, line = "var(--text)", "var(--muted)", "var(--line)"
     words = {"labelColor": muted, "titleColor": text, "labelFontSize": 12}
     words |= {"titleFontSize": 12, "titleFontWeight": "normal", "labelLimit": 240}
@@ -246,12 +227,12 @@ def _chart_config():
 
 @functools.cache
 def _bundle():
-    """Return the JavaScript that draws, such that it may stand in a script element."""
+    """Return the JavaScript of Vega, made safe inside a script element."""
     source = vl_convert.javascript_bundle()
     return source.replace("</script", r"<\/script").replace("<!--", r"<\!--")
 
 
-def _environment(autoescape):
+def _render(template, autoescape, **values):
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dwsep_jax.report", "templates"),
         autoescape=autoescape,
@@ -260,19 +241,19 @@ def _environment(autoescape):
         lstrip_blocks=True,
     )
     environment.globals["figure_name"] = figure_name
+    environment.filters["kind"] = lambda block: type(block).__name__
     environment.filters["cell"] = _escape_markdown
     environment.filters["whole"] = _keep_units
-    return environment
+    return environment.get_template(template).render(**values)
 
 
 def _keep_units(text):
     """Return text whose numbers stay on one line with their units."""
-    return re.sub(
-        r"(?<=\d) (?=[%kMGT]|ms|points|seeds)", "\N{NO-BREAK SPACE}", str(text)
-    )
+    pattern = r"(?<=\d) (?=[%kMGT]|ms|points|seeds)"
+    return re.sub(pattern, "\N{NO-BREAK SPACE}", str(text))
 
 
 def _escape_markdown(text):
-    """Return text that Markdown shows as it is, in a table's cell too."""
+    """Return text that Markdown shows literally, in a table cell too."""
     text = re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", str(text))
     return " ".join(text.split())

@@ -9,7 +9,6 @@ from dwsep_jax.report.format import (
     DASH,
     PLUS_MINUS,
     amount,
-    fixed,
     interval,
     mean_and_interval,
     percent,
@@ -195,7 +194,6 @@ def _show_finals(sweep, rivals):
             for run in final["runs"]
         ]
     title = "Test accuracy of the finals: mean, 95 % interval, and each seed"
-    listed = "; ".join(f"{row[0]} {row[1]} ({row[3]})" for row in rows)
     spec = sweep_charts.finals(values, seeds)
     columns = ["trial", "test accuracy", "std", "95 % interval"]
     columns += ["validation accuracy", "seeds", "best of"]
@@ -206,7 +204,7 @@ def _show_finals(sweep, rivals):
         f"Student's t over seeds; {PLUS_MINUS} is half of one."
     )
     return [
-        Chart("finals", title, f"{title}: {listed}.", spec),
+        Chart("finals", title, spec),
         Table("The finals", columns, rows, note=note),
         *_show_differences(rivals, names),
         *_show_curves(sweep, names),
@@ -243,11 +241,9 @@ def _show_curves(sweep, names):
         for name, rows in curves.items()
     }
     words = "validation accuracy (%)"
-    last = ", ".join(f"{name} {fixed(s[-1][1], 2)}" for name, s in series.items())
     title = "The finals over the epochs: validation accuracy"
-    alt = f"{title}; means at the end, in per cent: {last}."
     spec = charts.lines(series, list(series), words, ".2f")
-    yield Chart("finals_curves", title, alt, spec)
+    yield Chart("finals_curves", title, spec)
 
 
 def _show_history(sweep, pairs):
@@ -259,7 +255,6 @@ def _show_history(sweep, pairs):
         top = best[-1]["y"] if best else -1.0
         if point["state"] == "complete" and point["y"] > top:
             best.append({"number": point["number"], "y": point["y"]})
-    steps = ", ".join(f"trial {b['number']} {b['y']:.2f} %" for b in best)
     if best:  # Level from the last step on.
         best.append({"number": points[-1]["number"], "y": best[-1]["y"]})
     title = "Validation accuracy of each trial, and the best so far"
@@ -272,24 +267,20 @@ def _show_history(sweep, pairs):
     if low:
         verb = "lies lower and is" if low == 1 else "lie lower and are"
         words += f" Of the trials, {low} {verb} drawn at the lower end of the axis."
-    alt = f"{title}: {steps or 'none is complete'}."
-    return [Chart("history", title, alt, spec), Text(words)]
+    return [Chart("history", title, spec), Text(words)]
 
 
 def _show_parallel(sweep, pairs):
     if not pairs:
         return [_no_values()]
     title = "Each trial as a line from setting to setting, to its validation accuracy"
-    winner = finals.find_winner(sweep)
-    words = f": {sweep_text.describe_settings(sweep, winner)}" if winner else ""
-    alt = f"{title}. {len(pairs)} trials; the best is the thick line{words}."
     spec = parallel(pairs, sweep.axes)
     words = (
         "Where the lines of the best quarter come together, the setting matters and "
         "its best value is there; where they spread, it hardly does. Point at a line "
         "to read its trial."
     )
-    return [Chart("parallel", title, alt, spec), Text(words)]
+    return [Chart("parallel", title, spec), Text(words)]
 
 
 def _show_importance(sweep):
@@ -304,8 +295,6 @@ def _show_importance(sweep):
         for name, part in sorted(shares.items(), key=lambda item: -item[1])
     ]
     title = "Share of the variance of the accuracy that a setting explains (fANOVA)"
-    listed = ", ".join(f"{value['name']} {value['shown']}" for value in values)
-    alt = f"{title}: {listed}."
     complete = len(finals.list_complete(sweep))
     words = (
         f"Estimated from {complete} complete trials over the whole space, bad regions "
@@ -313,7 +302,7 @@ def _show_importance(sweep):
         "value is known. From few trials it is rough."
     )
     return [
-        Chart("importance", title, alt, sweep_charts.importance(values)),
+        Chart("importance", title, sweep_charts.importance(values)),
         Text(words),
     ]
 
@@ -331,12 +320,9 @@ def _show_slices(sweep, pairs):
                 values.append(point | {"x": x})
         if not values:
             continue
-        best = max(values, key=lambda v: (v["is_winner"], v["y"]))
         title = f"Validation accuracy by {axis.label}"
-        text = sweep_text.shorten(str(best["x"]))
-        alt = f"{title}, of {len(values)} trials; the best is at {text}."
         spec = sweep_charts.slices(values, axis)
-        grid.append(Chart(f"slice_{axis.name}", title, alt, spec))
+        grid.append(Chart(f"slice_{axis.name}", title, spec))
         sentences += _describe_choices(axis, values)
     return [Grid(grid), Bullets(sentences)] if sentences else [Grid(grid)]
 

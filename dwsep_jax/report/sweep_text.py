@@ -14,7 +14,6 @@ from dwsep_jax.report.format import (
     points,
 )
 from dwsep_jax.report.page import Headline
-from dwsep_jax.report.text import VERDICT_WORDS
 from dwsep_jax.report.trials import Trial, read_number
 from dwsep_jax.statistics import MIN_SEEDS
 
@@ -258,7 +257,7 @@ def _discuss_fit(sweep):
     if not sweep.best:
         return
     verdicts = [d["verdict"] for d in sweep.diagnoses.get(sweep.best["number"], [])]
-    counts = Counter(VERDICT_WORDS[verdict] for verdict in verdicts).most_common()
+    counts = Counter(verdict.replace("_", " ") for verdict in verdicts).most_common()
     if counts:
         found = [f"{words} in {n} of {len(verdicts)} runs" for words, n in counts]
         yield f"How the winner's loss curves read: {listing(found)}."

@@ -1,21 +1,15 @@
-"""The sentences of a comparison, generated from its numbers."""
+"""The sentences of a comparison's report, derived from its numbers."""
 
 import math
 from collections import Counter
 
-from dwsep_jax.report import costs
+from dwsep_jax.report.costs import TOLERANCE, Measure, mean_speed, pareto_front, speeds
 from dwsep_jax.report.files import Comparison
-from dwsep_jax.report.format import (
-    fixed,
-    interval,
-    listing,
-    percent,
-    points,
-    share,
-    times,
-)
+from dwsep_jax.report.format import listing, percent, points, share, times
 from dwsep_jax.report.page import Headline
 from dwsep_jax.statistics import MIN_SEEDS
+
+Costs = dict[str, Measure]
 
 ANSWER_WORDS = {
     "better": "better",
@@ -23,199 +17,115 @@ ANSWER_WORDS = {
     "worse": "worse",
     "undecided": "undecided",
 }
-VERDICT_WORDS = {
-    "overfitting": "overfitting",
-    "underfitting": "underfitting",
-    "well_fitted": "well fitted",
-    "still_improving": "still improving",
-    "diverged": "diverged",
+_OPENINGS = {
+    "better": "Yes, it is more accurate",
+    "not_worse": "Yes, without a loss of accuracy that matters",
+    "worse": "No, it loses accuracy",
+    "undecided": "Not answered yet",
 }
+_WHY_NOT_FASTER = (
+    " A depthwise convolution does little arithmetic for each number it moves, and a "
+    "count of arithmetic does not see the moving."
+)
 
 
-def answer(comparison: Comparison) -> Headline:
-    """Return the answer: worth it or not, where, by how much, at what loss."""
-    content = comparison.content
+def means(comparison: Comparison) -> dict[str, float]:
+    """Return the mean test accuracy of each variant that has one, a share of 1."""
+    found = {
+        name: variant["summary"].get("accuracy", {}).get("mean")
+        for name, variant in comparison.content["variants"].items()
+    }
+    return {name: mean for name, mean in found.items() if mean is not None}
+
+
+def answer(comparison: Comparison, costs: Costs) -> Headline:
+    """Return whether it is worth it: accuracy, size and speed."""
+    content, reached = comparison.content, means(comparison)
     main, baseline = content["main"], content["baseline"]
     pair = content["paired"].get(main)
-    if pair is None or costs.accuracy(comparison, baseline) is None:
+    if pair is None or baseline not in reached:
         text = (
             f"Not answered yet: {main} and {baseline} have no finished runs in common."
         )
         return Headline("Undecided", "open", text)
-    speed = costs.mean_speed(costs.speed_of(comparison, main))
-    saves = costs.relative(comparison, main, "macs") < 1
-    verdict, tone = _decide(content["answer"], saves, speed)
-    text = f"{_open(comparison, pair)} {_describe_costs(comparison, main)}"
-    figures = _list_figures(comparison, pair)
-    return Headline(verdict, tone, text, figures, _describe_rivals(comparison))
+    inference = speeds(costs, main, baseline)
+    speed = mean_speed(inference)
+    training = costs["train"].ratio(baseline, main)
+    macs = costs["macs"].ratio(main, baseline)
+    verdict, tone = decide(content["answer"], macs < 1, speed)
+    text = (
+        f"{_OPENINGS[content['answer']]}: on {content['dataset']}, {main} reaches "
+        f"{percent(reached[main])} test accuracy, and {baseline} "
+        f"{percent(reached[baseline])}. {content['reason'].rstrip('.')}. "
+        f"{_describe_speed(comparison, inference)}"
+    )
+    figures = [
+        (f"{points(pair['mean'])} points", f"accuracy, against {baseline}"),
+        (share(costs["parameters"].ratio(main, baseline)), "of its parameters"),
+        (share(macs), "of its multiply-adds"),
+    ]
+    if speed:
+        figures.append((times(speed), "its speed in inference"))
+    if training:
+        figures.append((times(training), "its speed in training"))
+    return Headline(verdict, tone, text, tuple(figures))
 
 
-def _decide(result, saves, speed):
-    """Return verdict and tone."""
+def decide(result: str, saves: bool, speed: float | None) -> tuple[str, str]:
+    """Return the verdict and its tone.
+
+    Args:
+      result: the answer of comparison.json.
+      saves: whether the main variant has fewer multiply-adds.
+      speed: how many times as fast it is; None where it was not measured.
+    """
+    is_faster = speed is not None and speed > 1 + TOLERANCE
+    is_slower = speed is not None and speed < 1 - TOLERANCE
     if result == "undecided":
         return "Undecided", "open"
     if result == "worse":
-        gains = saves or (speed or 1) > 1 + costs.TOLERANCE
-        return ("Not without a loss" if gains else "Not worth it"), "bad"
-    if speed is not None and speed > 1 + costs.TOLERANCE:
+        return ("Not without a loss" if saves or is_faster else "Not worth it"), "bad"
+    if is_faster:
         return "Worth it", "good"
     if not saves:
         return ("Worth it" if result == "better" else "No gain"), "open"
-    if speed is not None and speed < 1 - costs.TOLERANCE:
+    if is_slower:
         return "Worth it for its size, not for speed", "open"
     return "Worth it for its size", "good"
 
 
-def _list_figures(comparison, pair):
-    """Return the numbers of the answer, each with what it is."""
-    main, baseline = comparison.content["main"], comparison.content["baseline"]
-    speed = costs.speed_of(comparison, main)
-    mean = costs.mean_speed(speed)
-    figures = [
-        (f"{points(pair['mean'])} points", f"accuracy, against {baseline}"),
-        (share(costs.relative(comparison, main, "parameters")), "of its parameters"),
-        (share(costs.relative(comparison, main, "macs")), "of its multiply-adds"),
+def _describe_speed(comparison, inference):
+    """Return at which batch sizes inference is faster, slower or as fast."""
+    groups = {"faster": {}, "slower": {}, "about as fast": {}}
+    for size, ratio in sorted(inference.items()):
+        is_faster, is_slower = ratio > 1 + TOLERANCE, ratio < 1 - TOLERANCE
+        word = "faster" if is_faster else "slower" if is_slower else "about as fast"
+        groups[word][size] = ratio
+    parts = []
+    for word, group in groups.items():
+        if group:
+            ends = dict.fromkeys(
+                (times(min(group.values())), times(max(group.values())))
+            )
+            sizes = listing([str(size) for size in group])
+            plural = "s" if len(group) > 1 else ""
+            parts.append(f"{word} at batch size{plural} {sizes} ({' to '.join(ends)})")
+    if not parts:
+        return "Its speed was not measured."
+    kinds = [
+        e["environment"].get("device_kind")
+        for e in comparison.efficiency.values()
+        if e and e["environment"].get("device_kind")
     ]
-    if mean:
-        figures.append((times(mean), "its speed in inference"))
-    if speed.train:
-        figures.append((times(speed.train), "its speed in training"))
-    return tuple(figures)
-
-
-def _open(comparison, pair):
-    """Return the sentence on accuracy, which begins with the answer."""
-    content = comparison.content
-    main, baseline = content["main"], content["baseline"]
-    margin = f"{100 * content['margin']:.2f} points"
-    difference = f"{points(pair['mean'])} points"
-    reached = (
-        f"{main} reaches {percent(costs.accuracy(comparison, main))} test accuracy "
-        f"against {percent(costs.accuracy(comparison, baseline))} for {baseline}"
-    )
-    spread = _describe_intervals(pair)
-    if content["answer"] == "better":
-        return (
-            f"Yes, it wins: on {content['dataset']}, {reached}, {difference}{spread}."
-        )
-    if content["answer"] == "not_worse":
-        return (
-            f"Yes, at no loss that matters: on {content['dataset']}, {reached}, "
-            f"{difference}{spread}, which is not worse by more than the margin of "
-            f"{margin}."
-        )
-    if content["answer"] == "worse":
-        return (
-            f"No, it loses accuracy: on {content['dataset']}, {reached}, "
-            f"{difference}{spread}."
-        )
-    if pair["n"] < MIN_SEEDS:
-        seeds = "1 seed is" if pair["n"] == 1 else f"{pair['n']} seeds are"
-        return (
-            f"Not answered yet, for want of seeds: {seeds} too few to tell a "
-            f"difference from luck, and it takes {MIN_SEEDS} at least. So far, on "
-            f"{content['dataset']}, {reached}, {difference}."
-        )
-    return (
-        f"Not answered yet: on {content['dataset']}, {reached}, {difference}{spread}. "
-        f"These intervals leave open whether it loses more than the margin of {margin}."
-    )
-
-
-def _describe_intervals(pair):
-    parts = []
-    if pair.get("ci95"):
-        parts.append(f"{interval(pair['ci95'])} over {pair['n']} seeds")
-    bootstrap = pair.get("bootstrap") or {}
-    if bootstrap.get("ci95"):
-        images = f"{bootstrap['num_images']:,} test images"
-        parts.append(f"{interval(bootstrap['ci95'])} over {images}")
-    return f" (95 % intervals: {'; '.join(parts)})" if parts else ""
-
-
-def _describe_costs(comparison, name):
-    """Return what it saves, on paper and by the clock, and where."""
-    parameters = share(costs.relative(comparison, name, "parameters"))
-    macs = share(costs.relative(comparison, name, "macs"))
-    speed = costs.speed_of(comparison, name)
-    clock = [_describe_inference(speed.inference)]
-    if speed.train:
-        clock.append(f"training runs at {times(speed.train)} its speed")
-    clock = [words for words in clock if words]
-    device = _describe_device(comparison)
-    sizes = f"It has {parameters} of the parameters and {macs} of the multiply-adds."
-    if not clock:
-        return f"{sizes} Its speed was not measured."
-    return f"{sizes} By the clock{device}, {'; '.join(clock)}."
-
-
-def _describe_device(comparison):
-    for efficiency in comparison.efficiency.values():
-        kind = (efficiency or {}).get("environment", {}).get("device_kind")
-        if kind:
-            return f" on this machine ({kind})"
-    return ""
-
-
-def _describe_inference(inference):
-    """Return where it is faster, slower or the same, by batch size."""
-    groups = {"faster": [], "slower": [], "about as fast": []}
-    for batch, ratio in sorted(inference.items()):
-        if ratio > 1 + costs.TOLERANCE:
-            groups["faster"].append(batch)
-        elif ratio < 1 - costs.TOLERANCE:
-            groups["slower"].append(batch)
-        else:
-            groups["about as fast"].append(batch)
-    parts = []
-    for word, batches in groups.items():
-        if not batches:
-            continue
-        ratios = sorted({times(inference[batch]) for batch in batches})
-        low, high = (
-            min(inference[b] for b in batches),
-            max(inference[b] for b in batches),
-        )
-        ratios = times(low) if len(ratios) == 1 else f"{times(low)} to {times(high)}"
-        where = listing([str(batch) for batch in batches])
-        plural = "s" if len(batches) > 1 else ""
-        parts.append(f"{word} at batch size{plural} {where} ({ratios} the speed)")
-    return f"inference is {listing(parts)}" if parts else ""
-
-
-def _describe_rivals(comparison):
-    """Return how the variants of equal parameters and equal MACs do."""
-    content = comparison.content
-    main, baseline = content["main"], content["baseline"]
-    sentences = []
-    for name in content["variants"]:
-        pair = content["paired"].get(name)
-        if pair is None or name in (main, baseline):
-            continue
-        likeness = [
-            words
-            for key, words in (("parameters", "parameters"), ("macs", "multiply-adds"))
-            if abs(costs.relative(comparison, name, key) - 1) < 0.03
-        ]
-        if not likeness:
-            continue
-        what = f", with as many {listing(likeness)} as {baseline},"
-        sentences.append(
-            f"{name}{what} is {ANSWER_WORDS[pair['answer']]}: {points(pair['mean'])} "
-            f"points{_in_brackets(interval(pair.get('ci95')), pair.get('ci95'))}."
-        )
-    return " ".join(sentences)
-
-
-def _in_brackets(text, condition):
-    return f" ({text})" if condition else ""
+    device = f" on this machine ({kinds[0]})" if kinds else ""
+    return f"Measured{device}, inference is {listing(parts)}."
 
 
 def seeds_needed(comparison: Comparison) -> int | None:
-    """Return about how many seeds narrow the interval to +- the margin.
+    """Return about how many seeds would narrow the interval to the margin.
 
-    From the standard deviation of the paired differences, by the normal law; None
-    where it is not known, or the seeds are enough already.
+    By the normal law, from the standard deviation of the paired differences; None where
+    that is unknown or the seeds suffice already.
     """
     content = comparison.content
     pair = content["paired"].get(content["main"], {})
@@ -225,153 +135,118 @@ def seeds_needed(comparison: Comparison) -> int | None:
     return needed if needed > pair["n"] else None
 
 
-def discuss(comparison: Comparison) -> list[str]:
-    """Return the trade-off and the effectiveness, a sentence or two each."""
-    names = costs.finished(comparison)
+def discuss(comparison: Comparison, costs: Costs) -> list[str]:
+    """Return the trade-off of each variant, and what became of the promised speed."""
     return [
-        *_discuss_trade_off(comparison, names),
-        *_discuss_promise(comparison),
-        *_discuss_front(comparison, names),
-        *_discuss_fit(comparison, names),
-        *_discuss_calibration(comparison, names),
+        *_discuss_trade_offs(comparison, costs),
+        *_discuss_promise(comparison, costs),
+        *_discuss_front(comparison, costs),
+        *_discuss_fit(comparison),
     ]
 
 
-def _discuss_trade_off(comparison, names):
+def _discuss_trade_offs(comparison, costs):
     content = comparison.content
-    for name in names:
-        pair = content["paired"].get(name)
-        if name == content["baseline"] or pair is None:
+    baseline = content["baseline"]
+    for name in content["variants"]:
+        if name == baseline or (pair := content["paired"].get(name)) is None:
             continue
-        speed = costs.mean_speed(costs.speed_of(comparison, name))
-        clock = f", at {times(speed)} the inference speed" if speed else ""
+        speed = mean_speed(speeds(costs, name, baseline))
         yield (
-            f"Trade-off of {name}: {points(pair['mean'])} points of accuracy for "
-            f"{share(costs.relative(comparison, name, 'parameters'))} of the "
-            f"parameters and {share(costs.relative(comparison, name, 'macs'))} of the "
-            f"multiply-adds of {content['baseline']}{clock}."
+            f"{name} trades {points(pair['mean'])} points of accuracy for "
+            f"{share(costs['parameters'].ratio(name, baseline))} of the parameters and "
+            f"{share(costs['macs'].ratio(name, baseline))} of the multiply-adds of "
+            f"{baseline}{f', at {times(speed)} its inference speed' if speed else ''}."
         )
 
 
-def _discuss_promise(comparison):
-    main = comparison.content["main"]
-    promised = 1 / costs.relative(comparison, main, "macs")
-    inference = costs.speed_of(comparison, main).inference
-    if not inference:
-        return
-    best = max(inference, key=inference.get)
-    kept = inference[best] / promised
-    why = (
-        " A depthwise convolution does little arithmetic for each number that it "
-        "moves, and a count of arithmetic does not see the moving."
-    )
-    yield (
-        f"Effectiveness: {times(promised)} fewer multiply-adds promise as much speed; "
-        f"the clock gives {times(inference[best])} at best (batch size {best}), "
-        f"{share(kept)} of the promise.{why if kept < 0.8 else ''}"
-    )
-    efficiency = comparison.efficiency[main]
-    machine = efficiency.get("machine") or {}
-    achieved = efficiency.get("achieved_flops_per_second")
-    peak = machine.get("matmul_flops_per_second")
-    moved = efficiency.get("achieved_bytes_per_second")
-    copied = machine.get("copy_bytes_per_second")
-    if achieved and peak and moved and copied:
-        arithmetic, memory = achieved / peak, moved / copied
-        limit = "memory" if memory > arithmetic else "arithmetic"
+def _discuss_promise(comparison, costs):
+    main, baseline = comparison.content["main"], comparison.content["baseline"]
+    promised = costs["macs"].ratio(baseline, main)
+    if inference := speeds(costs, main, baseline):
+        best = max(inference, key=inference.get)
+        kept = inference[best] / promised
         yield (
-            f"{main} reaches {share(arithmetic)} of the arithmetic (FLOP/s) that a "
-            f"matrix product reached on the same machine, and {share(memory)} of the "
-            f"bytes per second of a copy: {limit} is the nearer limit."
+            f"{times(promised)} fewer multiply-adds promise as much speed; the clock "
+            f"gives {times(inference[best])} at best (batch size {best}), "
+            f"{share(kept)} of the promise.{_WHY_NOT_FASTER if kept < 0.8 else ''}"
         )
 
 
-def _discuss_front(comparison, names):
-    macs = {n: comparison.content["variants"][n]["macs"] for n in names}
-    reached = {n: (macs[n], costs.accuracy(comparison, n)) for n in names}
-    front = costs.pareto_front(reached)
-    beaten = [name for name in names if name not in front]
-    if len(names) > 1:
-        rest = f"; {listing(beaten)} cost more for no more accuracy" if beaten else ""
-        rest = rest if len(beaten) != 1 else rest.replace(" cost ", " costs ")
-        yield f"Best for its multiply-adds (the Pareto front): {listing(front)}{rest}."
+def _discuss_front(comparison, costs):
+    reached, macs = means(comparison), costs["macs"].values
+    if len(reached) > 1:
+        front = pareto_front({n: (macs[n], mean) for n, mean in reached.items()})
+        beaten = [name for name in reached if name not in front]
+        cost = "costs" if len(beaten) == 1 else "cost"
+        rest = f"; {listing(beaten)} {cost} more for no more accuracy" if beaten else ""
+        yield f"On the Pareto front in multiply-adds: {listing(front)}{rest}."
 
 
-def _discuss_fit(comparison, names):
+def _discuss_fit(comparison):
     parts = []
-    for name in names:
-        verdicts = [d["verdict"] for d in comparison.diagnoses[name]]
-        counts = Counter(VERDICT_WORDS[verdict] for verdict in verdicts).most_common()
-        found = [f"{words} in {n} of {len(verdicts)} runs" for words, n in counts]
-        if found:
-            parts.append(f"{name}: {listing(found)}")
+    for name, found in comparison.diagnoses.items():
+        verdicts = Counter(d["verdict"].replace("_", " ") for d in found)
+        told = [f"{v} in {n} of {len(found)} runs" for v, n in verdicts.most_common()]
+        if told:
+            parts.append(f"{name} {listing(told)}")
     if parts:
-        yield f"How the loss curves read: {'; '.join(parts)}."
-
-
-def _discuss_calibration(comparison, names):
-    variants = comparison.content["variants"]
-    errors = {n: variants[n]["summary"].get("ece", {}).get("mean") for n in names}
-    if errors and None not in errors.values():
-        found = [f"{name} {fixed(error)}" for name, error in errors.items()]
-        yield f"Calibration error (ECE, 0 is perfect): {', '.join(found)}."
+        yield f"Diagnosis of the loss curves: {'; '.join(parts)}."
 
 
 def list_limits(comparison: Comparison) -> list[str]:
     """Return what the answer does not cover."""
     content = comparison.content
-    images = content["num_examples"]
     limits = [
         f"One dataset ({content['dataset']}), one recipe, {content['num_epochs']} "
-        "epochs. Another recipe may favour another variant.",
-        f"{images:,} test images: one image is {100 / images:.2g} points.",
-        "Times hold for the machine that they were taken on, and no other.",
+        "epochs; another recipe may favour another variant.",
+        f"{content['num_examples']:,} test images: one image is "
+        f"{100 / content['num_examples']:.2g} points.",
+        "The times hold only for the machine they were taken on.",
         f"The margin of {100 * content['margin']:.2f} points is a choice; the table of "
-        "differences lets you take another.",
+        "differences lets you apply another.",
     ]
     if edges := _rates_at_the_edge(comparison):
         limits.append(
-            f"The best of the learning rates tried was the lowest or the highest for "
-            f"{listing(edges)}: a better one may lie beyond."
+            f"The best learning rate was the lowest or highest tried for "
+            f"{listing(edges)}; a better one may lie beyond."
         )
     return limits
 
 
-def list_next_steps(comparison: Comparison) -> list[str]:
-    """Return what to try next, by what was found."""
+def list_next_steps(comparison: Comparison, costs: Costs) -> list[str]:
+    """Return what to try next, given what was found."""
     content = comparison.content
-    main = content["main"]
-    pair = content["paired"].get(main, {"n": 0})
-    steps = []
-    if pair["n"] < MIN_SEEDS:
-        steps.append(f"More seeds: {MIN_SEEDS} at least, 5 for a useful interval.")
-    elif content["answer"] == "undecided" and (needed := seeds_needed(comparison)):
-        steps.append(
-            f"More seeds: about {needed} narrow the interval to the margin, if the "
-            "runs vary as they did."
-        )
-    if edges := _rates_at_the_edge(comparison):
-        steps.append(f"Other learning rates for {listing(edges)}, beyond those tried.")
+    main, result = content["main"], content["answer"]
     improving = [
         name
         for name, found in comparison.diagnoses.items()
         if any(diagnosis["verdict"] == "still_improving" for diagnosis in found)
     ]
+    speed = mean_speed(speeds(costs, main, content["baseline"]))
+    steps = []
+    if content["paired"].get(main, {"n": 0})["n"] < MIN_SEEDS:
+        steps.append(f"More seeds: at least {MIN_SEEDS}, 5 for a useful interval.")
+    elif result == "undecided" and (needed := seeds_needed(comparison)):
+        steps.append(
+            f"More seeds: about {needed} would narrow the interval to the margin, if "
+            "they vary as these did."
+        )
+    if edges := _rates_at_the_edge(comparison):
+        steps.append(f"Learning rates beyond those tried for {listing(edges)}.")
     if improving:
         steps.append(
             f"More epochs (num_epochs): {listing(improving)} had runs that were still "
             "improving."
         )
-    speed = costs.mean_speed(costs.speed_of(comparison, main))
-    if speed is not None and speed < 1 + costs.TOLERANCE:
+    if speed is not None and speed < 1 + TOLERANCE:
         steps.append(
-            "Speed: the other value of lowering, larger batches, dtype=bfloat16 on an "
+            "For speed: the other lowering, larger batches, or dtype=bfloat16 on an "
             "accelerator."
         )
-    if content["answer"] == "worse":
+    if result == "worse":
         steps.append("A wider separable network (growth_rate), or more epochs for it.")
-    steps.append("The same comparison on the device and the data that you care about.")
-    return steps
+    return [*steps, "The same comparison on the device and the data you care about."]
 
 
 def _rates_at_the_edge(comparison):
@@ -381,17 +256,3 @@ def _rates_at_the_edge(comparison):
         if len(tried) > 1 and variant.get("learning_rate") in (min(tried), max(tried)):
             edges.append(name)
     return edges
-
-
-def describe_layers(comparison: Comparison) -> str:
-    """Return where the multiply-adds of the main variant are."""
-    main = comparison.content["main"]
-    layers = (comparison.efficiency[main] or {}).get("layers") or []
-    total = sum(layer["macs"] for layer in layers)
-    kinds: Counter = Counter()
-    for layer in layers:
-        kinds[layer["kind"]] += layer["macs"]
-    if not total:
-        return ""
-    found = [f"{kind} {share(macs / total)}" for kind, macs in kinds.most_common(3)]
-    return f"Multiply-adds of {main} by kind of layer: {', '.join(found)}."

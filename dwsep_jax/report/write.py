@@ -7,13 +7,7 @@ from collections.abc import Sequence
 from dwsep_jax.errors import UserError
 from dwsep_jax.report import page
 from dwsep_jax.report.comparison import describe_comparison, describe_unfinished
-from dwsep_jax.report.files import (
-    Comparison,
-    Run,
-    Sweep,
-    Unfinished,
-    read_workdir,
-)
+from dwsep_jax.report.files import Comparison, Run, Sweep, Unfinished, read_workdir
 from dwsep_jax.report.run import describe_run
 from dwsep_jax.report.sweep import describe_sweep
 from dwsep_jax.workdir import write_atomically
@@ -30,20 +24,24 @@ def write_report(workdirs: Sequence[str | os.PathLike]) -> pathlib.Path:
     """Write report.html, report.md and figures/*.png into the first workdir.
 
     Args:
-      workdirs: each of a run, a comparison or a sweep, finished or not; it becomes a
-        section.
+      workdirs: of runs, comparisons and sweeps, finished or not; one section for each.
 
     Returns:
       The path of report.html.
 
     Raises:
       UserError: if a workdir has nothing to report, a file is damaged, or the report
-        cannot be written. Nothing has been written then.
+        cannot be written. In the first two cases nothing has been written.
     """
     directories = [pathlib.Path(workdir).expanduser() for workdir in workdirs]
     found = [read_workdir(directory) for directory in directories]
     sections = [_DESCRIBE[type(content)](content) for content in found]
-    overview = _make_overview(sections) if len(sections) > 1 else None
+    overview = None
+    if len(sections) > 1:
+        columns = ["workdir", "dataset", "kind", "test accuracy", "result"]
+        links = [f"#s{i}" for i in range(1, len(sections) + 1)]
+        rows = [section.summary for section in sections]
+        overview = page.Table("Overview", columns, rows, links=links)
     contents = {
         f"figures/{name}": png for name, png in page.render_figures(sections).items()
     }
@@ -51,20 +49,12 @@ def write_report(workdirs: Sequence[str | os.PathLike]) -> pathlib.Path:
     contents["report.html"] = page.render_html(sections, overview)
     directory = directories[0]
     try:
-        if any(name.startswith("figures/") for name in contents):
-            (directory / "figures").mkdir(exist_ok=True)
+        (directory / "figures").mkdir(exist_ok=True)
         for name, content in contents.items():
             write_atomically(directory / name, content)
     except OSError as error:
         raise UserError(
             f"{directory}: the report cannot be written there ({error.strerror}); "
-            "name a workdir first that can be written"
+            "name a writable workdir first"
         ) from error
     return directory / "report.html"
-
-
-def _make_overview(sections):
-    columns = ["workdir", "dataset", "what", "test accuracy", "result"]
-    links = [f"#s{i}" for i in range(1, len(sections) + 1)]
-    rows = [section.summary for section in sections]
-    return page.Table("Overview", columns, rows, links=links)
