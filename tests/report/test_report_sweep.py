@@ -37,7 +37,7 @@ def clear(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch):
-    monkeypatch.setattr(page, "_draw", lambda chart: b"PNG")
+    monkeypatch.setattr(page, "draw", lambda spec, title: b"PNG")
 
 
 @pytest.fixture
