@@ -1,6 +1,7 @@
-"""The directory of a run, a comparison or a sweep: every file is written and read here.
+"""The directory of a run, a comparison or a sweep, and the files in it.
 
-Nothing is left half-written, and a damaged file is one clear line. Without jax.
+Files are replaced whole, so none is left half-written, and a damaged one is one clear
+line. Without jax.
 """
 
 import contextlib
@@ -9,17 +10,17 @@ import fnmatch
 import json
 import os
 import pathlib
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from dwsep_jax.config import (
-    CHANGE_NOTHING,
     COMPARISON,
     FIELDS,
     MAY_CHANGE,
     RUN,
+    SECTIONS,
     SWEEP,
     fields_of,
     format_value,
@@ -30,18 +31,11 @@ from dwsep_jax.config import (
     validate,
 )
 from dwsep_jax.errors import ConfigError, UserError
+from dwsep_jax.schema import damaged, parse
 
 Row = dict[str, float]
 
-_SCHEMA = 1
-_ROW_KEYS = {"epoch", "learning_rate"} | {
-    f"{prefix}_{name}"
-    for prefix in ("train", "train_eval", "val")
-    for name in ("loss", "accuracy")
-}
-_EVALUATION_KEYS = {"split", "weights", "epoch", "num_examples", "accuracy"}
-_EVALUATION_KEYS |= {"per_class", "confusion_matrix", "calibration"}
-# What to do where a workdir holds another of the three.
+# What to do where a workdir holds another kind than the one asked for.
 _REMEDIES = {
     RUN: "choose another --workdir, or --mode=train",
     COMPARISON: "name one of the runs below it, or give --mode=compare",
@@ -50,12 +44,44 @@ _REMEDIES = {
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
-    """Write under another name, then rename: a reader sees the old file or the new."""
+    """Write a file in one step: a reader sees the old content or the new."""
     path = pathlib.Path(path)
-    # Two processes may write one file, but not under one other name.
+    # Each process writes to a name of its own before it renames.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(temporary, path)
+
+
+def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Write a JSON file with sorted keys; `ValueError` for NaN or infinity."""
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
+    write_atomically(path, text + "\n")
+
+
+def read_json(directory: str | os.PathLike, name: str) -> dict[str, Any] | None:
+    """Return `<name>.json` of a workdir, checked; None where there is no such file.
+
+    The fields of a config.json are those of today, whatever version wrote it.
+
+    Raises:
+      UserError: if it is damaged.
+    """
+    path = pathlib.Path(directory) / f"{name}.json"
+    try:
+        content = parse(path.read_bytes(), path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if content.get("schema") != 1:
+        raise damaged(path, f"its schema is {content.get('schema')}, not 1")
+    if name == "config":
+        try:
+            content |= {part: upgrade(content[part]) for part in _PARTS}
+        except ConfigError as error:
+            raise damaged(path, str(error)) from error
+    return content
+
+
+_PARTS = ("requested", "resolved")
 
 
 def open_workdir(
@@ -64,16 +90,16 @@ def open_workdir(
     resolve: Callable[[ConfigDict], ConfigDict],
     kind: str = RUN,
 ) -> ConfigDict:
-    """Make the workdir, or go on in it, and return the resolved config.
+    """Create a workdir, or continue in it, and return the resolved config.
 
-    The first start resolves the config and writes config.json; a later one reuses what
-    was resolved then, with the exempt fields as they are requested now. What may
-    change of a comparison or a sweep is stored anew where it has.
+    The first start resolves the config and writes config.json; a later one reuses those
+    values, except for fields that may change, which are as requested now. Where those
+    of a comparison or a sweep have changed, config.json is written again.
 
     Args:
       workdir: the directory of a run, a comparison or a sweep.
       requested: the config, with fields unset.
-      resolve: sets them.
+      resolve: returns the config with these fields set.
       kind: `RUN`, `COMPARISON` or `SWEEP`.
 
     Raises:
@@ -81,76 +107,65 @@ def open_workdir(
       UserError: if the workdir cannot be written, is damaged or holds other files.
     """
     validate(requested)
-    path = pathlib.Path(workdir) / "config.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            stored, resolved = _go_on(workdir, requested, kind, MAY_CHANGE)
-            may_change = MAY_CHANGE & fields_of(kind) - CHANGE_NOTHING
+    directory = pathlib.Path(workdir)
+    with _usable(workdir):
+        directory.mkdir(parents=True, exist_ok=True)
+        if (directory / "config.json").exists():
+            stored, resolved = _continue(workdir, requested, kind, MAY_CHANGE)
+            section = f"{SECTIONS[kind]}."
+            may_change = [name for name in MAY_CHANGE if name.startswith(section)]
             if any(stored[name] != requested[name] for name in may_change):
-                _write(path, requested, resolved, kind)
+                _write_config(directory, requested, resolved, kind)
             return resolved
-        _refuse_other_files(path.parent)
-    except OSError as error:
-        raise _cannot_use(workdir, error) from error
+        _refuse_other_files(directory)
     try:
         resolved = resolve(copy.deepcopy(requested))
     except UserError:
-        with contextlib.suppress(OSError):  # Others' files may lie there.
-            path.parent.rmdir()
+        with contextlib.suppress(OSError):  # It may hold files of others.
+            directory.rmdir()
         raise
-    try:
-        _write(path, requested, resolved, kind)
-    except OSError as error:
-        raise _cannot_use(workdir, error) from error
+    with _usable(workdir):
+        _write_config(directory, requested, resolved, kind)
     return from_dict(to_dict(resolved))
 
 
 def load_config(
     workdir: str | os.PathLike, requested: ConfigDict | None = None
 ) -> ConfigDict:
-    """Return the resolved config of a run that was started in `workdir`.
+    """Return the resolved config of the run in `workdir`.
 
     Args:
       workdir: where `open_workdir` wrote config.json.
-      requested: refused where it differs; its exempt fields, and its platform, count.
+      requested: a config that must be the run's, except for fields that may change and
+        the platform, which then are as requested.
 
     Raises:
-      ConfigError: if the run was another one than `requested`.
+      ConfigError: if the run is another one than `requested`.
       UserError: if there is no config.json, or it is damaged.
     """
     if requested is None:
-        return _read(workdir, RUN)[1]
-    # Another platform may read a run that it may not continue.
-    return _go_on(workdir, requested, RUN, MAY_CHANGE | {"platform"})[1]
+        return _read_config(workdir, RUN)[1]
+    # A run may be read on another platform, but not continued.
+    return _continue(workdir, requested, RUN, MAY_CHANGE | {"platform"})[1]
 
 
 def load_requested(workdir: str | os.PathLike, kind: str = RUN) -> ConfigDict:
     """Return the config that was started in `workdir`, before resolution."""
-    return _read(workdir, kind)[0]
+    return _read_config(workdir, kind)[0]
 
 
-def _write(
-    path: pathlib.Path, requested: ConfigDict, resolved: ConfigDict, kind: str
-) -> None:
-    content = {
-        "schema": _SCHEMA,
-        "requested": to_dict(requested),
-        "resolved": to_dict(resolved),
-    }
-    content |= {} if kind == RUN else {"kind": kind}
-    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
-    write_atomically(path, text + "\n")
+def _write_config(directory, requested, resolved, kind):
+    content = {"schema": 1, "requested": to_dict(requested)}
+    content |= {"resolved": to_dict(resolved)} | ({} if kind == RUN else {"kind": kind})
+    write_json(directory / "config.json", content)
 
 
-def _go_on(
-    workdir: str | os.PathLike,
-    requested: ConfigDict,
-    kind: str,
-    exempt: frozenset[str],
+def _continue(
+    workdir: str | os.PathLike, requested: ConfigDict, kind: str, free: frozenset[str]
 ) -> tuple[ConfigDict, ConfigDict]:
-    stored, resolved = _read(workdir, kind)
-    kept = fields_of(kind) - exempt
+    """Return the stored and the resolved config, with the free fields as requested."""
+    stored, resolved = _read_config(workdir, kind)
+    kept = fields_of(kind) - free
     if differences := [
         f"{name}={format_value(stored[name])} there, "
         f"{format_value(requested[name])} here"
@@ -166,40 +181,35 @@ def _go_on(
     return stored, resolved
 
 
-def _read(workdir: str | os.PathLike, kind: str) -> tuple[ConfigDict, ConfigDict]:
+def _read_config(workdir: str | os.PathLike, kind: str) -> list[ConfigDict]:
     """Return the requested and the resolved config of config.json."""
-    path = pathlib.Path(workdir) / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema"] != _SCHEMA:
-            raise ValueError(f"schema {content['schema']} instead of {_SCHEMA}")
-        found = content.get("kind", RUN)
-        remedy = _REMEDIES[found]
-        requested = from_dict(upgrade(content["requested"]))
-        resolved = from_dict(upgrade(content["resolved"]))
-        validate(requested)
-        validate(resolved)
-    except (FileNotFoundError, NotADirectoryError):
+    with _usable(workdir):
+        content = read_json(workdir, "config")
+    if content is None:
         raise UserError(
             f"--workdir={workdir}: no run was started there (no config.json); give "
             "--config=FILE, or another --workdir"
-        ) from None
-    except OSError as error:
-        raise _cannot_use(workdir, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"--workdir={workdir}: config.json is damaged or of another version "
-            f"({error}); choose another --workdir, or delete this one"
-        ) from error
+        )
+    path = pathlib.Path(workdir) / "config.json"
+    found = content.get("kind", RUN)
+    if found not in _REMEDIES:
+        raise damaged(path, f"kind must be one of {', '.join(_REMEDIES)}")
+    configs = [from_dict(content[part]) for part in _PARTS]
+    try:
+        for config in configs:
+            validate(config)
+    except ConfigError as error:
+        raise damaged(path, str(error)) from error
     if found != kind:
         raise ConfigError(
-            f"--workdir={workdir}: holds a {found}, and a {kind} is asked for; {remedy}"
+            f"--workdir={workdir}: holds a {found}, and a {kind} is asked for; "
+            f"{_REMEDIES[found]}"
         )
-    return requested, resolved
+    return configs
 
 
 def _refuse_other_files(directory: pathlib.Path) -> None:
-    """Raise `UserError` where something lies that a first start does not expect."""
+    """Raise `UserError` where a directory holds what a first start does not expect."""
     expected = ("config.json.*.tmp", ".*", "*.log", "*.out", "*.err", "*.txt")
     names = sorted(entry.name for entry in directory.iterdir())
     others = [n for n in names if not any(fnmatch.fnmatch(n, e) for e in expected)]
@@ -207,30 +217,35 @@ def _refuse_other_files(directory: pathlib.Path) -> None:
         more = ", ..." if len(others) > 3 else ""
         raise UserError(
             f"--workdir={directory}: holds {', '.join(others[:3])}{more} but no "
-            "config.json, so it is no run's; choose another --workdir"
+            "config.json, so it is not a run's; choose another --workdir"
         )
 
 
-def _cannot_use(workdir: str | os.PathLike, error: OSError) -> UserError:
-    is_file = isinstance(error, FileExistsError | NotADirectoryError)
-    reason = "not a directory" if is_file else error.strerror or str(error)
-    return UserError(
-        f"--workdir={workdir}: cannot be used: {reason}; choose another --workdir"
-    )
+@contextlib.contextmanager
+def _usable(workdir):
+    """Turn an error of the file system into one line."""
+    try:
+        yield
+    except OSError as error:
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "not a directory" if is_file else error.strerror or str(error)
+        raise UserError(
+            f"--workdir={workdir}: cannot be used: {reason}; choose another --workdir"
+        ) from error
 
 
 def write_rows(workdir: str | os.PathLike, rows: list[Row]) -> None:
-    """Make metrics.jsonl hold just these rows.
+    """Make metrics.jsonl hold exactly these rows.
 
     Raises:
-      UserError: if it has rows and there are none to go on from.
+      UserError: if it has rows already, and there are none to continue from.
     """
     path = pathlib.Path(workdir) / "metrics.jsonl"
     old = path.read_text() if path.exists() else None
     if old and not rows:
         raise UserError(
-            f"{workdir} has results in metrics.jsonl but no checkpoint to go on from; "
-            "choose another --workdir, or delete this one to start over"
+            f"{workdir} has results in metrics.jsonl but no checkpoint to continue "
+            "from; choose another --workdir, or delete this one to start over"
         )
     new = "".join(_json_line(row) for row in rows)
     if old != new:
@@ -244,7 +259,7 @@ def append_row(workdir: str | os.PathLike, row: Row) -> None:
 
 
 def score(row: Row) -> float:
-    """Return the validation accuracy of the weights that are to be evaluated."""
+    """Return the validation accuracy of the weights that will be evaluated."""
     return row.get("ema_val_accuracy", row["val_accuracy"])
 
 
@@ -254,10 +269,10 @@ def evaluated_row(rows: list[Row], early_stopping: int) -> Row:
 
 
 def is_settled(rows: list[Row], patience: int, min_change: float) -> bool:
-    """Return whether the last `patience` epochs brought no better validation accuracy.
+    """Return whether validation accuracy has not improved for `patience` epochs.
 
-    Better is what exceeds the best accuracy before by more than `min_change`, a share
-    of 1. A patience of 0 waits for ever.
+    An improvement exceeds the best accuracy before it by more than `min_change`, a
+    share of 1. A patience of 0 waits for ever.
     """
     best, waited = -1.0, 0
     for row in rows:
@@ -269,11 +284,11 @@ def is_settled(rows: list[Row], patience: int, min_change: float) -> bool:
 
 
 def seconds_left(rows: list[Row], num_before: int, num_epochs: int) -> float:
-    """Return how long the rest of the epochs will take at the pace of these rows.
+    """Return the seconds that the remaining epochs take at the pace of these rows.
 
     Args:
       rows: of all epochs so far.
-      num_before: how many of them an earlier process trained, at a pace of its own.
+      num_before: how many of them an earlier process trained, at its own pace.
       num_epochs: of the whole run.
     """
     before = rows[num_before - 1]["elapsed_seconds"] if num_before else 0.0
@@ -285,51 +300,12 @@ def _json_line(row):
     return json.dumps({"schema": 1, **row}, allow_nan=False) + "\n"
 
 
-def read_rows(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+def read_rows(workdir: str | os.PathLike) -> list[Row]:
     """Return the rows of metrics.jsonl; none where there is no such file.
 
     Raises:
       UserError: if a row is damaged.
     """
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    remedy = "--mode=train on this workdir writes it again from the checkpoint"
     lines = path.read_bytes().splitlines() if path.exists() else []
-    return [
-        parse(line, _ROW_KEYS, f"{path}, line {number}", remedy)
-        for number, line in enumerate(lines, start=1)
-    ]
-
-
-def read_evaluation(path: str | os.PathLike) -> dict[str, Any]:
-    """Return an evaluation.json or evaluation-<split>.json; `UserError` if damaged."""
-    path = pathlib.Path(path)
-    split = path.stem.removeprefix("evaluation").removeprefix("-") or "test"
-    remedy = f"write it again with --mode=evaluate --split={split}"
-    return parse(path.read_bytes(), _EVALUATION_KEYS, str(path), remedy)
-
-
-def parse(content: bytes, keys: Set[str], where: str, remedy: str) -> dict[str, Any]:
-    """Return a JSON object that has the keys.
-
-    Args:
-      content: what was read.
-      keys: that the object must have.
-      where: the file, or its line, for the message.
-      remedy: what the user can do about it.
-
-    Raises:
-      UserError: if the content is no JSON, no object, or lacks keys.
-    """
-    try:
-        value = json.loads(content, parse_constant=_refuse)
-    except ValueError as error:
-        raise UserError(f"{where} is damaged ({error}); {remedy}") from error
-    missing = keys - value.keys() if isinstance(value, dict) else keys
-    if missing:
-        names = ", ".join(sorted(missing))
-        raise UserError(f"{where} is damaged (it lacks {names}); {remedy}")
-    return value
-
-
-def _refuse(constant):
-    raise ValueError(f"{constant} is no number")
+    return [parse(line, path, number) for number, line in enumerate(lines, start=1)]

@@ -7,7 +7,7 @@ from typing import Any
 from dwsep_jax.report import charts
 from dwsep_jax.report.format import percent
 from dwsep_jax.report.page import Chart, draw
-from dwsep_jax.workdir import read_evaluation, read_rows, score, write_atomically
+from dwsep_jax.workdir import read_json, read_rows, score, write_atomically
 
 # Written last of all that a run and its evaluation on test leave.
 LAST_FIGURE = os.path.join("figures", "reliability.png")
@@ -43,7 +43,7 @@ def draw_run(workdir: str | os.PathLike) -> list[pathlib.Path]:
         figures.append(Chart("curves", describe_best(rows), spec))
     for name in ("evaluation.json", "evaluation-*.json"):
         for path in sorted(workdir.glob(name)):
-            evaluation = read_evaluation(path)
+            evaluation = read_json(path.parent, path.stem)
             figures += [confusion_matrix(evaluation), reliability(evaluation)]
     contents = {f"{chart.name}.png": draw(chart.spec, chart.title) for chart in figures}
     directory = workdir / "figures"

@@ -9,7 +9,6 @@ import numpy as np
 
 from dwsep_jax.config import SWEEP
 from dwsep_jax.errors import UserError
-from dwsep_jax.report.shapes import check, damaged, read_json
 from dwsep_jax.report.trials import (
     Axis,
     Trial,
@@ -17,7 +16,7 @@ from dwsep_jax.report.trials import (
     axes_of_config,
     read_trials,
 )
-from dwsep_jax.workdir import read_evaluation, read_rows
+from dwsep_jax.workdir import damaged, read_json, read_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,8 +226,7 @@ def _find_correct(predictions):
 
 
 def _read_evaluation(path):
-    evaluation = read_evaluation(path)
-    check(evaluation, "evaluation", path)
+    evaluation = read_json(path.parent, path.stem)
     names, matrix = evaluation["per_class"], evaluation["confusion_matrix"]
     if {len(names)} != {len(matrix), *map(len, matrix)}:
         raise damaged(path, f"confusion_matrix is not {len(names)} x {len(names)}")

@@ -9,8 +9,8 @@ from typing import Any
 from dwsep_jax.config import from_dict
 from dwsep_jax.errors import UserError
 from dwsep_jax.report.format import TIMES
-from dwsep_jax.report.shapes import damaged
 from dwsep_jax.sweep.space import parse_space
+from dwsep_jax.workdir import damaged
 
 STATES = ("complete", "pruned", "failed", "running", "waiting")
 _BEFORE, _AFTER = (

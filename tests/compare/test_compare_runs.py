@@ -416,7 +416,7 @@ def test_accuracy_on_validation_decides_and_then_the_loss(
         ),
         (
             {"seed": 2**32 - 1},
-            r"compare\.num_seeds=2: with --config\.seed=4294967295 the last seed would be",
+            r"compare\.num_seeds=2: with --config\.seed=4294967295 the last seed",
         ),
     ],
     ids=str,

@@ -151,7 +151,8 @@ def make_best(
 def write_config(directory: pathlib.Path, changes: dict) -> None:
     """Write the config.json of a sweep on digits."""
     fields = to_dict(load_file(str(CONFIGS / "sweep.py") + ":digits"))
-    fields |= {"space": SPACE, "num_epochs": 12} | changes
+    fields["num_epochs"] = 12
+    fields["sweep"] |= {"space": SPACE} | changes
     content = {"kind": "sweep", "requested": fields, "resolved": fields}
     report_files.write_json(directory / "config.json", content)
 

@@ -430,7 +430,7 @@ def test_the_command_of_a_comparison_names_the_fields_that_differ(tmp_path):
     train, again = part.blocks[0].text.replace(" \\\n ", "").splitlines()
     assert train == (
         "python main.py --mode=compare --config=configs/compare.py:digits "
-        "--config.growth_rate=12 --config.num_seeds=3 --workdir=runs/again"
+        "--config.compare.num_seeds=3 --config.growth_rate=12 --workdir=runs/again"
     )
     assert again == "python main.py --mode=report --workdir=runs/again"
     (tmp_path / "config.json").unlink()
@@ -468,7 +468,11 @@ def test_several_workdirs_become_sections_of_the_first(workdir):
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("comparison.json", b"", ["is damaged", "give the command of the comparison"]),
+        (
+            "comparison.json",
+            b"",
+            ["is damaged", "repeat the command of the com"],
+        ),
         ("comparison.json", b'{"schema": 1}', ["lacks answer, baseline, class_names"]),
         ("separable/seed0/efficiency.json", b"[]", ["damaged", "--mode=efficiency"]),
         ("standard/seed1/metrics.jsonl", b"{", ["metrics.jsonl, line 1 is damaged"]),
@@ -491,7 +495,11 @@ def test_a_damaged_file_is_one_line_that_names_it(workdir, name, content, parts)
     [
         ("evaluation.json", {"accuracy": "high"}, "accuracy must be a number"),
         ("evaluation.json", {"confusion_matrix": [[1]]}, "is not 10 x 10"),
-        ("evaluation.json", {"calibration": {"ece": 0}}, "it lacks calibration.nll"),
+        (
+            "evaluation.json",
+            {"calibration": {"ece": 0}},
+            "it lacks calibration.bins",
+        ),
         ("evaluation.json", {"per_class": [1]}, "per_class[0] must be an object"),
         ("diagnosis.json", {"verdict": "good"}, "verdict must be one of overfitting"),
         ("diagnosis.json", {"schema": 2}, "its schema is 2, not 1"),

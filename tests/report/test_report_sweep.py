@@ -322,9 +322,9 @@ def test_the_command_searches_again_and_joins_no_study(clear):
     assert command.startswith(
         "python main.py --mode=sweep --config=configs/sweep.py:digits --config."
     )
-    assert f"--config.space='{','.join(sweep_files.SPACE)}' " in command
-    assert " --config.num_trials=16 " in command
-    assert "--config.storage" not in command
+    assert f"--config.sweep.space='{','.join(sweep_files.SPACE)}' " in command
+    assert " --config.sweep.num_trials=16 " in command
+    assert "--config.sweep.storage" not in command
     assert "--config.growth_rate" not in command  # As the file says.
     assert command.endswith(" --workdir=runs/again")
     assert again == "python main.py --mode=report --workdir=runs/again"
@@ -332,11 +332,12 @@ def test_the_command_searches_again_and_joins_no_study(clear):
 
 def test_texts_that_a_shell_would_read_are_quoted(tmp_path):
     sweep = sweep_of(tmp_path)
-    sweep.config["requested"]["space"] = ["a=b|c", "d=1..2 log"]
-    sweep.config["requested"]["study"] = "mine"
-    sweep.config["requested"]["storage"] = "postgresql://me:secret@host/db"
+    requested = sweep.config["requested"]["sweep"]
+    requested["space"] = ["a=b|c", "d=1..2 log"]
+    requested["study"] = "mine"
+    requested["storage"] = "postgresql://me:secret@host/db"
     code = find_parts(sweep)["How to reproduce it"][0].text
-    assert "--config.space='a=b|c,d=1..2 log'" in code
+    assert "--config.sweep.space='a=b|c,d=1..2 log'" in code
     assert "secret" not in code
     assert "mine" not in code
 
@@ -346,7 +347,7 @@ def test_the_axes_of_the_config_are_those_of_best(clear):
     *axes, dropout_rate = axes_of_config(config)
     assert axes == axes_of_best(best)[:-1]
     assert dropout_rate.high == pytest.approx(0.3, abs=1 / 256)
-    config["resolved"]["space"] = ["growth_rate=24..8"]
+    config["resolved"]["sweep"]["space"] = ["growth_rate=24..8"]
     with pytest.raises(UserError, match=r"growth_rate=24\.\.8: the range is empty"):
         axes_of_config(config)
 
