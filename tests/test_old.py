@@ -1,36 +1,56 @@
-"""Directories that version 0.1.0 wrote, when all fields were at the top, stay readable."""
+"""Directories written when every field was at the top of the config stay readable."""
 
+import json
 import pathlib
 import shutil
 
 import pytest
 
-from dwsep_jax import evaluate, report
 from dwsep_jax.cli import load_file
 from dwsep_jax.config import COMPARISON, RUN, SWEEP, flatten, upgrade
 from dwsep_jax.errors import ConfigError
-from dwsep_jax.train import loop
-from dwsep_jax.workdir import load_requested, open_workdir, read_json, read_rows
+from dwsep_jax.workdir import load_requested, open_workdir, read_json
+from main import main
 
 OLD = pathlib.Path(__file__).parent / "old"
 
 
+@pytest.fixture
+def old(tmp_path):
+    return shutil.copytree(OLD, tmp_path / "old")
+
+
 @pytest.mark.parametrize(
-    ("kind", "name", "changes"),
+    ("kind", "changes"),
     [
-        (RUN, "run", {"kernel_size": 3, "num_epochs": 2, "compare.num_seeds": 5}),
-        (COMPARISON, "comparison", {"compare.num_seeds": 2, "num_epochs": 3}),
-        (SWEEP, "sweep", {"sweep.num_trials": 4, "compare.num_seeds": 2}),
+        (RUN, {"kernel_size": 3, "num_epochs": 2, "learning_rate": None}),
+        (COMPARISON, {"num_epochs": 2, "compare.rate_factors": (1.0, 3.0)}),
+        (SWEEP, {"sweep.num_trials": 4, "compare.num_seeds": 2, "sweep.num_seeds": 2}),
     ],
 )
-def test_old_fields_are_read_as_those_of_today(tmp_path, kind, name, changes):
-    shutil.copytree(OLD / name, tmp_path / name)
-    requested = load_requested(tmp_path / name, kind)
+def test_old_fields_are_read_as_those_of_today(old, kind, changes):
+    requested = load_requested(old / kind, kind)
     assert {field: requested[field] for field in changes} == changes
-    assert requested.sweep.num_seeds == requested.compare.num_seeds
-    default = flatten(load_file("configs/default.py"))
-    assert flatten(requested).keys() == default.keys()
-    open_workdir(tmp_path / name, requested, None, kind)
-    # Today's fields are left alone.
-    content = read_json(OLD / name, "config")
-    assert upgrade(content["requested"]) == content["requested"]
+    assert flatten(requested).keys() == flatten(load_file("configs/default.py")).keys()
+    assert open_workdir(old / kind, requested, None, kind).learning_rate > 0
+    fields = read_json(old / kind, "config")["requested"]
+    assert upgrade(fields) == fields
+
+
+def test_an_unknown_field_is_named():
+    with pytest.raises(ConfigError, match=r"unknown field --config\.nesterov;"):
+        upgrade({"nesterov": True})
+
+
+def test_an_old_run_is_resumed_evaluated_and_reported(old):
+    run = old / "run"
+    before = json.loads((run / "evaluation.json").read_text())
+    rows = (run / "metrics.jsonl").read_text()
+    for mode in ("train", "evaluate"):
+        (run / "evaluation.json").unlink()
+        assert main(["main.py", f"--mode={mode}", f"--workdir={run}"]) == 0
+        after = json.loads((run / "evaluation.json").read_text())
+        assert after["confusion_matrix"] == before["confusion_matrix"]
+        assert after["loss"] == pytest.approx(before["loss"], rel=1e-4)
+        assert (run / "metrics.jsonl").read_text() == rows
+    assert main(["main.py", "--mode=report", f"--workdir={run}"]) == 0
