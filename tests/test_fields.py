@@ -8,7 +8,6 @@ import pytest
 
 from dwsep_jax import cli, console, data
 from dwsep_jax.config import FIELDS
-from dwsep_jax.data import cache
 from dwsep_jax.train import evaluation, loop, programs, step
 from dwsep_jax.train.metrics import Metrics
 from dwsep_jax.train.step import make_train_state
@@ -104,13 +103,15 @@ IN_THE_DATA = {
 def test_the_data_change(monkeypatch, field):
     splits = {"train": tiny.make_split(30, 0), "test": tiny.make_split(9, 1)}
     loaded = (("red", "green", "blue"), splits)
-    monkeypatch.setattr(cache, "load", lambda *args: loaded)
 
     def load(**changes):
         seen = []
-        monkeypatch.setattr(
-            dataset, "_find_or_prepare", lambda *args: seen.append(args)
-        )
+
+        def load_official(*args):
+            seen.append(args)
+            return loaded
+
+        monkeypatch.setattr(data.dataset, "load_official", load_official)
         config = tiny.make_config(**{"validation_size": 3} | changes)
         return seen, data.load(config).validation.ids.tolist()
 

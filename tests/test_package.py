@@ -83,8 +83,8 @@ def test_declared_dependencies_are_those_that_are_used():
     modules = {"absl-py": "absl", "orbax-checkpoint": "orbax", "pillow": "PIL"}
     modules |= {"scikit-learn": "sklearn", "vl-convert-python": "vl_convert"}
     needed = {modules.get(name, name.replace("-", "_")) for name in declared}
-    # TFDS imports these two and does not declare, or not everywhere, that it does.
-    undeclared = {"importlib_resources", "array_record"}
+    # TFDS imports it without declaring it.
+    undeclared = {"importlib_resources"}
     ours = {"configs", "dwsep_jax"}
     used = imported_packages("dwsep_jax", "configs") - set(sys.stdlib_module_names)
     assert used - ours == needed - undeclared

@@ -1,4 +1,4 @@
-"""Data: prepared by TFDS, decoded once, split by `split_seed`, put in order by seed."""
+"""Datasets: prepared, decoded once, split by `split_seed`, shuffled by `seed`."""
 
 from dwsep_jax.data.dataset import Dataset, load
 from dwsep_jax.data.read import Split

@@ -1,195 +1,158 @@
-"""CIFAR-10 for TFDS, from the official archive, without TensorFlow.
+"""Prepares CIFAR-10 for TFDS from the official archive, without TensorFlow.
 
-The builder that TFDS ships unpacks and reads with TensorFlow. This one writes the same
-examples under the same ids in the same order: either reads what the other wrote.
+TFDS's own builder needs TensorFlow to unpack and read the archive. This one writes the
+same examples, with the same ids, in the same order.
 """
 
-import hashlib
+import contextlib
+import io
 import os
 import pathlib
+import shutil
+import sys
 import tarfile
-import threading
-import urllib.parse
-import zlib
 
 import numpy as np
+import requests
 import tensorflow_datasets as tfds
 from PIL import Image
-from tensorflow_datasets.core.download import checksums, resource
+from rich.progress import track
+from tensorflow_datasets.core.download import resource
 
 from dwsep_jax.console import say
-from dwsep_jax.data import prepare as prepare_lib
+from dwsep_jax.data import read
+from dwsep_jax.data.cache import checksum
 from dwsep_jax.errors import DataError
+from dwsep_jax.lock import locked
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 SIZE = 170_052_171
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
-ARCHIVE = "cifar-10-binary.tar.gz"
+# Between two blocks, as well as to connect.
+TIMEOUT_S = 10
+BLOCK_BYTES = 1 << 20
 
-IMAGES_PER_FILE = 10_000
-FILES = {
-    "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-    "test": ("test_batch.bin",),
-}
-NAMES_FILE = "batches.meta.txt"
 RECORD_BYTES = 1 + 3 * 32 * 32
-
-# Looking up a name can hang for minutes, whatever the timeouts of the connection.
-PROBE_TIMEOUT_S = 5
-PROBE_BOUND_S = 12
+FILES = {
+    "train": [f"data_batch_{i}.bin" for i in range(1, 6)],
+    "test": ["test_batch.bin"],
+}
 
 
 class Cifar10(tfds.image_classification.Cifar10, skip_registration=True):
-    """The stock builder with another way to unpack; `archive` has been verified."""
+    """TFDS's builder; reads an archive whose checksum has been verified."""
 
-    def __init__(self, *, archive: pathlib.Path, **kwargs):
+    def __init__(self, archive: pathlib.Path, **kwargs):
         self._archive = archive
         super().__init__(**kwargs)
 
     def _split_generators(self, dl_manager):
         del dl_manager
-        files = read_archive(self._archive)
-        names = files[NAMES_FILE].decode().split()
-        self.info.features["label"].names = names
+        with tarfile.open(self._archive) as tar:
+            files = {
+                pathlib.PurePosixPath(member.name).name: tar.extractfile(member).read()
+                for member in tar
+                if member.isfile()
+            }
+        self.info.features["label"].names = files["batches.meta.txt"].decode().split()
         return {
-            split: self._generate_examples(split, [files[name] for name in names_])
-            for split, names_ in FILES.items()
+            split: self._generate_examples(split, b"".join(files[n] for n in names))
+            for split, names in FILES.items()
         }
 
-    def _generate_examples(self, split, blobs):
-        records = np.frombuffer(b"".join(blobs), np.uint8).reshape(-1, RECORD_BYTES)
+    def _generate_examples(self, split, content):
+        records = np.frombuffer(content, np.uint8).reshape(-1, RECORD_BYTES)
         images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         for i, (label, image) in enumerate(zip(records[:, 0], images, strict=True)):
-            # PIL: TFDS needs TensorFlow to encode an array.
-            encoded = Image.fromarray(np.ascontiguousarray(image))
-            yield (
-                i,
-                {"id": f"{split}_{i:05d}", "label": int(label), "image": encoded},
-            )
-
-
-def read_archive(archive: pathlib.Path) -> dict[str, bytes]:
-    """Return the files by name; raise DataError where the archive is not whole."""
-    wanted = {NAMES_FILE, *FILES["train"], *FILES["test"]}
-    files = {}
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                name = pathlib.PurePosixPath(member.name).name
-                if member.isfile() and name in wanted:
-                    files[name] = tar.extractfile(member).read()
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise DataError(
-            f"{archive} cannot be unpacked ({prepare_lib.one_line(error)}): delete it"
-        ) from error
-    if missing := wanted - set(files):
-        raise DataError(f"{archive} lacks {', '.join(sorted(missing))}: delete it")
-    if len(files[NAMES_FILE].split()) != 10:
-        raise DataError(f"{archive}: {NAMES_FILE} does not list 10 names: delete it")
-    for name in wanted - {NAMES_FILE}:
-        expected = IMAGES_PER_FILE * RECORD_BYTES
-        if len(files[name]) != expected:
-            raise DataError(
-                f"{archive}: {name} has {len(files[name])} bytes, not {expected}: "
-                "delete it"
-            )
-    return files
+            # TFDS needs TensorFlow to encode an array, but not a PIL image.
+            image = Image.fromarray(np.ascontiguousarray(image))
+            yield i, {"id": f"{split}_{i:05d}", "label": int(label), "image": image}
 
 
 def prepare(data_dir: pathlib.Path) -> pathlib.Path:
     """Prepare CIFAR-10 under `data_dir` and return its version directory.
 
-    Raises DataError: no archive and no connection, a damaged archive, a full disk.
+    The archive is the one in `downloads/manual`, else an earlier download, else it is
+    downloaded. The version directory appears complete or not at all.
+
+    Raises:
+      DataError: if the archive is damaged or cannot be downloaded, or if the dataset
+        cannot be written.
     """
-
-    def make_builder(staging: pathlib.Path) -> Cifar10:
-        archive = _find_archive(data_dir) or _download(data_dir, staging)
-        return Cifar10(archive=archive, data_dir=staging, file_format="array_record")
-
-    version = str(Cifar10.VERSION)
+    home = data_dir / "cifar10"
     try:
-        return prepare_lib.prepare("cifar10", version, data_dir, make_builder)
-    except OSError as error:
-        raise DataError(
-            f"cifar10 cannot be prepared in {data_dir} "
-            f"({error.strerror or prepare_lib.one_line(error)}): make room or leave to "
-            "write there, or name another directory by --config.data_dir"
-        ) from error
-
-
-def _find_archive(data_dir: pathlib.Path) -> pathlib.Path | None:
-    """Return the archive from the manual directory or TFDS's cache of downloads."""
-    manual = data_dir / "downloads" / "manual" / ARCHIVE
-    if manual.is_file():
-        if not _is_intact(manual):
-            raise DataError(
-                f"{manual} ({manual.stat().st_size} bytes) is not the official archive "
-                f"({SIZE} bytes, sha256 {SHA256}): delete it or put it there again"
-            )
-        return manual
-    name = resource.get_dl_fname(URL, SHA256)
-    for directory in (data_dir / "downloads" / "cifar10", data_dir / "downloads"):
-        # One that is not intact is downloaded again.
-        if (directory / name).is_file() and _is_intact(directory / name):
-            return directory / name
-    return None
-
-
-def _is_intact(archive: pathlib.Path) -> bool:
-    with open(archive, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == SHA256
-
-
-def _download(data_dir: pathlib.Path, staging: pathlib.Path) -> pathlib.Path:
-    """Download the archive into TFDS's cache by way of `staging`; return its path."""
-    host = urllib.parse.urlsplit(URL).hostname
-    ways_out = (
-        f"connect once; or put the archive at {data_dir}/downloads/manual/{ARCHIVE}; "
-        "or train on digits, which need no download: --config=configs/digits.py"
-    )
-    if (answer := _probe(URL)) != "200":
-        raise DataError(
-            f"cifar10 is not prepared in {data_dir} and {host} cannot be reached "
-            f"({answer}): {ways_out}"
-        )
-    say(f"downloading {URL} ({SIZE / 1e6:.0f} MB)")
-    manager = tfds.download.DownloadManager(
-        download_dir=staging / "downloads",
-        dataset_name="cifar10",
-        url_infos={URL: checksums.UrlInfo(SIZE, SHA256, ARCHIVE)},
-    )
-    try:
-        path = pathlib.Path(manager.download(URL))
+        home.mkdir(parents=True, exist_ok=True)
+        with locked(home):
+            # Another process may have prepared it while this one waited.
+            return read.find_version_dir(data_dir, "cifar10") or _build(data_dir, home)
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(
-            f"{URL} could not be downloaded ({prepare_lib.one_line(error)}): {ways_out}"
+            f"cifar10 cannot be prepared in {data_dir} ({read.one_line(error)}): check "
+            "free space and permissions, or choose another --config.data_dir"
         ) from error
-    # The archive last: TFDS takes it for cached when both are there.
-    cached = data_dir / "downloads" / "cifar10" / path.name
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(resource.get_info_path(path), resource.get_info_path(cached))
-    os.replace(path, cached)
-    return cached
 
 
-def _probe(url: str) -> str:
-    """Return the status that a host answers with, or why it does not.
+def _build(data_dir: pathlib.Path, home: pathlib.Path) -> pathlib.Path:
+    version_dir = home / str(Cifar10.VERSION)
+    if version_dir.exists():
+        raise DataError(f"{version_dir} is not a TFDS dataset: delete it")
+    staging = home / ".preparing"
+    shutil.rmtree(staging, ignore_errors=True)  # Left by a start that was killed.
+    staging.mkdir()
+    try:
+        archive = _get_archive(data_dir, staging)
+        builder = Cifar10(archive, data_dir=staging, file_format="array_record")
+        if not sys.stderr.isatty():
+            tfds.disable_progress_bar()
+        # Progress is on stderr; what TFDS prints names the staging directory.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+        os.rename(builder.data_path, version_dir)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return version_dir
 
-    TFDS tries for minutes before it gives up. The thread is left behind where not even
-    the timeouts end it, as they do not while a name is looked up.
-    """
-    import requests
 
-    answer = ["no answer"]
+def _get_archive(data_dir: pathlib.Path, staging: pathlib.Path) -> pathlib.Path:
+    """Return the path of the archive; download it by way of `staging` if necessary."""
+    manual = data_dir / "downloads" / "manual" / "cifar-10-binary.tar.gz"
+    if manual.is_file():
+        if checksum(manual) != SHA256:
+            raise DataError(
+                f"{manual} is not the official archive ({SIZE} bytes, sha256 {SHA256}):"
+                " delete it or replace it"
+            )
+        return manual
+    # Where TFDS keeps its downloads. A damaged one is downloaded again.
+    path = data_dir / "downloads" / "cifar10" / resource.get_dl_fname(URL, SHA256)
+    if path.is_file() and checksum(path) == SHA256:
+        return path
+    if problem := _download(staging / path.name):
+        raise DataError(
+            f"cifar10 is not prepared in {data_dir} and {URL} cannot be downloaded "
+            f"({problem}): connect to the network; or put the archive at {manual}; or "
+            "train on digits, which need no download: --config=configs/digits.py"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(staging / path.name, path)
+    return path
 
-    def ask():
-        try:
-            with requests.get(url, stream=True, timeout=PROBE_TIMEOUT_S) as response:
-                answer[0] = str(response.status_code)
-        except (requests.RequestException, OSError) as error:
-            answer[0] = type(error).__name__
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_BOUND_S)
-    return answer[0]
+def _download(path: pathlib.Path) -> str | None:
+    """Download the archive; return what went wrong, or None."""
+    say(f"downloading {URL} ({SIZE / 1e6:.0f} MB)")
+    try:
+        with (
+            requests.get(URL, stream=True, timeout=TIMEOUT_S) as response,
+            open(path, "wb") as file,
+        ):
+            response.raise_for_status()
+            blocks = response.iter_content(BLOCK_BYTES)
+            show = {"disable": not sys.stdout.isatty(), "transient": True}
+            file.writelines(track(blocks, "MiB", SIZE / BLOCK_BYTES, **show))
+    except requests.RequestException as error:
+        # The messages of failed connections are long; their types say enough.
+        return str(getattr(error.response, "status_code", type(error).__name__))
+    return None if checksum(path) == SHA256 else "wrong checksum"

@@ -8,16 +8,16 @@ import re
 import ml_collections
 import numpy as np
 
-from dwsep_jax.data import cache
-from dwsep_jax.data.read import Split, find_data_dir, find_version_dir, read
+from dwsep_jax.data import cache, digits
+from dwsep_jax.data.read import Decoded, Split, find_data_dir, find_version_dir
 from dwsep_jax.errors import ConfigError, DataError
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A dataset in four parts, of which `train_eval` alone is part of another, `train`.
+    """The splits of a dataset; disjoint but for `train_eval`, which is part of `train`.
 
-    Decisions are taken on `validation`; `test` is read once, at the end.
+    Decisions are based on `validation`; `test` is used once, at the end.
     """
 
     name: str
@@ -28,40 +28,45 @@ class Dataset:
     test: Split
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Return the number of whole batches in `train`."""
+        """Return the number of full batches in `train`."""
         return len(self.train.labels) // batch_size
 
 
 def load(config: ml_collections.ConfigDict) -> Dataset:
-    """Load the dataset of a run, preparing and decoding it where that was not yet done.
+    """Load the dataset of a run; prepare and decode it first if necessary.
 
-    Validation is held out of the official `train`, and `train_eval` drawn from the rest
-    as large as it, both stratified and by `split_seed`: all seeds share them.
+    Validation examples are drawn from the official training split, and as many for
+    `train_eval` from those that remain. Both are stratified and depend on `split_seed`,
+    not on `seed`.
 
-    Raises ConfigError for fields that cannot be meant, DataError where the dataset is
-    missing, damaged or of another kind.
+    Raises:
+      ConfigError: if a field has an invalid value.
+      DataError: if the dataset is missing, damaged or of an unsupported kind.
     """
-    try:
-        version_dir = _find_or_prepare(config.dataset, find_data_dir(config.data_dir))
-        class_names, splits = cache.load(version_dir, read)
-    except PermissionError as error:
-        raise DataError(
-            f"{error.filename} may not be read: change its permissions, or name "
-            "another directory by --config.data_dir"
-        ) from error
-    labels = splits["train"].labels
-    size, seed = config.validation_size, config.split_seed
-    _check_draw(size, seed, len(labels), len(class_names))
-    held_out = stratified_indices(labels, size, (seed, 0))
-    rest = np.setdiff1d(np.arange(len(labels)), held_out)
+    class_names, splits = load_official(config.dataset, find_data_dir(config.data_dir))
+    train, size, seed = splits["train"], config.validation_size, config.split_seed
+    num_train, num_classes = len(train.labels), len(class_names)
+    if not num_classes <= size < num_train:
+        raise ConfigError(
+            f"validation_size={size} is out of range: the dataset has {num_train} "
+            f"training images of {num_classes} classes; choose {num_classes} to "
+            f"{num_train - 1}"
+        )
+    if seed < 0:
+        raise ConfigError(f"split_seed={seed} is negative; choose 0 or more")
+    held_out = stratified_indices(train.labels, size, (seed, 0))
+    rest = np.setdiff1d(np.arange(num_train), held_out)
+    train_eval = rest[stratified_indices(train.labels[rest], size, (seed, 1))]
+
+    def take(indices):
+        return Split(*(array[indices] for array in train))
+
     return Dataset(
-        name=config.dataset,
-        class_names=class_names,
-        train=_take(splits["train"], rest),
-        validation=_take(splits["train"], held_out),
-        train_eval=_take(
-            splits["train"], rest[stratified_indices(labels[rest], size, (seed, 1))]
-        ),
+        config.dataset,
+        class_names,
+        train=take(rest),
+        validation=take(held_out),
+        train_eval=take(train_eval),
         test=splits["test"],
     )
 
@@ -69,18 +74,19 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
 def stratified_indices(
     labels: np.ndarray, size: int, seed: int | tuple[int, ...]
 ) -> np.ndarray:
-    """Draw `size` examples so that each class has its share of them.
+    """Draw `size` examples, in proportion to the sizes of the classes.
 
-    Shares are rounded down, and what is left goes to the largest remainders, the first
-    class first among equals. All examples where there are fewer than `size`.
+    Quotas are rounded by the largest-remainder method; ties go to the first class. If
+    there are fewer than `size` examples, all are drawn.
 
-    Returns sorted indices into `labels` (N,), int64 (size,).
+    Returns:
+      Sorted indices into `labels` (N,), int64 (size,).
     """
     classes, counts = np.unique(labels, return_counts=True)
-    # In integers: quotas are shares * size / N, exactly.
+    # Integer arithmetic keeps the quotas, counts * size / N, exact.
     quotas, remainders = np.divmod(counts * size, len(labels))
-    most = np.argsort(-remainders, kind="stable")[: size - quotas.sum()]
-    quotas[most] += 1
+    largest = np.argsort(-remainders, kind="stable")[: size - quotas.sum()]
+    quotas[largest] += 1
     generator = np.random.default_rng(seed)
     drawn = [
         generator.permutation(np.flatnonzero(labels == label))[:quota]
@@ -89,44 +95,37 @@ def stratified_indices(
     return np.sort(np.concatenate(drawn))
 
 
-def _take(split: Split, indices: np.ndarray) -> Split:
-    return Split(*(array[indices] for array in split))
+def find_official(name: str, data_dir: pathlib.Path) -> Decoded | None:
+    """Return class names and official splits, or None if they are not prepared."""
+    if name == "digits":
+        return digits.read()
+    try:
+        version_dir = find_version_dir(data_dir, name)
+        return version_dir and cache.load(version_dir)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename} cannot be read ({error.strerror}): check its "
+            "permissions, or choose another --config.data_dir"
+        ) from error
 
 
-def _check_draw(size: int, seed: int, num_train: int, num_classes: int) -> None:
-    """Raise ConfigError where validation cannot be drawn as asked."""
-    if not num_classes <= size < num_train:
-        raise ConfigError(
-            f"validation_size={size} cannot be: the dataset has {num_train} training "
-            f"images of {num_classes} classes; choose {num_classes} to {num_train - 1}"
-        )
-    if seed < 0:
-        raise ConfigError(f"split_seed={seed} is negative; choose 0 or more")
-
-
-def _find_or_prepare(name: str, data_dir: pathlib.Path) -> pathlib.Path:
-    """Return the version directory of a dataset; prepare those that we know how to."""
+def load_official(name: str, data_dir: pathlib.Path) -> Decoded:
+    """Return class names and official splits; prepare CIFAR-10 if it is missing."""
     if not re.fullmatch(r"\w+(/[\w.-]+)?", name):
         raise _unknown(name)
-    if (version_dir := find_version_dir(data_dir, name)) is not None:
-        return version_dir
-    # TFDS takes a second to import, and a start that finds its data has no need of it.
+    if (found := find_official(name, data_dir)) is not None:
+        return found
     if name == "cifar10":
+        # TFDS takes a second to import, and is not needed once data are prepared.
         from dwsep_jax.data import cifar10
 
-        return cifar10.prepare(data_dir)
-    if name == "digits":
-        from dwsep_jax.data import digits
-
-        fallback_dir = cache.user_cache() / "tensorflow_datasets"
-        found = find_version_dir(fallback_dir, name)
-        return found or digits.prepare(data_dir, fallback_dir)
+        return cache.load(cifar10.prepare(data_dir))
     if name.partition("/")[0] not in _known_names():
         raise _unknown(name)
     raise DataError(
-        f"{name} is not prepared in {data_dir}: name a directory that has it by "
-        f"--config.data_dir, or run `tfds build {name} --data_dir={data_dir}` once, "
-        "which needs TensorFlow"
+        f"{name} is not prepared in {data_dir}: choose a --config.data_dir that has "
+        f"it, or run `tfds build {name} --data_dir={data_dir}` once, which needs "
+        "TensorFlow"
     )
 
 

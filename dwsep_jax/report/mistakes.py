@@ -6,8 +6,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from dwsep_jax.data import cache
-from dwsep_jax.data.read import find_data_dir, find_version_dir, read
+from dwsep_jax.data.dataset import find_official
+from dwsep_jax.data.read import find_data_dir
 from dwsep_jax.errors import UserError
 from dwsep_jax.report.files import Run
 from dwsep_jax.report.format import percent
@@ -50,19 +50,12 @@ def find_images(run: Run, ids: list[str]) -> list[np.ndarray]:
         raise UserError("there is no config.json to name the dataset")
     name = config["dataset"]
     data_dir = find_data_dir(config.get("data_dir"))
-    version_dir = find_version_dir(data_dir, name) or find_version_dir(
-        cache.user_cache() / "tensorflow_datasets", name
-    )
-    if version_dir is None:
+    if (official := find_official(name, data_dir)) is None:
         raise UserError(f"{name} is not in {data_dir}")
-    try:
-        _, splits = cache.load(version_dir, read)
-    except OSError as error:
-        raise UserError(f"{version_dir} cannot be read ({error.strerror})") from error
-    test = splits["test"]
+    test = official[1]["test"]
     places = np.minimum(np.searchsorted(test.ids, ids), len(test.ids) - 1)
     if not np.array_equal(test.ids[places], ids):
-        raise UserError(f"{version_dir} holds other images than those of the run")
+        raise UserError(f"{data_dir} holds other images of {name} than the run had")
     return list(test.images[places])
 
 

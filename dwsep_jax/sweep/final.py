@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from dwsep_jax import console, data
 from dwsep_jax.config import to_dict
-from dwsep_jax.data.prepare import locked
 from dwsep_jax.environment import describe_environment
 from dwsep_jax.errors import ConfigError, DivergedError, UserError
+from dwsep_jax.lock import locked
 from dwsep_jax.statistics import summarize_sample
 from dwsep_jax.sweep.points import make_config_at
 from dwsep_jax.sweep.space import Axis

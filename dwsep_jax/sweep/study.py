@@ -16,8 +16,8 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from dwsep_jax.config import SWEEP, format_value, identity
-from dwsep_jax.data.prepare import locked
 from dwsep_jax.errors import ConfigError, UserError, choose
+from dwsep_jax.lock import locked
 from dwsep_jax.sweep.space import Axis
 from dwsep_jax.sweep.storage import calmly, open_storage
 

@@ -19,8 +19,8 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
 from dwsep_jax import console
-from dwsep_jax.data.prepare import locked
 from dwsep_jax.errors import ConfigError
+from dwsep_jax.lock import locked
 from dwsep_jax.sweep.space import Axis
 from dwsep_jax.sweep.storage import GRACE_SECONDS, calmly, is_file
 from dwsep_jax.sweep.study import POLL_SECONDS, is_planned, list_trials, seed_sampler

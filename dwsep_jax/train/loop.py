@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 
 from dwsep_jax import console, data
 from dwsep_jax.data import order
-from dwsep_jax.data.prepare import locked
 from dwsep_jax.diagnose import write_diagnosis
 from dwsep_jax.environment import memory_bytes
 from dwsep_jax.errors import DivergedError, UserError
+from dwsep_jax.lock import locked
 from dwsep_jax.report.figures import LAST_FIGURE, draw_run
 from dwsep_jax.train import optim
 from dwsep_jax.train.checkpoint import Checkpoints

@@ -100,7 +100,7 @@ from configs import default
 from dwsep_jax.sweep import storage
 from dwsep_jax.sweep import study
 from dwsep_jax.sweep import worker
-from dwsep_jax.data.prepare import locked
+from dwsep_jax.lock import locked
 from dwsep_jax.sweep.space import parse_space
 from dwsep_jax.sweep.trials import write_trials
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dwsep_jax import data
-from dwsep_jax.data.prepare import locked
 from dwsep_jax.errors import ConfigError, UserError
+from dwsep_jax.lock import locked
 from dwsep_jax.train import evaluation, loop, programs
 from dwsep_jax.train import step as step_lib
 from dwsep_jax.train.checkpoint import Checkpoints, checksums

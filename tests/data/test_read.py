@@ -1,0 +1,119 @@
+"""Decoding what TFDS prepared, and refusing what cannot be trained on."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from dwsep_jax.data import read
+from dwsep_jax.errors import DataError
+from tests.data.tfds_files import encode_image, write_dataset
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 3), (7, 7, 1)])
+def test_examples_without_ids_keep_their_order(tmp_path, shape):
+    image = tfds.features.Image(shape=shape)
+    arrays = write_dataset(tmp_path / "toy/1.2.0", image=image)
+    class_names, splits = read.read(tmp_path / "toy/1.2.0")
+    assert class_names == tuple("0123")
+    np.testing.assert_array_equal(splits["train"].images, arrays)
+    np.testing.assert_array_equal(splits["train"].labels, np.arange(6) % 4)
+    assert splits["train"].labels.dtype == np.int32
+    assert list(splits["test"].ids) == [f"test_{i:05d}" for i in range(6)]
+
+
+def test_examples_with_ids_are_sorted_by_them(tmp_path):
+    ids = [f"x_{i}" for i in (5, 3, 8, 1, 2, 7)]
+    label = tfds.features.ClassLabel(names=["a", "b", "c", "d"])
+    arrays = write_dataset(tmp_path / "toy/1.0.0", ids=ids, label=label)
+    class_names, splits = read.read(tmp_path / "toy/1.0.0")
+    assert class_names == ("a", "b", "c", "d")
+    order = np.argsort(ids)
+    np.testing.assert_array_equal(splits["train"].ids, np.sort(ids))
+    np.testing.assert_array_equal(splits["train"].images, arrays[order])
+    np.testing.assert_array_equal(splits["train"].labels, order % 4)
+
+
+def with_image(shape, mode=None):
+    return {"edit": {"image": encode_image(np.zeros(shape, np.uint8), mode)}}
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 4] ^= 1  # In the middle of an image.
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "problem"),
+    [
+        (with_image((8, 6, 4)), "train example 4 is 8x6 RGBA, not 8x6 RGB"),
+        (with_image((16, 16, 3)), "train example 4 is 16x16 RGB, not"),
+        (with_image((6, 8, 3)), "train example 4 is 6x8 RGB, not"),
+        (with_image((8, 6, 3), "P"), "train example 4 is 8x6 P, not"),
+        (with_image((8, 6)), "train example 4 is 8x6 L, not"),
+        ({"edit": {"image": b"no image"}}, "UnidentifiedImageError"),
+        ({"edit": {"label": -1}}, "train example 4 has label -1, of 4 classes"),
+        ({"edit": {"label": 4}}, "train example 4 has label 4, of 4 classes"),
+        ({"counts": (2, 5)}, "train has 6 examples, not 7"),
+        ({"counts": (2, 3)}, "train has 6 examples, not 5"),
+        ({"label": None}, "no feature `label`"),
+        ({"label": tfds.features.Text()}, "no feature `label`"),
+        ({"image": None}, "no feature `image`"),
+        (
+            {"image": tfds.features.Image(shape=(None, None, 3))},
+            "shape (None, None, 3)",
+        ),
+        ({"image": tfds.features.Image(shape=(8, 6, 4))}, "shape (8, 6, 4)"),
+        (
+            {"image": tfds.features.Image(dtype=np.uint16, shape=(8, 6, 3))},
+            "are uint16",
+        ),
+        ({"image": tfds.features.Image(shape=(40000, 40000, 3))}, "53.6 GiB"),
+        ({"splits": ("train", "validation")}, "no split test"),
+        ({"file_format": "riegeli"}, "its format is riegeli"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_unsuitable_dataset(tmp_path, dataset, problem):
+    write_dataset(tmp_path / "toy/1.0.0", **dataset)
+    assert_refused(tmp_path / "toy/1.0.0", problem)
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda path: os.truncate(path, path.stat().st_size - 6), "is truncated"),
+        (lambda path: path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:]), "Error"),
+        (pathlib.Path.unlink, "FileNotFoundError"),
+        (flip_a_bit, "Error"),
+    ],
+    ids=["truncated", "length", "missing", "flipped"],
+)
+def test_damaged_dataset(tmp_path, damage, problem):
+    write_dataset(tmp_path / "toy/1.0.0")
+    damage(tmp_path / "toy/1.0.0/toy-train.tfrecord-00000-of-00002")
+    assert_refused(tmp_path / "toy/1.0.0", problem)
+
+
+def assert_refused(version_dir, problem):
+    with pytest.raises(DataError) as info:
+        read.read(version_dir)
+    message = str(info.value)
+    assert message.startswith(f"{version_dir} cannot be used (")
+    assert problem in message
+    assert "prepare it again, or choose a dataset of uint8 images" in message
+    assert "\n" not in message
+
+
+def test_newest_complete_version_is_found(tmp_path):
+    for version in ("9.0.0", "10.0.0", "11.0.0", "1.0.0.old"):
+        path = tmp_path / "toy" / version
+        path.mkdir(parents=True)
+        (path / "features.json").touch()
+        if version != "11.0.0":
+            (path / "dataset_info.json").touch()
+    assert read.find_version_dir(tmp_path, "toy") == tmp_path / "toy/10.0.0"
+    assert read.find_version_dir(tmp_path, "absent") is None
