@@ -536,7 +536,7 @@ def test_damaged_config_json_is_one_line(tmp_path, how):
         lambda: load_config(tmp_path),
         lambda: open_workdir(tmp_path, make_config(), resolve),
     ):
-        with pytest.raises(UserError, match=r"json is damaged or of another") as error:
+        with pytest.raises(UserError, match=r"config\.json is damaged") as error:
             read()
         assert not isinstance(error.value, ConfigError)
 
