@@ -1,11 +1,13 @@
-"""The fields of a configuration: what each may be, and how a person writes it."""
+"""The fields of a configuration: what each may be, who reads it, how it is written."""
 
 import difflib
 import hashlib
 import math
+import operator
 import os
 import pathlib
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,9 +17,9 @@ from dwsep_jax.errors import ConfigError
 
 
 class Field(NamedTuple):
-    """What a field must be; `must_be` and `example` are read by people.
+    """What a field must be; `must_be` and `example` are for error messages.
 
-    `unset_type` is the type of a field that may be None, for when it is not.
+    A field with an `unset_type` may be None, and is of that type otherwise.
     """
 
     must_be: str
@@ -26,7 +28,66 @@ class Field(NamedTuple):
     unset_type: type | None = None
 
 
-def _optional(field: Field, unset_type: type) -> Field:
+# The limits of a number, in the order in which they are named.
+_LIMITS = {
+    "ge": ("of at least", operator.ge),
+    "gt": ("above", operator.gt),
+    "le": ("at most", operator.le),
+    "lt": ("below", operator.lt),
+}
+
+
+def _number(example: str, kind: type = float, **limits: float) -> Field:
+    words = [f"{_LIMITS[name][0]} {limit:,}" for name, limit in limits.items()]
+    noun = "an integer" if kind is int else "a finite number"
+
+    def is_valid(value):
+        # A bool is an int in Python, and an integer is fine where a float is meant.
+        is_number = isinstance(value, int | kind) and not isinstance(value, bool)
+        return (
+            is_number
+            and math.isfinite(value)
+            and all(_LIMITS[name][1](value, limit) for name, limit in limits.items())
+        )
+
+    return Field(f"{noun} {' and '.join(words)}", example, is_valid)
+
+
+def _integer(example: str, low: int, high: int) -> Field:
+    return _number(example, int, ge=low, le=high)
+
+
+def _text(example: str) -> Field:
+    # Somebody who writes "None" wants to unset the field.
+    return Field(
+        "a name or path",
+        example,
+        lambda v: isinstance(v, str) and v.strip() not in ("", "None"),
+    )
+
+
+def _flag(example: str) -> Field:
+    return Field("true or false", example, lambda v: isinstance(v, bool))
+
+
+def _tuple(
+    items: str, example: str, is_item: Callable[[Any], bool], distinct: str | None = ""
+) -> Field:
+    """Return a field of one item or more; `distinct` formats those that must differ."""
+
+    def is_valid(value):
+        if not isinstance(value, tuple) or not value or not all(map(is_item, value)):
+            return False
+        return distinct is None or len({f"{v:{distinct}}" for v in value}) == len(value)
+
+    return Field(f"a tuple of {items}", example, is_valid)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _optional(unset_type: type, field: Field) -> Field:
     return Field(
         f"{field.must_be}, or left out",
         field.example,
@@ -35,59 +96,9 @@ def _optional(field: Field, unset_type: type) -> Field:
     )
 
 
-def _text(example: str) -> Field:
-    # "None" is what a person writes to unset a field; as a name it is never meant.
-    return Field(
-        "a name or path",
-        example,
-        lambda v: isinstance(v, str) and v.strip() not in ("", "None"),
-    )
-
-
-def _names(must_be: str, example: str) -> Field:
-    return Field(
-        must_be,
-        example,
-        lambda v: (
-            isinstance(v, tuple)
-            and len(v) > 0
-            and all(isinstance(name, str) and name.strip() for name in v)
-            and len(set(v)) == len(v)
-        ),
-    )
-
-
-def _flag(example: str) -> Field:
-    return Field("true or false", example, lambda v: isinstance(v, bool))
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _integer(
-    example: str, low: int, high: int | None = None, must_be: str | None = None
-) -> Field:
-    upper = "" if high is None else f" and at most {high:,}"
-    return Field(
-        must_be or f"an integer of at least {low}{upper}",
-        example,
-        lambda v: _is_integer(v) and low <= v and (high is None or v <= high),
-    )
-
-
-def _number(example: str, must_be: str, in_range: Callable[[float], bool]) -> Field:
-    def is_valid(value):
-        is_number = isinstance(value, float) or _is_integer(value)
-        return is_number and math.isfinite(value) and in_range(value)
-
-    return Field(f"a finite number {must_be}", example, is_valid)
-
-
-_SEED = _integer("1", 0, 2**32 - 1, "an integer from 0 to 4294967295")
+_SEED = _integer("1", 0, 2**32 - 1)
 _NUM_SEEDS = _integer("5", 1, 1000)
-_MEMBERS_AT_ONCE = _optional(_integer("4", 1, 1000), int)
-_FACTOR = _number("3", "from 0.001 to 1000", lambda v: 0.001 <= v <= 1000)
+_MEMBERS_AT_ONCE = _optional(int, _integer("4", 1, 1000))
 
 # One row per field of configs/default.py. The place of a field says who reads it: every
 # run those at the top, a comparison also those of `compare`, a sweep those of `sweep`.
@@ -95,112 +106,112 @@ _FACTOR = _number("3", "from 0.001 to 1000", lambda v: 0.001 <= v <= 1000)
 # are checked there.
 FIELDS = {
     "dataset": _text("cifar10"),
-    "data_dir": _optional(_text("/data/tensorflow_datasets"), str),
-    "validation_size": _integer("5000", 1),
+    "data_dir": _optional(str, _text("/data/tensorflow_datasets")),
+    "validation_size": _number("5000", int, ge=1),
     "split_seed": _SEED,
     "flip": _flag("false"),
     "shift": _integer("4", 0, 64),
     "cutout": _integer("8", 0, 1024),
-    "mixup": _number("0.2", "from 0 to 100", lambda v: 0 <= v <= 100),
-    "label_smoothing": _number(
-        "0.1", "of at least 0 and below 1", lambda v: 0 <= v < 1
-    ),
+    "mixup": _number("0.2", ge=0, le=100),
+    "label_smoothing": _number("0.1", ge=0, lt=1),
     "conv": _text("separable"),
     "growth_rate": _integer("24", 1, 4096),
-    "block_sizes": Field(
-        "a tuple of integers from 1 to 256, one per block",
+    "block_sizes": _tuple(
+        "integers from 1 to 256, one per block",
         "6,6,6,6",
-        lambda v: (
-            isinstance(v, tuple)
-            and len(v) > 0
-            and all(_is_integer(size) and 1 <= size <= 256 for size in v)
-        ),
+        _integer("6", 1, 256).is_valid,
+        distinct=None,
     ),
     "bottleneck": _integer("4", 0, 64),
-    "reduction": _number("0.5", "above 0 and at most 1", lambda v: 0 < v <= 1),
-    "stem_width": _number("2.0", "above 0 and at most 64", lambda v: 0 < v <= 64),
-    "stem_stride": _integer("2", 1, 2, "1 or 2"),
+    "reduction": _number("0.5", gt=0, le=1),
+    "stem_width": _number("2.0", gt=0, le=64),
+    "stem_stride": _integer("2", 1, 2),
     "kernel_size": _integer("3", 1, 31),
     "activation": _text("relu"),
     "inner_norm": _flag("true"),
     "inner_activation": _flag("true"),
-    "dropout_rate": _number(
+    "dropout_rate": Field(
+        "a finite number that is 0, or from 1/256 to 255/256",
         "0.1",
-        "that is 0, or from 1/256 to 255/256",
-        lambda v: v == 0 or 1 / 256 <= v <= 255 / 256,
+        lambda v: _number("", ge=0).is_valid(v) and (v == 0 or 1 <= 256 * v <= 255),
     ),
-    "norm_momentum": _number("0.9", "of at least 0 and below 1", lambda v: 0 <= v < 1),
+    "norm_momentum": _number("0.9", ge=0, lt=1),
     "dtype": _text("float32"),
     "lowering": _text("auto"),
     "optimizer": _text("sgd"),
-    "learning_rate": _optional(
-        _number("0.1", "above 0 and at most 1000", lambda v: 0 < v <= 1000), float
-    ),
-    "momentum": _number("0.9", "of at least 0 and below 1", lambda v: 0 <= v < 1),
-    "weight_decay": _optional(
-        _number("5e-4", "of at least 0", lambda v: v >= 0), float
-    ),
+    "learning_rate": _optional(float, _number("0.1", gt=0, le=1000)),
+    "momentum": _number("0.9", ge=0, lt=1),
+    "weight_decay": _optional(float, _number("5e-4", ge=0)),
     "schedule": _text("cosine"),
-    "warmup_epochs": _optional(_number("5", "of at least 0", lambda v: v >= 0), float),
-    "plateau_factor": _number("0.2", "above 0 and below 1", lambda v: 0 < v < 1),
+    "warmup_epochs": _optional(float, _number("5", ge=0)),
+    "plateau_factor": _number("0.2", gt=0, lt=1),
     "plateau_patience": _integer("5", 1, 10**6),
-    "clip_norm": _number("1.0", "of at least 0", lambda v: v >= 0),
-    "ema_decay": _number("0.999", "of at least 0 and below 1", lambda v: 0 <= v < 1),
+    "clip_norm": _number("1.0", ge=0),
+    "ema_decay": _number("0.999", ge=0, lt=1),
     "batch_size": _integer("128", 1, 10**6),
     "num_epochs": _integer("100", 1, 10**6),
     "early_stopping": _integer("10", 0, 10**6),
-    "min_change": _number("0.001", "of at least 0 and below 1", lambda v: 0 <= v < 1),
+    "min_change": _number("0.001", ge=0, lt=1),
     "seed": _SEED,
-    "steps_per_dispatch": _optional(_integer("16", 1, 10**4), int),
+    "steps_per_dispatch": _optional(int, _integer("16", 1, 10**4)),
     "eval_batch_size": _integer("512", 1, 10**5),
-    "platform": _optional(_text("gpu"), str),
+    "platform": _optional(str, _text("gpu")),
     "deterministic": _flag("true"),
     "tensorboard": _flag("true"),
     "progress": _flag("false"),
-    "compare.variants": _names("a tuple of different names", "separable,standard"),
+    "compare.variants": _tuple("different names", "separable,standard", _is_name),
     "compare.num_seeds": _NUM_SEEDS,
-    "compare.rate_factors": Field(
-        "a tuple of numbers from 0.001 to 1000, different in the first three digits",
+    "compare.rate_factors": _tuple(
+        "numbers from 0.001 to 1000, different in the first three digits",
         "0.333,1,3",
-        lambda v: (
-            isinstance(v, tuple)
-            and len(v) > 0
-            and all(_FACTOR.is_valid(factor) for factor in v)
-            and len({f"{factor:.3g}" for factor in v}) == len(v)
-        ),
+        _number("3", ge=0.001, le=1000).is_valid,
+        distinct=".3g",
     ),
-    "compare.margin": _number("0.5", "from 0 to 100", lambda v: 0 <= v <= 100),
+    "compare.margin": _number("0.5", ge=0, le=100),
     "compare.members_at_once": _MEMBERS_AT_ONCE,
-    "sweep.space": _names(
-        "a tuple of different axes FIELD=A|B|..., FIELD=LOW..HIGH or FIELD=LOW..HIGH "
-        "log",
+    "sweep.space": _tuple(
+        "different axes FIELD=A|B|..., FIELD=LOW..HIGH or FIELD=LOW..HIGH log",
         "'optimizer=adam|sgd,learning_rate=x0.1..x10 log'",
+        _is_name,
     ),
     "sweep.sampler": _text("tpe"),
     "sweep.pruner": _text("median"),
-    "sweep.num_trials": _optional(_integer("24", 1, 10**6), int),
+    "sweep.num_trials": _optional(int, _integer("24", 1, 10**6)),
     "sweep.num_seeds": _NUM_SEEDS,
-    "sweep.storage": _optional(_text("postgresql://user@host/database"), str),
+    "sweep.storage": _optional(str, _text("postgresql://user@host/database")),
     "sweep.study": _text("sweep"),
     "sweep.members_at_once": _MEMBERS_AT_ONCE,
 }
 
-# The fields that config.json has not had from the beginning, each with the default of
-# configs/default.py, which is what older runs did.
+# Fields that were added after config.json had been written without them, each with the
+# value that older runs had in effect: its default in configs/default.py.
 ADDED: dict[str, Any] = {}
 
-# {last name: names} of the fields of sections, which were once all at the top.
-_BY_LAST_NAME: dict[str, list[str]] = {}
+# {last name: names} of the fields in sections, all of which were once at the top.
+_BY_LAST_NAME: dict[str, list[str]] = defaultdict(list)
 for _name in FIELDS:
     if "." in _name:
-        _BY_LAST_NAME.setdefault(_name.rpartition(".")[2], []).append(_name)
+        _BY_LAST_NAME[_name.rpartition(".")[2]].append(_name)
 
-# They are not planned for all `num_epochs`.
+# What a workdir may hold, and the section of the config that it alone reads.
+RUN, COMPARISON, SWEEP = "run", "comparison", "sweep"
+SECTIONS = {RUN: "", COMPARISON: "compare", SWEEP: "sweep"}
+# These change no result, except for the last bits of an evaluation's sums.
+CHANGE_NOTHING = frozenset({"data_dir", "progress", "eval_batch_size", "tensorboard"})
+# These may differ when a workdir is continued: a comparison then has more seeds or
+# another answer, a sweep more trials and seeds. Members trained in another program have
+# the same numbers up to the last digits.
+MAY_CHANGE = CHANGE_NOTHING | {
+    *("compare.num_seeds", "compare.margin", "compare.members_at_once"),
+    *("sweep.num_trials", "sweep.num_seeds", "sweep.storage", "sweep.members_at_once"),
+}
+
+# These schedules do not depend on `num_epochs`.
 STEADY_SCHEDULES = frozenset({"constant", "plateau"})
 
 
 def validate(config: ConfigDict) -> None:
-    """Check the names of the fields, each value by itself, then what contradicts.
+    """Check the names of the fields, each value by itself, and how they fit together.
 
     Raises:
       ConfigError: with the field, its value and what it must be.
@@ -250,10 +261,10 @@ def describe(name: str, value: Any) -> str:
 
 def unknown_field(name: str) -> str:
     """Return the line for a field that does not exist, with the nearest that do."""
-    near = _BY_LAST_NAME.get(name) or difflib.get_close_matches(name, FIELDS)
-    if not near:
-        last_names = difflib.get_close_matches(name, _BY_LAST_NAME)
-        near = [place for last in last_names for place in _BY_LAST_NAME[last]]
+    near = difflib.get_close_matches(name, [*FIELDS, *_BY_LAST_NAME])
+    if name in _BY_LAST_NAME:
+        near = [name]
+    near = [place for match in near for place in _BY_LAST_NAME.get(match, [match])]
     return f"unknown field --config.{name}; " + (
         f"did you mean {' or '.join(f'--config.{n}' for n in near)}?"
         if near
@@ -305,13 +316,13 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
 
 
 def upgrade(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a config.json, of today or older, as `to_dict` does today.
+    """Return the fields of a config.json of any version, as `to_dict` would today.
 
-    A field that has moved into sections since keeps its value in each of them. One that
-    is newer than the file gets the value of `ADDED`.
+    A field that has since moved into sections has its value in each of them, and one
+    that is newer than the file the value of `ADDED`.
 
     Raises:
-      ConfigError: for a field that is not known, today or before.
+      ConfigError: for a field that no version has had.
     """
     fields = dict(ADDED)
     for name, value in flatten(stored).items():
@@ -331,23 +342,10 @@ def _nest(fields):
     return nested
 
 
-# What a workdir may hold, and the section of the config that it alone reads.
-RUN, COMPARISON, SWEEP = "run", "comparison", "sweep"
-SECTIONS = {RUN: "", COMPARISON: "compare", SWEEP: "sweep"}
-# These change no result, except for the last bits of an evaluation's sums.
-CHANGE_NOTHING = frozenset({"data_dir", "progress", "eval_batch_size", "tensorboard"})
-# These may differ when a workdir is continued: a comparison then has more seeds or
-# another answer, a sweep more trials and seeds. Members trained in another program have
-# the same numbers up to the last digits.
-MAY_CHANGE = CHANGE_NOTHING | {
-    *("compare.num_seeds", "compare.margin", "compare.members_at_once"),
-    *("sweep.num_trials", "sweep.num_seeds", "sweep.storage", "sweep.members_at_once"),
-}
-
-
 def fields_of(kind: str) -> set[str]:
     """Return the names of the fields that a run, a comparison or a sweep reads."""
-    return {name for name in FIELDS if _section(name) in ("", SECTIONS[kind])}
+    sections = {"", SECTIONS[kind]}
+    return {name for name in FIELDS if name.rpartition(".")[0] in sections}
 
 
 def run_fields(config: ConfigDict) -> dict[str, Any]:
@@ -361,11 +359,7 @@ def identity(config: ConfigDict, kind: str) -> dict[str, Any]:
     The names are without the section: `variants`, not `compare.variants`.
     """
     names = fields_of(kind) - MAY_CHANGE
-    return {name.rpartition(".")[2]: config[name] for name in sorted(names)}
-
-
-def _section(name):
-    return name.rpartition(".")[0]
+    return dict(sorted((name.rpartition(".")[2], config[name]) for name in names))
 
 
 def default_workdir(
@@ -390,8 +384,8 @@ def default_workdir(
     for name, value in identity(config, kind).items():
         if value != unchanged[name]:
             pieces += [f"-{name}=", format_value(value).replace(",", "_")]
-    # Without "=" and "@" in the file's name, the argument and the values, one name can
-    # be read in one way only. A name that is not so, or is long, carries a hash.
+    # A name is unambiguous without "=" and "@" in the file's name, the argument and the
+    # values. Any other name, and a long one, gets a hash.
     text = "".join(pieces)
     is_plain = all(re.fullmatch(r"[\w.+-]*", piece, re.ASCII) for piece in pieces[::2])
     if not is_plain or len(text) > 120:
