@@ -83,6 +83,12 @@ def test_named_file_exists(page, path):
     assert (ROOT / path).exists()
 
 
+def test_every_room_is_described():
+    text = (ROOT / "docs/contributing.md").read_text()
+    rooms = {p.stem for p in ROOT.glob("dwsep_jax/[!_]*") if p.suffix in ("", ".py")}
+    assert rooms <= set(re.findall(r"`(\w+)`", text))
+
+
 @pytest.mark.parametrize(("page", "name"), find(r"python -m benchmarks\.(\w+)"))
 def test_named_benchmark_exists(page, name):
     assert "__main__" in (ROOT / "benchmarks" / f"{name}.py").read_text()
