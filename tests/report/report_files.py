@@ -199,10 +199,10 @@ def write_comparison(
     """
     rng = np.random.default_rng(0)
     content = make_comparison(names, num_examples, num_epochs, num_seeds)
-    fields = {"dataset": "digits", "num_seeds": num_seeds, "num_epochs": num_epochs}
-    fields |= {"margin": 0.5, "growth_rate": 12, "progress": False}
-    fields |= {"variants": list(variants)}
-    config = {"kind": "comparison", "requested": fields, "resolved": fields}
+    fields = {"dataset": "digits", "num_epochs": num_epochs, "growth_rate": 12}
+    fields |= {"progress": False, "compare": {"num_seeds": num_seeds, "margin": 0.5}}
+    fields["compare"]["variants"] = list(variants)
+    config = {"requested": fields, "resolved": fields}
     write_json(directory / "config.json", config)
     accuracies = {}
     for name, (parameters, macs, ms, gain) in variants.items():
@@ -232,7 +232,7 @@ def write_comparison(
                 accuracies[name] - accuracies["standard"], num_examples
             )
     content["answer"] = content["paired"]["separable"]["answer"]
-    content["reason"] = f"the answer is {content['answer']}"
+    content["reason"] = f"The answer is {content['answer']}."
     write_json(directory / "comparison.json", content)
     return content
 
