@@ -70,11 +70,10 @@ def run_train(command: cli.Command) -> None:
 
 def run_evaluate(command: cli.Command) -> None:
     """Evaluate what a run has trained."""
-    from dwsep_jax import workdir
-    from dwsep_jax.train import evaluation
+    from dwsep_jax import evaluate, workdir
 
     resolved = workdir.load_config(command.workdir, command.config)
-    evaluation.evaluate_workdir(resolved, command.workdir, command.split or "test")
+    evaluate.evaluate_workdir(resolved, command.workdir, command.split or "test")
 
 
 def run_efficiency(command: cli.Command) -> None:

@@ -20,10 +20,9 @@ from ml_collections import ConfigDict
 
 from dwsep_jax import cli, data
 from dwsep_jax.environment import keep_freed_memory
-from dwsep_jax.train import loop, population
+from dwsep_jax.train import loop
 from dwsep_jax.train.metrics import Metrics
-from dwsep_jax.train.programs import make_steps
-from dwsep_jax.train.step import make_train_state
+from dwsep_jax.train.programs import make_steps, stack, vmap_steps
 
 NUM_ROUNDS = 5
 
@@ -43,19 +42,22 @@ def compile_run(config: ConfigDict, dataset: data.Dataset, num_members: int):
     for seed in range(max(1, num_members)):
         member = config.copy_and_resolve_references()
         member.seed = seed
-        states.append(make_train_state(member, dataset))
+        states.append(loop.make_state(member, dataset))
     steps = make_steps(config, len(dataset.class_names))
     state, total = states[0], Metrics.empty()
     order = jnp.arange(len(dataset.train.labels), dtype=jnp.int32)
     if num_members:
-        steps = population.together(steps)
-        is_active = jnp.full(num_members, True)
-        state = population.Population(population.stack(states), is_active)
-        total, order = (population.stack([x] * num_members) for x in (total, order))
-    arrays = loop.on_device(dataset)
+        steps = vmap_steps(steps)
+        state = stack(states)
+        total, order = (stack([x] * num_members) for x in (total, order))
+    images, labels = dataset.train.images, dataset.train.labels
+    arrays = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
+    arguments = [state, total, arrays, order]
+    if num_members:
+        arguments.append(jnp.full(num_members, True))  # All are active.
     take = jax.jit(partial(steps, num_steps=config.steps_per_dispatch))
-    compiled = take.lower(state, total, arrays, order).compile()
-    return lambda: jax.block_until_ready(compiled(state, total, arrays, order))
+    compiled = take.lower(*arguments).compile()
+    return lambda: jax.block_until_ready(compiled(*arguments))
 
 
 def time_in_turn(calls: list) -> np.ndarray:

@@ -7,17 +7,18 @@ cores. What `dwsep_jax/optim.py` says of its rates was found this way.
     python -m benchmarks.recipes
 """
 
+import os
 import sys
+import tempfile
 import time
 
 from ml_collections import ConfigDict
 
 from configs import digits
 from dwsep_jax import console, data
-from dwsep_jax.errors import UserError
 from dwsep_jax.train import loop, optim
 from dwsep_jax.train.evaluation import evaluate
-from dwsep_jax.train.step import averaged, make_train_state
+from dwsep_jax.train.step import averaged
 
 NUM_EPOCHS = 15
 RATE_FACTORS = (1 / 3, 1, 3)
@@ -37,13 +38,16 @@ def measure(config: ConfigDict) -> str:
     """Train, and return one cell of the table."""
     dataset = data.load(config)
     config = loop.resolve(config, dataset)
-    state = make_train_state(config, dataset)
     start = time.perf_counter()
-    try:
-        for trained, row in loop.train_epochs(config, dataset, state, []):
-            state, last = trained, row
-    except UserError as error:
-        return f"stopped: {str(error).partition(';')[0]}"
+    with (
+        tempfile.TemporaryDirectory() as workdir,
+        console.logged(os.devnull),
+        loop.open_member(config, workdir, dataset) as member,
+    ):
+        loop.train([member], dataset)
+    if member.error is not None:
+        return f"stopped: {str(member.error).partition(';')[0]}"
+    state, last = member.state, member.history[-1]
     raw, _ = evaluate(state, dataset.test, config.eval_batch_size)
     ema, _ = evaluate(averaged(state), dataset.test, config.eval_batch_size)
     print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
@@ -63,7 +67,6 @@ def print_table(columns: list[str], rows: dict[str, list[ConfigDict]]) -> None:
 
 def main() -> None:
     """Measure both tables."""
-    console.say = lambda text: None
     print("Accuracy on validation, test (and of the running average)\n")
     rows, schedules = {}, list(optim.SCHEDULES)
     for name in optim.OPTIMIZERS:

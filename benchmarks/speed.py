@@ -291,14 +291,15 @@ def measure_loop(network: Network, num_steps: int, num_rounds: int) -> dict[str,
     config = loop.resolve(network.config, dataset)
     arrays = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
     state = jax.tree.map(jnp.copy, network.state)
-    compiled = programs.compile_programs(config, dataset, state, arrays)
+    compiled = programs.EpochPrograms(config, dataset, [state])
     permutation = jnp.arange(size, dtype=jnp.int32)
     progress = argparse.Namespace(advance=lambda num_steps: None)
 
     def epoch():
         nonlocal state
         state = state.replace(step=jnp.zeros((), jnp.int32))
-        state, _ = programs.train_epoch(compiled, state, arrays, permutation, progress)
+        (result,) = compiled.train_epoch([state], [True], [permutation], progress)
+        state = result.state
 
     step = network._jax_step(network.state, network.make_batch(BATCH_SIZE))
     augment = make_augment(

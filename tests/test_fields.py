@@ -8,9 +8,8 @@ import pytest
 
 from dwsep_jax import cli, console, data
 from dwsep_jax.config import FIELDS
-from dwsep_jax.train import evaluation, loop, programs, step
+from dwsep_jax.train import evaluation, loop, programs
 from dwsep_jax.train.metrics import Metrics
-from dwsep_jax.train.step import make_train_state
 from tests import tiny
 from tests.compare import comparing
 from tests.sweep import sweeping
@@ -24,7 +23,7 @@ def dataset():
 def program(dataset, **changes):
     """Return the program of a training step as text; its inputs hold no values."""
     config = tiny.make_resolved(**changes)
-    state = jax.eval_shape(step._state_maker(config, dataset))
+    state = loop.make_state(config, dataset, abstract=True)
     arrays = {"image": dataset.train.images, "label": dataset.train.labels}
     steps = programs.make_steps(config, tiny.NUM_CLASSES)
     permutation = jax.ShapeDtypeStruct((44,), np.int32)
@@ -81,7 +80,7 @@ IN_THE_STATE_ABOVE_0 = {"dropout_rate": 0.1, "label_smoothing": 0.1}
 def test_the_state_before_the_first_step_changes(dataset, field):
     def values(**changes):
         changes = {"label_smoothing": 0.2} | changes
-        state = make_train_state(tiny.make_resolved(**changes), dataset)
+        state = loop.make_state(tiny.make_resolved(**changes), dataset)
         state = state.replace(key=jax.random.key_data(state.key))
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state)])
 
@@ -133,7 +132,7 @@ def test_early_stopping_and_min_change_end_a_run(dataset):
 def test_the_plateau_waits_and_lowers_as_it_is_told(dataset):
     def multipliers(**changes):
         config = tiny.make_resolved(schedule="plateau", **changes)
-        state = make_train_state(config, dataset)
+        state = loop.make_state(config, dataset)
         for _ in range(6):
             state = loop.lower_rate_on_plateau(config, state, 1.0)
             yield float(state.plateau.multiplier)
@@ -157,13 +156,12 @@ def test_steps_per_dispatch_and_deterministic_reach_the_programs(dataset, monkey
 
     def sizes(**changes):
         config = tiny.make_resolved(**changes)
-        state = make_train_state(config, dataset)
-        arrays = {"image": dataset.train.images, "label": dataset.train.labels}
+        state = loop.make_state(config, dataset)
         seen.clear()
         with monkeypatch.context() as patch:
             patch.setattr(jax, "jit", spy)
-            compiled = programs.compile_programs(config, dataset, state, arrays)
-        return [program.num_steps for program in compiled]
+            compiled = programs.EpochPrograms(config, dataset, [state])
+        return [num_steps for num_steps, _ in compiled.programs]
 
     assert sizes(steps_per_dispatch=3) == [3, 2]
     assert seen == [None, None]
@@ -179,7 +177,7 @@ def test_eval_batch_size_and_deterministic_reach_the_evaluation(dataset, monkeyp
         return {"loss": 1.0, "accuracy": 1.0}, None
 
     monkeypatch.setattr(loop, "evaluate", fake)
-    state = make_train_state(tiny.make_resolved(), dataset)
+    state = loop.make_state(tiny.make_resolved(), dataset)
     for changes in ({}, {"eval_batch_size": 5}, {"deterministic": True}):
         loop.evaluate_epoch(tiny.make_resolved(**changes), dataset, state)
     assert seen == {(8, False), (5, False), (8, True)}
@@ -193,7 +191,7 @@ def test_deterministic_reaches_the_last_evaluation(dataset, monkeypatch, tmp_pat
         return jit_eval_step(deterministic)
 
     monkeypatch.setattr(evaluation, "_jit_eval_step", spy)
-    state = make_train_state(tiny.make_resolved(), dataset)
+    state = loop.make_state(tiny.make_resolved(), dataset)
     for deterministic in (False, True):
         config = tiny.make_resolved(deterministic=deterministic)
         evaluation.evaluate_and_write(config, tmp_path, dataset, state, "validation")

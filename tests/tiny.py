@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 from configs import default
 from dwsep_jax.data import Dataset, Split
 from dwsep_jax.train import loop
+from dwsep_jax.train.step import TrainState
 
 NUM_CLASSES = 3
 
@@ -63,3 +64,8 @@ def make_dataset() -> Dataset:
 def make_resolved(**changes) -> ConfigDict:
     """Return `make_config` with every unset value set."""
     return loop.resolve(make_config(**changes), make_dataset())
+
+
+def make_state(**changes) -> TrainState:
+    """Return the initial state of `make_config`'s run."""
+    return loop.make_state(make_config(**changes), make_dataset())

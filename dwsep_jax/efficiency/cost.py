@@ -28,7 +28,7 @@ from dwsep_jax.nn.counting import (
 from dwsep_jax.nn.densenet import DTYPES
 from dwsep_jax.nn.summary import with_reference_lowering
 from dwsep_jax.train import loop
-from dwsep_jax.train.step import draw_state, state_maker, train_step
+from dwsep_jax.train.step import make_train_state, train_step
 from dwsep_jax.workdir import load_config, open_workdir, write_atomically
 
 CPU_BATCH_SIZES = (1, 8, 32, 128)
@@ -87,7 +87,7 @@ def measure_cost(
     lacks an analysis) is None.
     """
     counts = count_cost(config, num_classes, image_shape)
-    state = draw_state(state_maker(config, num_classes, image_shape, 1))
+    state = make_train_state(config, num_classes, image_shape)
     train, inference = _measure_programs(config, num_classes, image_shape, state)
     machine = measure_machine(DTYPES[config.dtype])
     return {
@@ -124,7 +124,7 @@ def count_cost(
     Nothing is computed, and the result depends on neither device nor lowering.
     """
     reference = with_reference_lowering(config)
-    state = jax.eval_shape(state_maker(reference, num_classes, image_shape, 1))
+    state = make_train_state(reference, num_classes, image_shape, abstract=True)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     operations = list_operations(state.apply_fn, _variables(state), image)
     layers = list_layers(operations, state.params)

@@ -177,18 +177,22 @@ class Trials:
         check = partial(loop.resolve, dataset=self._dataset)
         config = open_workdir(directory, config, check)
 
-        history: list[Row] = []
-
-        def report(row: Row) -> None:
-            history.append(row)
+        def report(i: int, history: list[Row]) -> bool:
+            row = history[-1]
             trial.report(score(row), row["epoch"])
             # One that has come to its end is complete, however good.
-            if not loop.is_finished(config, history) and trial.should_prune():
-                raise optuna.TrialPruned
+            return not loop.is_finished(config, history) and trial.should_prune()
 
-        with console.logged(directory / "train.log"):
-            loop.run(config, directory, self._dataset, False, report)
-        row = evaluated_row(history, config.early_stopping)
+        with (
+            console.logged(directory / "train.log"),
+            loop.open_member(config, directory, self._dataset) as member,
+        ):
+            loop.train([member], self._dataset, report)
+        if member.error is not None:
+            raise member.error
+        if member.is_pruned:
+            raise optuna.TrialPruned
+        row = evaluated_row(member.history, config.early_stopping)
         trial.set_user_attr("epoch", row["epoch"])
         trial.set_user_attr("val_loss", row.get("ema_val_loss", row["val_loss"]))
         return score(row)

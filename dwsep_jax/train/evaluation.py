@@ -1,4 +1,4 @@
-"""Evaluation: every example of a split counted once."""
+"""Evaluation: every example of a split counted exactly once."""
 
 import functools
 import io
@@ -11,20 +11,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dwsep_jax.console import print_evaluation
-from dwsep_jax.data import Dataset, Split, load
+from dwsep_jax.data import Dataset, Split
 from dwsep_jax.data.augment import normalize
 from dwsep_jax.environment import compiler_options, describe_environment
 from dwsep_jax.errors import UserError, choose
-from dwsep_jax.nn.summary import describe_network, summarize
-from dwsep_jax.report.figures import draw_run
 from dwsep_jax.train.checkpoint import Checkpoints
 from dwsep_jax.train.metrics import calibration, classification_report
-from dwsep_jax.train.step import TrainState, averaged, eval_step, make_train_state
+from dwsep_jax.train.step import TrainState, averaged, eval_step
+from dwsep_jax.workdir import read_evaluation as read_evaluation_file
 from dwsep_jax.workdir import score, write_atomically
-
-_KEYS = ("split", "weights", "epoch", "num_examples", "loss", "accuracy", "precision")
-_KEYS += ("recall", "f1", "per_class", "confusion_matrix", "calibration", "environment")
 
 
 @functools.cache
@@ -122,14 +117,12 @@ def evaluate_and_write(
 
 
 def read_evaluation(workdir: str | os.PathLike, epoch: int) -> dict[str, Any] | None:
-    """Return evaluation.json, or None unless it is whole and of an epoch's weights."""
-    path = pathlib.Path(workdir) / "evaluation.json"
+    """Return evaluation.json, or None unless it is intact and of this epoch."""
     try:
-        evaluation = json.loads(path.read_bytes())
-        is_whole = all(key in evaluation for key in _KEYS)
-        return evaluation if is_whole and evaluation["epoch"] == epoch else None
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        evaluation = read_evaluation_file(pathlib.Path(workdir, "evaluation.json"))
+    except (FileNotFoundError, UserError):
         return None
+    return evaluation if evaluation["epoch"] == epoch else None
 
 
 def restore_to_evaluate(
@@ -147,40 +140,3 @@ def restore_to_evaluate(
     by_score = sorted(epochs, key=lambda epoch: score(rows[epoch]), reverse=True)
     best = checkpoints.restore(by_score, state)
     return best and best.tree
-
-
-def evaluate_workdir(
-    config: ConfigDict, workdir: str | os.PathLike, split_name: str
-) -> None:
-    """Evaluate what a run has trained on a split; write, draw and print the result.
-
-    Args:
-      config: the resolved configuration of the run.
-      workdir: where the run is.
-      split_name: train, validation or test.
-
-    Raises:
-      UserError: if there is no checkpoint.
-    """
-    dataset = load(config)
-    state = make_train_state(config, dataset)
-    state = _restore_from_running(config, workdir, state)
-    evaluation = evaluate_and_write(config, workdir, dataset, state, split_name)
-    image_shape = dataset.train.images.shape[1:]
-    parts = summarize(config, len(dataset.class_names), image_shape)
-    print_evaluation(evaluation, describe_network(config, parts))
-    draw_run(workdir)
-
-
-def _restore_from_running(config, workdir, state):
-    """Restore from a run that may replace its checkpoints in the meantime."""
-    for _ in range(5):
-        with Checkpoints(workdir, read_only=True) as checkpoints:
-            restored = restore_to_evaluate(config, checkpoints, state)
-            if restored is not None:
-                return restored
-            if not checkpoints.epochs():
-                break
-    raise UserError(
-        f"{workdir} has no checkpoint yet; train it with --mode=train first"
-    )

@@ -2,22 +2,32 @@
 
 import pathlib
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from dwsep_jax import console, data
 from dwsep_jax.errors import UserError
 from dwsep_jax.report.figures import LAST_FIGURE
-from dwsep_jax.train import loop, population
+from dwsep_jax.train import loop
 from dwsep_jax.train.evaluation import read_evaluation
 from dwsep_jax.workdir import evaluated_row, load_config, read_rows
 
 # Of a run that has nothing left to do.
 _FILES = ("evaluation.json", "predictions.npz", LAST_FIGURE, "diagnosis.json")
+
+
+def limit_members(members_at_once: int | None) -> int:
+    """Return how many runs to train in one program; None leaves it to the device."""
+    if members_at_once is not None:
+        return members_at_once
+    # One run keeps a CPU busy.
+    return 1 if jax.default_backend() == "cpu" else sys.maxsize
 
 
 class Progress:
@@ -65,7 +75,7 @@ class Trainer:
     def __init__(self, members_at_once: int | None, dataset: data.Dataset):
         """Train at most so many runs together; None leaves it to the device."""
         self._dataset = dataset
-        self.num_members = population.limit_members(members_at_once)
+        self.num_members = limit_members(members_at_once)
         self._outcomes = {}
 
     def train_ahead(self, runs: Sequence[Run]) -> None:
@@ -84,10 +94,10 @@ class Trainer:
         names = ", ".join(directory.name for directory in directories)
         console.say(f"training {directories[0].parent.name} together: {names}")
         start = time.perf_counter()
-        outcomes = population.train_members(configs, directories, self._dataset)
+        members = loop.train_members(configs, directories, self._dataset)
         seconds = (time.perf_counter() - start) / len(runs)
-        for directory, outcome in zip(directories, outcomes, strict=True):
-            self._outcomes[directory] = (seconds, outcome.error)
+        for directory, member in zip(directories, members, strict=True):
+            self._outcomes[directory] = (seconds, member.error)
 
     def train(self, run: Run, on_test: bool) -> float | None:
         """Train what is left of a run, and evaluate it `on_test`, into its loop.log.

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +12,8 @@ from flax import struct
 from ml_collections import ConfigDict
 
 from dwsep_jax.config import run_fields
-from dwsep_jax.data import Dataset
 from dwsep_jax.data.augment import Augment
 from dwsep_jax.data.order import batch_indices
-from dwsep_jax.errors import ConfigError
 from dwsep_jax.nn.densenet import create_model
 from dwsep_jax.train.metrics import Metrics, measure
 from dwsep_jax.train.optim import Plateau, make_optimizer, make_plateau, make_schedule
@@ -124,108 +121,63 @@ def create_train_state(
     )
 
 
-def make_train_state(config: ConfigDict, dataset: Dataset) -> TrainState:
-    """Return the state in which the run of a resolved configuration starts.
+def make_train_state(
+    config: ConfigDict,
+    num_classes: int,
+    image_shape: tuple[int, ...],
+    steps_per_epoch: int = 1,
+    abstract: bool = False,
+) -> TrainState:
+    """Return the initial state of the run of a resolved configuration.
+
+    Args:
+      config: with rate, decay and warm-up set.
+      num_classes: of the labels.
+      image_shape: (H, W, C).
+      steps_per_epoch: sets the length of the schedule.
+      abstract: return shapes and dtypes in place of arrays; nothing is computed.
 
     Raises:
-      ConfigError: for an unknown choice, or a batch larger than the training split.
+      ConfigError: for an unknown choice.
     """
-    return draw_state(_state_maker(config, dataset))
+    init = _make_init(static_fields(config), num_classes, image_shape, steps_per_epoch)
+    rates = (*_ALWAYS_IN_THE_STATE[1:], *_IN_THE_STATE_ABOVE_0)
+    arguments = make_run_keys(config.seed), {name: config[name] for name in rates}
+    return jax.eval_shape(init, *arguments) if abstract else init(*arguments)
 
 
 def static_fields(config: ConfigDict) -> tuple[tuple[str, Any], ...]:
-    """Return what tells programs apart: equal for two runs that are one program."""
+    """Return what distinguishes programs: equal for two runs that share a program."""
     in_the_state = dict.fromkeys(_ALWAYS_IN_THE_STATE, 0)
     in_the_state |= {name: config[name] > 0 for name in _IN_THE_STATE_ABOVE_0}
     return tuple((run_fields(config) | in_the_state).items())
 
 
-def draw_state(make_state: partial) -> TrainState:
-    """Return the state that `state_maker`'s function makes, as arrays."""
-    # The program is small: the CPU compiler would spend more than it saves.
-    is_cpu = jax.default_backend() == "cpu"
-    options = {"xla_backend_optimization_level": 0} if is_cpu else None
-    return jax.jit(make_state.func, compiler_options=options)(*make_state.args)
-
-
-def check_train_state(config: ConfigDict, dataset: Dataset, memory_bytes: int) -> None:
-    """Raise what `make_train_state` would raise, without computing anything.
-
-    Raises:
-      ConfigError: also if the state, with gradients, would not fit into the memory.
-    """
-    side = min(dataset.train.images.shape[1:3])
-    for field, limit in (("shift", side - 1), ("cutout", side)):
-        if config[field] > limit:
-            raise ConfigError(
-                f"{field}={config[field]} leaves nothing of images of {side} pixels; "
-                f"take at most {limit}"
-            )
-    state = jax.eval_shape(_state_maker(config, dataset))
-    state_bytes, parameter_bytes = (
-        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-        for tree in (state, state.params)
-    )
-    if state_bytes + parameter_bytes > memory_bytes:
-        raise ConfigError(
-            f"growth_rate={config.growth_rate} and block_sizes={config.block_sizes} "
-            f"make {parameter_bytes // 4:,} parameters; to train them takes more than "
-            f"the {memory_bytes / 2**30:.0f} GiB of memory here; take fewer"
-        )
-
-
-def _state_maker(config, dataset):
-    steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
-    if steps_per_epoch == 0:
-        raise ConfigError(
-            f"batch_size={config.batch_size} is more than the "
-            f"{len(dataset.train.labels)} training images; take a smaller one"
-        )
-    num_classes, image_shape = len(dataset.class_names), dataset.train.images.shape[1:]
-    return state_maker(config, num_classes, image_shape, steps_per_epoch)
-
-
-def state_maker(
-    config: ConfigDict,
-    num_classes: int,
-    image_shape: tuple[int, ...],
-    steps_per_epoch: int,
-) -> partial:
-    """Return what makes the first state of a resolved configuration.
-
-    Raises:
-      ConfigError: for an unknown choice.
-    """
-    make_state = _share_maker(
-        static_fields(config), num_classes, image_shape, steps_per_epoch
-    )
-    rates = (*_ALWAYS_IN_THE_STATE[1:], *_IN_THE_STATE_ABOVE_0)
-    values = {name: config[name] for name in rates}
-    return partial(make_state, make_run_keys(config.seed), values)
-
-
 @functools.lru_cache(maxsize=8)
-def _share_maker(fields, num_classes, image_shape, steps_per_epoch):
-    """Return what makes the first states of all runs that are one program.
+def _make_init(fields, num_classes, image_shape, steps_per_epoch):
+    """Return (keys, rates) -> state, one function for all runs that share a program.
 
-    Programs are told apart by `apply_fn` and `tx`, among others: these states share
-    them, and neither reads what the state holds.
+    Programs are distinguished by `apply_fn` and `tx`, among others. These states share
+    them; neither reads a value that the state holds.
     """
     static = dict(fields)
     config = ConfigDict(static | dict.fromkeys(_IN_THE_STATE_ABOVE_0, 0))
     schedule = make_schedule(config, steps_per_epoch)
     model, tx = create_model(config, num_classes), make_optimizer(config, schedule)
 
-    def make_state(keys, values):
-        own_tx = make_optimizer(ConfigDict(static | values), schedule)
+    def init(keys, rates):
+        own_tx = make_optimizer(ConfigDict(static | rates), schedule)
         state = create_train_state(model, own_tx, image_shape, keys, config.ema_decay)
         above_0 = {
-            name: jnp.float32(values[name]) if static[name] else None
+            name: jnp.float32(rates[name]) if static[name] else None
             for name in _IN_THE_STATE_ABOVE_0
         }
         return state.replace(tx=tx, **above_0)
 
-    return make_state
+    # For so small a program, the CPU compiler would spend more time than it saves.
+    is_cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 0} if is_cpu else None
+    return jax.jit(init, compiler_options=options)
 
 
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -299,22 +251,6 @@ def averaged(state: TrainState) -> TrainState:
     return state.replace(params=state.ema.params, batch_stats=state.ema.batch_stats)
 
 
-def train_on_indices(
-    state: TrainState, data: Batch, indices: jax.Array, augment: Augment
-) -> tuple[TrainState, Metrics]:
-    """Gather a batch from data on the device, augment it, and take a `train_step`.
-
-    Args:
-      state: the state before.
-      data: `image`, uint8 (M, H, W, C); `label`, int (M,).
-      indices: which examples, int (N,).
-      augment: as `augment.make_augment` returns it.
-    """
-    key, _ = _step_keys(state)
-    images, labels = augment(key, data["image"][indices], data["label"][indices])
-    return train_step(state, {"image": images, "label": labels})
-
-
 def train_many(
     state: TrainState,
     total: Metrics,
@@ -330,9 +266,9 @@ def train_many(
     Args:
       state: the state before; its step says where in the epoch it is.
       total: metrics to which those of the steps are added.
-      data: as for `train_on_indices`.
+      data: on the device: `image`, uint8 (M, H, W, C); `label`, int (M,).
       permutation: the epoch's order of the M examples, int (M,).
-      augment: as for `train_on_indices`.
+      augment: as `augment.make_augment` returns it.
       batch_size: examples per step.
       num_steps: steps to take.
 
@@ -346,7 +282,9 @@ def train_many(
         state, total = carry
         step_in_epoch = state.step % steps_per_epoch
         indices = batch_indices(permutation, step_in_epoch, batch_size)
-        state, metrics = train_on_indices(state, data, indices, augment)
+        key, _ = _step_keys(state)
+        images, labels = augment(key, data["image"][indices], data["label"][indices])
+        state, metrics = train_step(state, {"image": images, "label": labels})
         loss = metrics.compute()["loss"].astype(jnp.float32)
         loss = jnp.where(jnp.isfinite(optax.tree.norm(state.params)), loss, jnp.nan)
         merged = total.merge(metrics)

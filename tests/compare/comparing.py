@@ -11,7 +11,7 @@ from dwsep_jax import data
 from dwsep_jax.compare import runs
 from dwsep_jax.errors import DivergedError
 from dwsep_jax.report.figures import LAST_FIGURE
-from dwsep_jax.train import loop, population
+from dwsep_jax.train import loop
 from dwsep_jax.train.metrics import calibration, classification_report
 from dwsep_jax.workdir import open_workdir, write_rows
 from tests import tiny
@@ -74,18 +74,18 @@ def train_quickly(patch):
 
     def train_members(configs, workdirs, dataset):
         quick.groups.append([workdir.name for workdir in workdirs])
-        outcomes = []
+        members = []
         for config, workdir in zip(configs, workdirs, strict=True):
             error = None
             try:
                 train_and_evaluate(config, workdir, on_test=False)
             except DivergedError as its_error:
                 error = its_error
-            outcomes.append(population.Outcome([], error, is_pruned=False))
-        return outcomes
+            members.append(types.SimpleNamespace(error=error))
+        return members
 
     patch.setattr(loop, "train_and_evaluate", train_and_evaluate)
-    patch.setattr(population, "train_members", train_members)
+    patch.setattr(loop, "train_members", train_members)
     return quick
 
 

@@ -44,12 +44,21 @@ def train_quickly(patch):
     quick = types.SimpleNamespace(runs=[], finals=[], reports=[])
     quick.score = lambda config: [0.5] * config.num_epochs
 
-    def run(config, workdir, dataset, on_test, after_epoch):
-        assert not on_test
-        quick.runs.append((int(workdir.name), config))
-        for row in make_rows(config, quick.score(config)):
-            write_rows(workdir, [row])
-            after_epoch(row)
+    @contextlib.contextmanager
+    def open_member(config, workdir, dataset):
+        member = types.SimpleNamespace(config=config, workdir=workdir, history=[])
+        member.error, member.is_pruned = None, False
+        yield member
+
+    def train(members, dataset, prune):
+        (member,) = members
+        quick.runs.append((int(member.workdir.name), member.config))
+        for row in make_rows(member.config, quick.score(member.config)):
+            write_rows(member.workdir, [row])
+            member.history.append(row)
+            if prune(0, member.history):
+                member.is_pruned = True
+                break
 
     seeds = comparing.train_quickly(patch)
     train_seed = loop.train_and_evaluate
@@ -65,7 +74,8 @@ def train_quickly(patch):
 
     for module in (study, worker):
         patch.setattr(module, "POLL_SECONDS", 0.05)
-    patch.setattr(loop, "run", run)
+    patch.setattr(loop, "open_member", open_member)
+    patch.setattr(loop, "train", train)
     patch.setattr(loop, "train_and_evaluate", train_and_evaluate)
     patch.setattr(loop, "resolve", lambda config, dataset: optim.resolve(config))
     patch.setattr(data, "load", lambda config: tiny.make_dataset())

@@ -1,12 +1,14 @@
 """Which trials of a sweep are trained with new seeds, and how."""
 
+import types
+
 import optuna
 import pytest
 
 from dwsep_jax.errors import UserError
 from dwsep_jax.sweep import final, study
 from dwsep_jax.sweep.space import parse_space
-from dwsep_jax.train import loop, population
+from dwsep_jax.train import loop
 from tests import tiny
 from tests.sweep import sweeping
 from tests.sweep.sweeping import diverge, make_config, read_trials, run
@@ -95,9 +97,9 @@ def test_the_seeds_of_a_trial_may_be_trained_together(tmp_path, quick, monkeypat
         groups.append(
             [(w.parent.name, config.seed) for config, w in zip(configs, workdirs)]
         )
-        return [population.Outcome([], None, False) for _ in configs]
+        return [types.SimpleNamespace(error=None) for _ in configs]
 
-    monkeypatch.setattr(population, "train_members", train_members)
+    monkeypatch.setattr(loop, "train_members", train_members)
     best = run(tmp_path, num_seeds=3, members_at_once=2)
     names = [entry["directory"].rpartition("/")[2] for entry in best["finals"]]
     assert groups == [[(name, 1), (name, 2)] for name in names]

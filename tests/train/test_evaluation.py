@@ -9,13 +9,12 @@ import pytest
 from dwsep_jax.data.augment import normalize
 from dwsep_jax.errors import ConfigError
 from dwsep_jax.train import evaluation as evaluate_lib
-from dwsep_jax.train.step import make_train_state
 from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def state():
-    return make_train_state(tiny.make_config(), tiny.make_dataset())
+    return tiny.make_state()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The loop, on a tiny network: its files, its order, and how it goes on."""
+"""The training loop on a tiny network: its files, its rows, and how it resumes."""
 
 import itertools
 import json
@@ -9,20 +9,38 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dwsep_jax import data
+from dwsep_jax import data, evaluate
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.lock import locked
-from dwsep_jax.train import evaluation, loop, programs
+from dwsep_jax.train import evaluation, loop
 from dwsep_jax.train import step as step_lib
 from dwsep_jax.train.checkpoint import Checkpoints, checksums
-from dwsep_jax.train.step import make_train_state
 from dwsep_jax.workdir import load_config
 from tests import tiny
+
+# Every leaf that a state can have.
+EVERYTHING = dict(num_epochs=3, mixup=0.2, cutout=2, ema_decay=0.9, label_smoothing=0.1)
+EVERYTHING |= dict(schedule="plateau", plateau_patience=1)
+
+
+class Interrupted(Exception):
+    """Stands for a killed process."""
+
+
+def interrupt(*args):
+    raise Interrupted
 
 
 @pytest.fixture(autouse=True)
 def _tiny_data(monkeypatch):
     monkeypatch.setattr(data, "load", lambda config: tiny.make_dataset())
+    monkeypatch.setattr(evaluate, "load", lambda config: tiny.make_dataset())
+    monkeypatch.setattr(evaluate, "draw_run", lambda workdir: None)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr(loop, "draw_run", lambda workdir: None)
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +48,33 @@ def dataset():
     return tiny.make_dataset()
 
 
-class Interrupted(Exception):
-    """Stands for a process that is gone."""
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """Return the workdir and the rows of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda config: tiny.make_dataset())
+        patch.setattr(loop, "draw_run", lambda workdir: None)
+        return workdir, run(tiny.make_config(**EVERYTHING), workdir)
 
 
-def interrupt(*args):
-    raise Interrupted
+def run(config, workdir, **options):
+    loop.train_and_evaluate(config, workdir, **options)
+    return read_rows(workdir)
 
 
-def run(config, workdir):
-    loop.train_and_evaluate(config, workdir)
+def read_rows(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def read_evaluation(workdir, suffix=""):
+    return json.loads((workdir / f"evaluation{suffix}.json").read_text())
+
+
+def restore(workdir, config, dataset):
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return checkpoints.restore_latest(loop.make_state(config, dataset)).tree
 
 
 def without_times(rows):
@@ -49,11 +82,22 @@ def without_times(rows):
     return [{k: v for k, v in row.items() if k not in times} for row in rows]
 
 
+def fake_validation(monkeypatch, name, values):
+    """Replace a number of each epoch's row."""
+    evaluate_epoch = loop.evaluate_epoch
+
+    def fake(config, dataset, state):
+        row = evaluate_epoch(config, dataset, state)
+        return row | {name: values[int(state.step) // 5 - 1]}
+
+    monkeypatch.setattr(loop, "evaluate_epoch", fake)
+
+
 def test_a_run_learns_and_leaves_its_files(tmp_path, capsys):
     config = tiny.make_config(num_epochs=8)
     rows = run(config, tmp_path)
     assert [row["epoch"] for row in rows] == list(range(1, 9))
-    # 44 images in batches of 8: the last, partial batch is left out.
+    # 44 images in batches of 8: the last, partial batch is dropped.
     assert [row["step"] for row in rows] == [5 * (i + 1) for i in range(8)]
     assert rows[0].keys() == {
         *("schema", "epoch", "step", "train_loss", "train_accuracy"),
@@ -65,18 +109,18 @@ def test_a_run_learns_and_leaves_its_files(tmp_path, capsys):
     last_rate = 0.1 * 0.5 * (1 + np.cos(np.pi * 39 / 40))
     assert rows[-1]["learning_rate"] == pytest.approx(last_rate, rel=1e-4)
 
-    written = json.loads((tmp_path / "evaluation.json").read_text())
+    written = read_evaluation(tmp_path)
     assert written["epoch"] == 8
     assert written["accuracy"] > 0.9
     diagnosis = json.loads((tmp_path / "diagnosis.json").read_text())
     assert diagnosis["evidence"]["guessing_loss"] == pytest.approx(np.log(3))
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["requested"]["steps_per_dispatch"] is None
+    assert content["resolved"]["steps_per_dispatch"] == 1
+    assert {path.name for path in tmp_path.iterdir()} == {
         *("config.json", "metrics.jsonl", "checkpoints", "figures"),
         *("evaluation.json", "predictions.npz", "diagnosis.json"),
     }
-    figures = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert figures == {"curves.png", "confusion_matrix.png", "reliability.png"}
     shown = capsys.readouterr().out
     for text in (
         "block0/layer0/conv/depthwise/kernel",
@@ -92,7 +136,6 @@ def test_a_run_learns_and_leaves_its_files(tmp_path, capsys):
 
     # A finished run is left alone, and its result is printed again.
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
-    before.pop(tmp_path / "metrics.jsonl")
     run(config, tmp_path)
     shown = capsys.readouterr().out
     assert "compiled" not in shown
@@ -100,212 +143,205 @@ def test_a_run_learns_and_leaves_its_files(tmp_path, capsys):
     assert f"diagnosis: {diagnosis['verdict']}" in shown
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in before.items())
 
-    # What a kill or a full disk may have left undone is made up for.
-    (tmp_path / "figures" / "reliability.png").unlink()
+    # What a kill or a full disk has left undone is completed.
+    (tmp_path / loop.LAST_FIGURE).unlink()
     run(config, tmp_path)
-    assert (tmp_path / "figures" / "reliability.png").exists()
+    assert (tmp_path / loop.LAST_FIGURE).exists()
 
 
-def test_a_caller_sees_each_epoch_and_may_end_the_run(tmp_path, dataset):
-    config = tiny.make_resolved(num_epochs=3)
-    seen = []
+@pytest.mark.usefixtures("no_figures")
+def test_test_is_read_only_on_request_and_results_are_not_overwritten(tmp_path, capsys):
+    config = tiny.make_config()
+    rows = run(config, tmp_path, on_test=False)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("config.json", "metrics.jsonl", "checkpoints")
+    }
+    assert "test accuracy" not in capsys.readouterr().out
+    assert run(config, tmp_path) == rows
+    assert "compiled" not in capsys.readouterr().out
+    whole = read_evaluation(tmp_path)
+    assert whole["epoch"] == 2
 
-    def end(row):
-        seen.append(row)
-        if row["epoch"] == 2:
-            raise Interrupted
-
-    with pytest.raises(Interrupted):
-        loop.run(config, tmp_path, dataset, on_test=False, after_epoch=end)
-    assert [row["epoch"] for row in seen] == [1, 2]
-    again = []
-    loop.run(config, tmp_path, dataset, on_test=False, after_epoch=again.append)
-    # Also those that were trained before, and no epoch twice.
-    assert again[:2] == seen
-    assert [row["epoch"] for row in again] == [1, 2, 3]
-    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row) for row in rows] == [{"schema": 1, **row} for row in again]
-
-
-def test_an_evaluation_of_other_weights_is_replaced(tmp_path, monkeypatch):
-    config = tiny.make_config(num_epochs=2)
     path = tmp_path / "evaluation.json"
+    for damaged in ("{", json.dumps({"epoch": 2}), json.dumps(whole | {"epoch": 1})):
+        path.write_text(damaged)
+        run(config, tmp_path)
+        assert read_evaluation(tmp_path) == whole
 
-    # Broken off after one epoch, evaluated, trained to the end, killed before the
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match=r"metrics\.jsonl but no checkpoint"):
+        run(config, tmp_path)
+    assert read_rows(tmp_path) == rows
+    # Without the rows it starts over, and does not trust an old evaluation.
+    (tmp_path / "metrics.jsonl").unlink()
+    path.write_text(json.dumps(whole | {"accuracy": -1.0}))
+    run(config, tmp_path)
+    assert read_evaluation(tmp_path)["accuracy"] == whole["accuracy"]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_an_evaluation_of_an_earlier_epoch_is_replaced(tmp_path, monkeypatch):
+    config = tiny.make_config()
+    # Interrupted after one epoch, evaluated, trained to the end, then killed before the
     # evaluation.
     with monkeypatch.context() as patch:
         patch.setattr(loop, "append_row", interrupt)
         with pytest.raises(Interrupted):
             run(config, tmp_path)
-    monkeypatch.setattr(evaluation, "load", lambda config: tiny.make_dataset())
-    evaluation.evaluate_workdir(load_config(tmp_path), tmp_path, "test")
-    assert json.loads(path.read_text())["epoch"] == 1
+    evaluate.evaluate_workdir(load_config(tmp_path), tmp_path, "test")
+    assert read_evaluation(tmp_path)["epoch"] == 1
     with monkeypatch.context() as patch:
         patch.setattr(loop, "evaluate_and_write", interrupt)
         with pytest.raises(Interrupted):
             run(config, tmp_path)
-    assert not path.exists()
-    # An evaluation of the first epoch, by a process that began before the second.
-    path.write_text(json.dumps({"epoch": 1}))
+    assert not (tmp_path / "evaluation.json").exists()
     run(config, tmp_path)
-    whole = json.loads(path.read_text())
-    assert whole["epoch"] == 2
-    # One that lacks what is to be printed.
-    path.write_text(json.dumps({"epoch": 2}))
-    run(config, tmp_path)
-    assert json.loads(path.read_text()) == whole
+    assert read_evaluation(tmp_path)["epoch"] == 2
 
 
-def test_a_process_that_has_trained_evaluates_and_draws_by_itself(
+def test_a_process_that_trained_does_not_trust_an_evaluation_beside_it(
     tmp_path, monkeypatch
 ):
-    settle(monkeypatch, [0.9, 0.5, 0.5])
-    monkeypatch.setattr(evaluation, "load", lambda config: tiny.make_dataset())
-    config = tiny.make_config(num_epochs=3, early_stopping=3)
+    fake_validation(monkeypatch, "val_accuracy", [0.9, 0.5])
+    append_row, drawn = loop.append_row, []
 
     def evaluate_beside(workdir, row):
         append_row(workdir, row)
-        if row["epoch"] == 2:
-            evaluation.evaluate_workdir(load_config(workdir), workdir, "test")
-            written = json.loads((tmp_path / "evaluation.json").read_text())
-            assert written["epoch"] == 1
-            drawn.append((tmp_path / "figures/curves.png").read_bytes())
-            (tmp_path / "evaluation.json").write_text("[]")
+        evaluate.evaluate_workdir(load_config(workdir), workdir, "test")
+        written = read_evaluation(workdir)
+        assert written["epoch"] == 1  # The best so far.
+        (workdir / "evaluation.json").write_text(json.dumps(written | {"loss": -1}))
+        (workdir / loop.LAST_FIGURE).parent.mkdir(exist_ok=True)
+        (workdir / loop.LAST_FIGURE).touch()
 
-    append_row, drawn = loop.append_row, []
     monkeypatch.setattr(loop, "append_row", evaluate_beside)
-    run(config, tmp_path)
-    assert json.loads((tmp_path / "evaluation.json").read_text())["epoch"] == 1
-    assert (tmp_path / "figures/curves.png").read_bytes() != drawn[0]
-
-
-def test_results_without_a_checkpoint_are_not_trained_over(tmp_path):
-    config = tiny.make_config(num_epochs=1)
-    run(config, tmp_path)
-    before = (tmp_path / "metrics.jsonl").read_text()
-    shutil.rmtree(tmp_path / "checkpoints")
-    with pytest.raises(UserError, match=r"metrics\.jsonl but no checkpoint"):
-        run(config, tmp_path)
-    assert (tmp_path / "metrics.jsonl").read_text() == before
-    # Without the rows it starts over, and an evaluation left behind does not count.
-    (tmp_path / "metrics.jsonl").unlink()
-    path = tmp_path / "evaluation.json"
-    want = json.loads(path.read_text())
-    path.write_text(json.dumps(want | {"accuracy": -1.0}))
-    run(config, tmp_path)
-    assert json.loads(path.read_text())["accuracy"] == want["accuracy"]
-
-
-def test_test_is_left_alone_until_it_is_asked_for(tmp_path, monkeypatch, capsys):
-    config = tiny.make_config()
-    loop.train_and_evaluate(config, tmp_path, on_test=False)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        *("config.json", "metrics.jsonl", "checkpoints")
-    }
-    assert "test accuracy" not in capsys.readouterr().out
-    rows = (tmp_path / "metrics.jsonl").read_text()
-    loop.train_and_evaluate(config, tmp_path)
-    assert (tmp_path / "metrics.jsonl").read_text() == rows
-    assert "compiled" not in capsys.readouterr().out
-    assert json.loads((tmp_path / "evaluation.json").read_text())["epoch"] == 2
+    monkeypatch.setattr(loop, "draw_run", drawn.append)
+    run(tiny.make_config(early_stopping=3), tmp_path)
+    assert read_evaluation(tmp_path)["loss"] > 0
+    assert drawn == [tmp_path]
 
 
 def flip_bytes(directory):
     files = [path for path in directory.rglob("*") if path.is_file()]
     path = max(files, key=lambda path: path.stat().st_size)
-    content = bytearray(path.read_bytes())
+    content = np.fromfile(path, np.uint8)
     middle = len(content) // 2
-    content[middle : middle + 50] = bytes(
-        255 - b for b in content[middle : middle + 50]
-    )
-    path.write_bytes(content)
+    content[middle : middle + 50] ^= 255
+    content.tofile(path)
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("damage", [False, True])
-def test_a_run_broken_off_goes_on_to_the_same_end(
-    tmp_path, monkeypatch, capsys, damage
+def test_an_interrupted_run_ends_with_the_same_bits(
+    everything, dataset, tmp_path, monkeypatch, capsys, damage
 ):
-    config = tiny.make_config(
-        num_epochs=3, mixup=0.2, cutout=2, ema_decay=0.9, schedule="plateau"
-    )
-    whole = run(config, tmp_path / "whole")
-    append_row, save = loop.append_row, loop.Checkpoints.save
+    config, (whole, rows) = tiny.make_config(**EVERYTHING), everything
+    append_row, save = loop.append_row, Checkpoints.save
 
-    def save_as_the_worst_yet(self, epoch, tree, metadata, scores):
+    def keep_the_first(self, epoch, tree, metadata, scores):
         save(self, epoch, tree, metadata, {e: -e for e in scores})
-
-    monkeypatch.setattr(loop.Checkpoints, "save", save_as_the_worst_yet)
 
     def stop_before_the_second_row(workdir, row):
         if row["epoch"] == 2:
             raise Interrupted
         append_row(workdir, row)
 
+    monkeypatch.setattr(Checkpoints, "save", keep_the_first)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "append_row", stop_before_the_second_row)
         with pytest.raises(Interrupted):
-            run(config, tmp_path / "broken")
-    if damage:
-        # Of the epochs 1 (the best) and 2, the latter is lost and trained again.
-        flip_bytes(tmp_path / "broken" / "checkpoints" / "2" / "arrays")
-    rows = run(config, tmp_path / "broken")
-    resumed = "after epoch 1, step 5" if damage else "after epoch 2, step 10"
-    assert f"resuming {resumed}" in capsys.readouterr().out
-    assert without_times(rows) == without_times(whole)
-    assert rows[1]["elapsed_seconds"] < rows[2]["elapsed_seconds"]
-    a, b = (
-        np.load(tmp_path / name / "predictions.npz")["probabilities"]
-        for name in ("whole", "broken")
-    )
+            run(config, tmp_path)
+    if damage:  # Epoch 2 is lost, and trained again.
+        flip_bytes(tmp_path / "checkpoints" / "2" / "arrays")
+    resumed = run(config, tmp_path)
+    after = "after epoch 1, step 5" if damage else "after epoch 2, step 10"
+    assert f"resuming {after}" in capsys.readouterr().out
+    assert without_times(resumed) == without_times(rows)
+    assert resumed[1]["elapsed_seconds"] < resumed[2]["elapsed_seconds"]
+    a, b = (checksums(restore(w, config, dataset)) for w in (whole, tmp_path))
+    assert a == b
+    a, b = (np.load(w / "predictions.npz")["probabilities"] for w in (whole, tmp_path))
     np.testing.assert_array_equal(a, b)
 
 
-def test_two_runs_of_a_seed_are_equal_and_of_two_seeds_are_not(dataset):
-    def last_state(seed):
-        config = tiny.make_resolved(num_epochs=1, seed=seed)
-        first = make_train_state(config, dataset)
-        ((last, _),) = loop.train_epochs(config, dataset, first, [])
-        return checksums(last.params)
+def test_resuming_restores_every_leaf_of_the_state(dataset, tmp_path):
+    config = tiny.make_resolved(**EVERYTHING)
 
-    assert last_state(0) == last_state(0)
-    assert last_state(0) != last_state(1)
+    def change(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.fold_in(leaf, 1)
+        return jnp.where(jnp.isinf(leaf), 0, leaf) + jnp.ones((), leaf.dtype)
+
+    initial = loop.make_state(config, dataset)
+    saved = jax.tree.map(change, initial)
+    before, want = checksums(initial), checksums(saved)
+    assert all(before[name] != want[name] for name in want)
+    assert {".plateau.epochs_since_best", ".ema.decay", ".label_smoothing"} < set(want)
+    row = {"epoch": 1, "val_accuracy": 0.5, "elapsed_seconds": 1.0}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, saved, {"history": [row]}, {1: 0.5})
+    with loop.open_member(config, tmp_path, dataset) as member:
+        assert checksums(member.state) == want
+        assert member.history == [row]
+        assert member.seconds_before == 1.0
+
+
+def test_rows_and_results_are_of_the_averaged_weights_too(everything, dataset):
+    workdir, rows = everything
+    state = step_lib.averaged(restore(workdir, tiny.make_config(**EVERYTHING), dataset))
+    values, _ = evaluation.evaluate(state, dataset.validation, 8)
+    assert rows[-1]["ema_val_loss"] != rows[-1]["val_loss"]
+    assert rows[-1]["ema_val_loss"] == pytest.approx(values["loss"])
+    assert rows[-1]["ema_val_accuracy"] == pytest.approx(values["accuracy"])
+    values, _ = evaluation.evaluate(state, dataset.test, 8)
+    written = read_evaluation(workdir)
+    assert written["weights"] == "ema"
+    assert written["loss"] == pytest.approx(values["loss"])
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_plateau_lowers_the_rate_in_the_program_and_in_the_rows(
+    everything, dataset, tmp_path, monkeypatch
+):
+    fake_validation(monkeypatch, "val_loss", [1.0, 1.0, 1.0])
+    config = tiny.make_config(**EVERYTHING)
+    rows = run(config, tmp_path)
+    rates = [row["learning_rate"] for row in rows]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.02], rtol=1e-6)
+    assert restore(tmp_path, config, dataset).plateau.multiplier == np.float32(0.04)
+    # The whole run, whose losses fell, has other weights after the third epoch.
+    assert rows[2]["train_loss"] != everything[1][2]["train_loss"]
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("changes", "message"),
     [
-        {"conv": "x"},
-        {"lowering": "x"},
-        {"schedule": "x"},
-        {"optimizer": "x"},
-        {"batch_size": 45},
-        {"block_sizes": (1, 1, 1, 1, 1)},
+        *[({name: "x"}, "is unknown") for name in ("conv", "lowering", "schedule")],
+        ({"optimizer": "x"}, "is unknown"),
+        ({"batch_size": 45}, "batch_size=45 is more than the 44 training images"),
+        ({"block_sizes": (1, 1, 1, 1, 1)}, "block_sizes w"),
+        ({"shift": 8}, "^shift=8 leaves nothing of images of 8 pixels; take at most 7"),
+        ({"cutout": 9}, "^cutout=9 leaves nothing of images of 8 pixels; .* most 8"),
+        (
+            {"growth_rate": 6},  # The test's machine is that small.
+            r"growth_rate=6 and .*\(1, 1\) make \d+ parameters; .* GiB of memory here",
+        ),
     ],
     ids=str,
 )
-def test_what_cannot_be_run_leaves_no_workdir_that_refuses_the_right_one(
-    tmp_path, change
-):
-    with pytest.raises(ConfigError, match=r"is unknown|batch_size=45 is|block_sizes w"):
-        loop.train_and_evaluate(tiny.make_config(**change), tmp_path / "run")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_network_that_does_not_fit_into_the_memory_is_refused(tmp_path, monkeypatch):
-    # 575 parameters, their momentum, statistics and gradients.
-    monkeypatch.setattr(loop, "memory_bytes", lambda: 575 * 12)
-    config = tiny.make_config()
-    message = r"growth_rate=4 and .*\(1, 1\) make 575 parameters; .* GiB of memory here"
+def test_a_refused_config_leaves_no_workdir(tmp_path, monkeypatch, changes, message):
+    # 575 parameters, their momentum and gradients, and fewer than 500 other bytes.
+    monkeypatch.setattr(loop, "memory_bytes", lambda: 575 * 12 + 500)
+    loop.resolve(tiny.make_config(shift=7, cutout=8), tiny.make_dataset())
     with pytest.raises(ConfigError, match=message):
-        loop.train_and_evaluate(config, tmp_path / "run")
+        loop.train_and_evaluate(tiny.make_config(**changes), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("recompiled")
-@pytest.mark.parametrize("steps_per_dispatch", [1, 3])
-@pytest.mark.parametrize("bad_step", [2, 5, 8])
-def test_a_step_that_is_not_finite_stops_the_run_and_is_named(
-    tmp_path, monkeypatch, bad_step, steps_per_dispatch
+@pytest.mark.parametrize(("bad_step", "size"), [(2, 1), (5, 3), (8, 3)])
+def test_divergence_stops_the_run_and_names_the_step(
+    tmp_path, monkeypatch, bad_step, size
 ):
     train_step = step_lib.train_step
 
@@ -314,23 +350,19 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_named(
         return train_step(state, batch | {"image": factor * batch["image"]})
 
     monkeypatch.setattr(step_lib, "train_step", explode)
-    config = tiny.make_config(num_epochs=3, steps_per_dispatch=steps_per_dispatch)
-    message = (
-        rf"^step {bad_step} left a loss or a parameter .* lower --config\.learning"
-    )
+    message = rf"^step {bad_step} left a loss or a parameter .* lower --config\.learn"
     with pytest.raises(UserError, match=message):
-        run(config, tmp_path)
-    # Five steps an epoch: the epochs before are kept.
-    whole = (bad_step - 1) // 5
-    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert len(rows) == whole
+        run(tiny.make_config(steps_per_dispatch=size), tmp_path)
+    # With five steps an epoch; earlier epochs are kept.
+    epochs = [1] * ((bad_step - 1) // 5)
+    assert [row["epoch"] for row in read_rows(tmp_path)] == epochs
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.epochs() == [1] * whole
+        assert checkpoints.epochs() == epochs
 
 
-def test_an_evaluation_that_is_not_finite_stops_the_run(dataset):
-    config = tiny.make_resolved(num_epochs=1)
-    state = make_train_state(config, dataset)
+def test_an_evaluation_that_is_not_finite_is_divergence(dataset):
+    config = tiny.make_resolved()
+    state = loop.make_state(config, dataset)
     nan = jax.tree.map(lambda s: s * jnp.nan, state.batch_stats)
     message = r"train_eval_loss is nan after step 0; try a learning_rate below 0\.1"
     with pytest.raises(UserError, match=message):
@@ -338,205 +370,100 @@ def test_an_evaluation_that_is_not_finite_stops_the_run(dataset):
 
 
 def test_two_processes_do_not_share_a_workdir(tmp_path):
-    config = tiny.make_config()
     with locked(tmp_path), pytest.raises(UserError, match="another process is at work"):
-        run(config, tmp_path)
+        run(tiny.make_config(), tmp_path)
 
 
-def test_rows_hold_what_their_names_say(dataset, monkeypatch):
-    ticks = itertools.count()
+def train(config, workdir, dataset):
+    with loop.open_member(config, workdir, dataset) as member:
+        loop.train([member], dataset)
+    return member
+
+
+def test_rows_hold_what_their_names_say(tmp_path, dataset, monkeypatch):
+    ticks, scores = itertools.count(), []
+    save = Checkpoints.save
+
+    def spy(self, epoch, tree, metadata, seen):
+        scores.append(seen)
+        save(self, epoch, tree, metadata, seen)
+
+    monkeypatch.setattr(Checkpoints, "save", spy)
     monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(ticks)))
-    config = tiny.make_resolved(num_epochs=1)
-    state = make_train_state(config, dataset)
-    ((state, row),) = loop.train_epochs(config, dataset, state, [])
-    for prefix, split in [
-        ("train_eval", dataset.train_eval),
-        ("val", dataset.validation),
-    ]:
-        values, _ = evaluation.evaluate(state, split, 8)
+    member = train(tiny.make_resolved(), tmp_path, dataset)
+    first, row = member.history
+    splits = {"train_eval": dataset.train_eval, "val": dataset.validation}
+    for prefix, split in splits.items():
+        values, _ = evaluation.evaluate(member.state, split, 8)
         assert row[f"{prefix}_loss"] == values["loss"]
         assert row[f"{prefix}_accuracy"] == values["accuracy"]
-    # The clock ticks once a look: 40 images between two looks.
+    # The clock ticks each time it is read, and an epoch has 40 images. Compilation,
+    # during which it is read four times, does not count.
     assert row["images_per_second"] == 40.0
-    assert row["elapsed_seconds"] > 1.0
+    assert first["elapsed_seconds"] == 3.0
+    assert row["elapsed_seconds"] == 6.0
+    best = {row["epoch"]: row["val_accuracy"] for row in member.history}
+    assert scores == [{1: best[1]}, best]
 
 
-def test_the_best_checkpoint_is_that_of_the_best_validation(tmp_path, monkeypatch):
-    seen = []
-    save = loop.Checkpoints.save
-
-    def spy(self, epoch, tree, metadata, scores):
-        seen.append(scores)
-        save(self, epoch, tree, metadata, scores)
-
-    monkeypatch.setattr(loop.Checkpoints, "save", spy)
-    rows = run(tiny.make_config(num_epochs=2), tmp_path)
-    scores = {row["epoch"]: row["val_accuracy"] for row in rows}
-    assert seen == [{1: scores[1]}, scores]
-
-
-def test_a_run_passes_in_64_bits_with_the_same_dtypes(dataset):
+def test_a_run_trains_in_64_bits_with_the_same_dtypes(tmp_path, dataset):
     config = tiny.make_resolved(num_epochs=1, steps_per_dispatch=2)
     with jax.enable_x64(True):
-        state = make_train_state(config, dataset)
-        dtypes = {leaf.dtype for leaf in jax.tree.leaves(state.params)}
-        assert dtypes == {np.dtype("float32")}
-        ((_, row),) = loop.train_epochs(config, dataset, state, [])
-    assert np.isfinite(row["train_loss"])
+        member = train(config, tmp_path, dataset)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(member.state.params)}
+    assert dtypes == {np.dtype("float32")}
+    assert np.isfinite(member.history[0]["train_loss"])
 
 
-def test_evaluating_a_workdir_reads_its_latest_checkpoint(
+@pytest.mark.usefixtures("no_figures")
+def test_a_stopped_run_stays_stopped_and_its_best_epoch_is_evaluated(
     tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(evaluation, "load", lambda config: tiny.make_dataset())
-    config = tiny.make_config(num_epochs=2)
-    rows = run(config, tmp_path)
-    capsys.readouterr()
-    evaluation.evaluate_workdir(load_config(tmp_path), tmp_path, "validation")
-    written = json.loads((tmp_path / "evaluation-validation.json").read_text())
-    assert written["loss"] == pytest.approx(rows[-1]["val_loss"], rel=1e-6)
-    assert written["accuracy"] == pytest.approx(rows[-1]["val_accuracy"])
-    assert "validation accuracy" in capsys.readouterr().out
-    with pytest.raises(UserError, match="no checkpoint yet"):
-        evaluation.evaluate_workdir(load_config(tmp_path), tmp_path / "no", "test")
-
-
-def settle(monkeypatch, accuracies):
-    """Let the validation accuracy of each epoch be what is given."""
-    evaluate_epoch = loop.evaluate_epoch
-
-    def fake(config, dataset, state):
-        row = evaluate_epoch(config, dataset, state)
-        return row | {"val_accuracy": accuracies[int(state.step) // 5 - 1]}
-
-    monkeypatch.setattr(loop, "evaluate_epoch", fake)
-
-
-def test_a_settled_run_stops_and_its_best_epoch_is_evaluated(
-    tmp_path, monkeypatch, capsys
-):
-    settle(monkeypatch, [0.5, 0.9, 0.9005, 0.8, 0.95, 0.95])
+    # 0.9005 is too small a change to wait for, but still the best.
+    accuracies = [0.5, 0.9, 0.9005, 0.8, 0.95, 0.95]
+    fake_validation(monkeypatch, "val_accuracy", accuracies)
     config = tiny.make_config(num_epochs=6, early_stopping=2)
-    rows = run(config, tmp_path)
-    assert len(rows) == 4
-    path = tmp_path / "evaluation.json"
-    # 0.9005 is no change to wait for, but still the best.
-    assert json.loads(path.read_text())["epoch"] == 3
+    assert len(run(config, tmp_path)) == 4
+    assert read_evaluation(tmp_path)["epoch"] == 3
     shown = capsys.readouterr().out
     assert "the cosine schedule is planned for all 6 epochs" in shown
     assert "stopped early: in 2 epochs" in shown
     assert "of the cosine schedule was at 30% of its peak; epoch 3 is eval" in shown
-    # It stays stopped, and an evaluation of it is one of the same epoch.
-    path.unlink()
-    assert len(run(config, tmp_path)) == 4
-    assert json.loads(path.read_text())["epoch"] == 3
-    monkeypatch.setattr(evaluation, "load", lambda config: tiny.make_dataset())
-    evaluation.evaluate_workdir(load_config(tmp_path), tmp_path, "validation")
-    written = json.loads((tmp_path / "evaluation-validation.json").read_text())
-    assert written["epoch"] == 3
-
-
-def test_a_run_that_does_not_settle_is_trained_to_the_end(
-    tmp_path, monkeypatch, capsys
-):
-    settle(monkeypatch, [0.5, 0.4, 0.6, 0.55])
-    rows = run(tiny.make_config(num_epochs=4, early_stopping=2), tmp_path)
-    assert len(rows) == 4
-    assert "all epochs are trained; epoch 3 is evaluated" in capsys.readouterr().out
-    assert json.loads((tmp_path / "evaluation.json").read_text())["epoch"] == 3
-
-
-def test_where_the_best_is_damaged_the_latest_is_evaluated(
-    tmp_path, monkeypatch, capsys
-):
-    settle(monkeypatch, [0.9, 0.5, 0.5])
-    config = tiny.make_config(num_epochs=3, early_stopping=3)
-    run(config, tmp_path)
-    flip_bytes(tmp_path / "checkpoints" / "1" / "arrays")
     (tmp_path / "evaluation.json").unlink()
-    capsys.readouterr()
+    assert len(run(config, tmp_path)) == 4
+    assert read_evaluation(tmp_path)["epoch"] == 3
+    evaluate.evaluate_workdir(load_config(tmp_path), tmp_path, "validation")
+    assert read_evaluation(tmp_path, "-validation")["epoch"] == 3
+    # Without the best checkpoint, the latest is evaluated.
+    flip_bytes(tmp_path / "checkpoints" / "3" / "arrays")
+    (tmp_path / "evaluation.json").unlink()
     run(config, tmp_path)
-    assert json.loads((tmp_path / "evaluation.json").read_text())["epoch"] == 3
+    assert read_evaluation(tmp_path)["epoch"] == 4
     shown = capsys.readouterr().out
-    assert "finished after epoch 3, step 15" in shown
-    assert "all epochs are trained; epoch 3 is evaluated" in shown
-    assert "the checkpoint of the best, 1, is lost" in shown
+    assert "finished after epoch 4, step 20" in shown
+    assert "epoch 4 is evaluated" in shown
+    assert "the checkpoint of the best, 3, is lost" in shown
 
 
-def test_the_running_average_is_evaluated_beside_and_in_the_end(tmp_path, dataset):
-    config = tiny.make_config(num_epochs=2, ema_decay=0.5)
-    rows = run(config, tmp_path)
-    assert rows[-1]["ema_val_loss"] != rows[-1]["val_loss"]
-    state = make_train_state(config, dataset)
-    with Checkpoints(tmp_path) as checkpoints:
-        state = checkpoints.restore_latest(state).tree
-    average = step_lib.averaged(state)
-    values, _ = evaluation.evaluate(average, dataset.validation, 8)
-    assert rows[-1]["ema_val_loss"] == pytest.approx(values["loss"])
-    assert rows[-1]["ema_val_accuracy"] == pytest.approx(values["accuracy"])
-    values, _ = evaluation.evaluate(average, dataset.test, 8)
-    written = json.loads((tmp_path / "evaluation.json").read_text())
-    assert written["weights"] == "ema"
-    assert written["loss"] == pytest.approx(values["loss"])
-
-
-def test_the_plateau_lowers_the_rate_in_the_program_and_in_the_rows(
-    tmp_path, monkeypatch
+@pytest.mark.usefixtures("no_figures")
+def test_a_run_that_keeps_improving_is_trained_to_the_end(
+    tmp_path, monkeypatch, capsys
 ):
-    evaluate_epoch = loop.evaluate_epoch
-    losses = [1.0, 1.0, 0.5, 0.5]
-
-    def fake(config, dataset, state):
-        row = evaluate_epoch(config, dataset, state)
-        return row | {"val_loss": losses[int(state.step) // 5 - 1]}
-
-    monkeypatch.setattr(loop, "evaluate_epoch", fake)
-    changes = dict(schedule="plateau", plateau_patience=1, plateau_factor=0.25)
-    rows = run(tiny.make_config(num_epochs=4, **changes), tmp_path)
-    rates = [row["learning_rate"] for row in rows]
-    np.testing.assert_allclose(rates, [0.1, 0.1, 0.025, 0.025], rtol=1e-6)
-    state = make_train_state(tiny.make_resolved(), tiny.make_dataset())
-    with Checkpoints(tmp_path) as checkpoints:
-        plateau = checkpoints.restore_latest(state).tree.plateau
-    assert plateau.multiplier == 0.0625
+    accuracies = [0.5, 0.4, 0.6, 0.55, 0.7, 0.65]
+    fake_validation(monkeypatch, "val_accuracy", accuracies)
+    assert len(run(tiny.make_config(num_epochs=6, early_stopping=2), tmp_path)) == 6
+    assert "all epochs are trained; epoch 5 is evaluated" in capsys.readouterr().out
+    assert read_evaluation(tmp_path)["epoch"] == 5
 
 
-def test_several_steps_a_dispatch_train_the_same_run(tmp_path):
-    one = run(tiny.make_config(num_epochs=2), tmp_path / "one")
-    many = run(tiny.make_config(num_epochs=2, steps_per_dispatch=3), tmp_path / "many")
-    for a, b in zip(one, many, strict=True):
-        assert a["step"] == b["step"]
-        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-3)
-        assert a["train_accuracy"] == b["train_accuracy"]
-
-
-def test_steps_per_dispatch_is_fixed_at_the_first_start(tmp_path):
-    run(tiny.make_config(num_epochs=1), tmp_path)
-    content = json.loads((tmp_path / "config.json").read_text())
-    assert content["requested"]["steps_per_dispatch"] is None
-    assert content["resolved"]["steps_per_dispatch"] == 1
-
-
-def test_compilation_is_no_part_of_the_elapsed_time(dataset, monkeypatch, capsys):
-    def slow(*args):
-        clock[0] += 1000.0
-        return compile_programs(*args)
-
-    clock, compile_programs = [0.0], loop.compile_programs
-    monkeypatch.setattr(loop, "compile_programs", slow)
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
-    config = tiny.make_resolved(num_epochs=1)
-    state = make_train_state(config, dataset)
-    monkeypatch.setattr(programs, "train_epoch", None)
-
-    def no_training(programs, state, arrays, permutation, progress):
-        clock[0] += 2.0
-        return state, {"loss": 1.0, "accuracy": 0.5}
-
-    monkeypatch.setattr(loop, "train_epoch", no_training)
-    ((_, row),) = loop.train_epochs(config, dataset, state, [])
-    assert row["elapsed_seconds"] == 2.0
-    assert row["images_per_second"] == 20.0
-    shown = capsys.readouterr().out
-    assert "compiled the training step in" in shown
-    assert "compiled the evaluation step in" in shown
+def test_evaluate_reads_the_latest_checkpoint(tmp_path, dataset, capsys):
+    config = tiny.make_config()
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        evaluate.evaluate_workdir(tiny.make_resolved(), tmp_path, "test")
+    rows = run(config, tmp_path, on_test=False)
+    capsys.readouterr()
+    evaluate.evaluate_workdir(load_config(tmp_path), tmp_path, "validation")
+    written = read_evaluation(tmp_path, "-validation")
+    assert written["loss"] == pytest.approx(rows[-1]["val_loss"], rel=1e-6)
+    assert written["accuracy"] == pytest.approx(rows[-1]["val_accuracy"])
+    assert "validation accuracy" in capsys.readouterr().out

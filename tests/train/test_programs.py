@@ -1,18 +1,21 @@
-"""The programs of an epoch: which examples, what is read when, what is refused."""
+"""The programs of an epoch: what is trained, compiled, read and refused."""
 
 import types
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dwsep_jax.data import order
 from dwsep_jax.errors import UserError
-from dwsep_jax.train import loop, programs
-from dwsep_jax.train import step as step_lib
+from dwsep_jax.train import loop, programs, step
 from dwsep_jax.train.checkpoint import checksums
 from dwsep_jax.train.metrics import Metrics
-from dwsep_jax.train.step import make_run_keys, make_train_state
 from tests import tiny
+
+SILENT = types.SimpleNamespace(advance=lambda num_steps: None)
 
 
 @pytest.fixture(scope="module")
@@ -20,117 +23,202 @@ def dataset():
     return tiny.make_dataset()
 
 
+def train(config, workdir, dataset):
+    with loop.open_member(config, workdir, dataset) as member:
+        loop.train([member], dataset)
+    return checksums(member.state.params)
+
+
 @pytest.mark.usefixtures("recompiled")
-def test_every_example_is_trained_on_once_an_epoch(monkeypatch, dataset):
-    seen = []
+def test_every_example_is_trained_on_once_an_epoch(monkeypatch, dataset, tmp_path):
+    seen, batch_indices = [], step.batch_indices
 
-    def record(state, arrays, indices, augment):
+    def record(*args):
+        indices = batch_indices(*args)
         jax.debug.callback(lambda i: seen.append(np.asarray(i)), indices)
-        return train_on_indices(state, arrays, indices, augment)
+        return indices
 
-    train_on_indices = step_lib.train_on_indices
-    monkeypatch.setattr(step_lib, "train_on_indices", record)
-    config = tiny.make_resolved(num_epochs=2, batch_size=11)
-    state = make_train_state(config, dataset)
-    for _ in loop.train_epochs(config, dataset, state, []):
-        pass
+    monkeypatch.setattr(step, "batch_indices", record)
+    train(tiny.make_resolved(batch_size=11), tmp_path, dataset)
     jax.effects_barrier()
     epochs = np.concatenate(seen).reshape(2, 44)
-    for i, order in enumerate(epochs):
-        assert sorted(order) == list(range(44))
-        want = order.epoch_permutation(make_run_keys(0).order, i, 44)
-        np.testing.assert_array_equal(order, want)
+    for i, indices in enumerate(epochs):
+        assert sorted(indices) == list(range(44))
+        want = order.epoch_permutation(step.make_run_keys(0).order, i, 44)
+        np.testing.assert_array_equal(indices, want)
     assert not np.array_equal(epochs[0], epochs[1])
 
 
 def test_a_step_that_does_not_fit_into_the_memory_is_refused(dataset, monkeypatch):
-    monkeypatch.setattr(programs, "memory_bytes", lambda: 1000)
-    message = r"a training step needs .* GiB .* a smaller --config\.batch_size than 8 "
     config = tiny.make_resolved()
-    state = make_train_state(config, dataset)
-    arrays = {"image": dataset.train.images, "label": dataset.train.labels}
-    with pytest.raises(UserError, match=message):
-        programs.compile_programs(config, dataset, state, arrays)
+    state = loop.make_state(config, dataset)
+    arrays = (dataset.train.images, dataset.train.labels)
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((state, arrays)))
+    message = r"a training step needs .* GiB .* a smaller --config\.batch_size than 8 "
     # Temporary memory counts as well, which XLA's own peak leaves out on a CPU.
-    num_bytes = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves((state, arrays)))
-    monkeypatch.setattr(programs, "memory_bytes", lambda: num_bytes)
-    with pytest.raises(UserError, match=message):
-        programs.compile_programs(config, dataset, state, arrays)
+    for available in (1000, 2 * num_bytes):
+        monkeypatch.setattr(programs, "memory_bytes", lambda n=available: n)
+        with pytest.raises(UserError, match=message):
+            programs.EpochPrograms(config, dataset, [state])
 
 
-def test_losses_are_read_while_later_steps_run(dataset, monkeypatch):
-    config = tiny.make_resolved(num_epochs=1, batch_size=1)
-    state = make_train_state(config, dataset)
-    arrays = {"image": dataset.train.images, "label": dataset.train.labels}
-    compiled = programs.compile_programs(config, dataset, state, arrays)
-    assert len(compiled) == 44
-    dispatched, read = [], []
+def test_losses_are_read_while_later_steps_run(dataset):
+    config = tiny.make_resolved()
+    state = loop.make_state(config, dataset)
+    compiled = programs.EpochPrograms(config, dataset, [state])
+    dispatched = []
 
-    def dispatch(state, total, arrays, permutation):
+    def dispatch(state, total, arrays, order):
         dispatched.append(len(dispatched))
         return state, total, np.full(1, np.nan if len(dispatched) == 3 else 0.0)
 
-    def advance(num_steps):
-        read.append(num_steps)
-
-    progress = types.SimpleNamespace(advance=advance)
-    fake = [programs.Program(1, dispatch)] * 44
-    with pytest.raises(UserError, match=r"^step 3 left"):
-        programs.train_epoch(fake, state, arrays, np.arange(44), progress)
+    compiled.programs = [(1, dispatch)] * 44
+    (result,) = compiled.train_epoch([state], [True], [np.arange(44)], SILENT)
+    assert str(result.error).startswith("step 3 left")
     # Not at once, but long before the end of the epoch.
     assert len(dispatched) == 3 + 32
 
 
 def test_the_training_step_lowers_for_tpu(dataset):
     config = tiny.make_resolved(mixup=0.2, cutout=2)
-    state = make_train_state(config, dataset)
+    state = loop.make_state(config, dataset)
     steps = programs.make_steps(config, tiny.NUM_CLASSES)
     arrays = {"image": dataset.train.images, "label": dataset.train.labels}
 
     def take(params, batch_stats, opt_state, key_data, arrays, permutation):
-        new, total, _ = steps(
-            state.replace(
-                params=params,
-                batch_stats=batch_stats,
-                opt_state=opt_state,
-                key=jax.random.wrap_key_data(key_data),
-            ),
-            Metrics.empty(),
-            arrays,
-            permutation,
-            num_steps=2,
-        )
+        key = jax.random.wrap_key_data(key_data)
+        parts = dict(params=params, batch_stats=batch_stats, opt_state=opt_state)
+        before = (state.replace(key=key, **parts), Metrics.empty())
+        new, total, _ = steps(*before, arrays, permutation, num_steps=2)
         return new.params, new.opt_state, total.compute()
 
     exported = jax.export.export(jax.jit(take), platforms=["tpu"])(
-        state.params,
-        state.batch_stats,
-        state.opt_state,
-        jax.random.key_data(state.key),
-        arrays,
-        np.arange(44, dtype=np.int32),
+        *(state.params, state.batch_stats, state.opt_state),
+        *(jax.random.key_data(state.key), arrays, np.arange(44, dtype=np.int32)),
     )
     assert exported.platforms == ("tpu",)
     assert "stablehlo.convolution" in exported.mlir_module()
 
 
-def test_seeds_rates_and_decays_share_programs_and_other_recipes_do_not(dataset):
-    programs._compile.cache_clear()
-
-    def last_bits(**changes):
+@pytest.mark.usefixtures("recompiled")
+def test_runs_share_a_program_unless_a_static_field_differs(dataset, tmp_path):
+    def last_bits(name, **changes):
         config = tiny.make_resolved(num_epochs=1, **changes)
-        state = make_train_state(config, dataset)
-        ((last, _),) = loop.train_epochs(config, dataset, state, [])
-        return checksums(last.params)
+        return train(config, tmp_path / name, dataset)
 
     changes = {"seed": 1, "learning_rate": 0.2, "weight_decay": 0.1}
     changes |= {"dropout_rate": 0.5}
-    first, shared = last_bits(), last_bits(**changes)
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+    first, shared = last_bits("a"), last_bits("b", **changes)
     assert first != shared
     assert programs._compile.cache_info().misses == 1
-    last_bits(momentum=0.5)
+    last_bits("c", momentum=0.5)
     assert programs._compile.cache_info().misses == 2
-    # It was not the program of the first that was run with what was baked into it.
+    # The shared program had none of the first run's values baked into it.
     programs._compile.cache_clear()
-    step_lib._share_maker.cache_clear()
-    assert last_bits(**changes) == shared
+    step._make_init.cache_clear()
+    assert last_bits("d", **changes) == shared
+
+
+def make_member(i, **changes):
+    """Return a config that differs from all others in every field that may differ."""
+    varied = {
+        "seed": i,
+        "learning_rate": 0.05 * (i + 1),
+        "weight_decay": 0.01 * i,
+        "dropout_rate": 0.1 * (i + 1),
+        "label_smoothing": 0.05 * (i + 1),
+    }
+    return tiny.make_config(**{"num_epochs": 4} | varied | changes)
+
+
+def assert_near(states, others, tolerance):
+    """Compare by the norm of the difference, relative to that of the others."""
+    for pair in zip(states, others, strict=True):
+        a, b = (
+            np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)], dtype=np.float64)
+            for t in pair
+        )
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+
+
+def parts(state):
+    return state.params, state.batch_stats, state.opt_state
+
+
+@pytest.mark.parametrize(
+    ("conv", "num_devices"), [("separable", 2), ("standard", 1)], ids=str
+)
+def test_members_are_their_lone_runs(dataset, conv, num_devices):
+    configs = [loop.resolve(make_member(i, conv=conv), dataset) for i in range(4)]
+    states = [loop.make_state(config, dataset) for config in configs]
+    keys = [step.make_run_keys(config.seed).order for config in configs]
+    orders = [[order.epoch_permutation(k, i, 44) for k in keys] for i in range(4)]
+    arrays = {
+        "image": jnp.asarray(dataset.train.images),
+        "label": jnp.asarray(dataset.train.labels),
+    }
+    steps = programs.make_steps(configs[0], tiny.NUM_CLASSES)
+    take = jax.jit(partial(steps, num_steps=1))
+    take_all = jax.jit(partial(programs.vmap_steps(steps, num_devices), num_steps=1))
+    alone, members = list(states), programs.stack(states)
+    totals = programs.stack([Metrics.empty()] * 4)
+    for i in range(20):
+        order_now = orders[i // 5]
+        for j in range(4):
+            alone[j], _, _ = take(alone[j], Metrics.empty(), arrays, order_now[j])
+        arguments = (members, totals, arrays, programs.stack(order_now))
+        members, _, losses = take_all(*arguments, jnp.full(4, True))
+        assert losses.shape == (4, 1)
+        if i == 0:
+            first = programs.unstack(members)
+            # After one step, sgd's momentum is the gradient.
+            gradients = [
+                [s.opt_state[0].trace for s in some] for some in (first, alone)
+            ]
+            assert_near(*gradients, 1e-5)
+            # A member that is not active does not change.
+            active = jnp.array([True, False, True, True])
+            after, counts, _ = take_all(programs.stack(states), *arguments[1:], active)
+            _, frozen, *_ = programs.unstack(after)
+            assert checksums(frozen) == checksums(states[1])
+            assert [int(t.loss.count) for t in programs.unstack(counts)] == [8, 0, 8, 8]
+    assert take._cache_size() == 1
+    assert len(members.step.sharding.device_set) == num_devices
+    members = programs.unstack(members)
+    assert_near(map(parts, members), map(parts, alone), 1e-3)
+    assert [int(state.step) for state in members] == [20] * 4
+    with pytest.raises(AssertionError):  # They differ from each other.
+        assert_near([parts(members[0])], [parts(members[1])], 1e-1)
+
+
+def test_members_are_spread_over_all_devices_or_none():
+    assert [programs.count_devices(n) for n in (2, 3, 4)] == [2, 1, 2]
+
+
+def test_static_fields_distinguish_programs():
+    same = [
+        [{}, {"seed": 1, "learning_rate": 0.3, "weight_decay": 0.1}],
+        [{"dropout_rate": 0.0}, {"dropout_rate": 0.0, "seed": 5}],
+        [{"label_smoothing": 0.1}, {"label_smoothing": 0.2, "dropout_rate": 0.1}],
+        [{"conv": "standard"}],
+        [{"optimizer": "adam"}],
+    ]
+    groups = [
+        {step.static_fields(tiny.make_resolved(**changes)) for changes in some}
+        for some in same
+    ]
+    assert [len(group) for group in groups] == [1] * 5
+    assert len(set.union(*groups)) == 5
+
+
+BAD_STEP, BAD_RATE = 8, 0.7  # The third step of the second epoch of member 2.
+
+
+def explode(state, batch, train_step=step.train_step):
+    """Make one step at this rate leave values that are not finite."""
+    is_bad = state.opt_state[-1].learning_rate == jnp.float32(BAD_RATE)
+    is_bad &= state.step == BAD_STEP - 1
+    images = jnp.where(is_bad, jnp.inf, 1.0) * batch["image"]
+    return train_step(state, batch | {"image": images})

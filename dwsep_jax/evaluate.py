@@ -1,0 +1,50 @@
+"""--mode=evaluate: evaluate a run that is finished or still training."""
+
+import os
+
+from ml_collections import ConfigDict
+
+from dwsep_jax.console import print_evaluation
+from dwsep_jax.data import load
+from dwsep_jax.errors import UserError
+from dwsep_jax.nn.summary import describe_network, summarize
+from dwsep_jax.report.figures import draw_run
+from dwsep_jax.train.checkpoint import Checkpoints
+from dwsep_jax.train.evaluation import evaluate_and_write, restore_to_evaluate
+from dwsep_jax.train.loop import make_state
+
+
+def evaluate_workdir(
+    config: ConfigDict, workdir: str | os.PathLike, split_name: str
+) -> None:
+    """Evaluate what a run has trained so far; write, draw and print the result.
+
+    Args:
+      config: the resolved configuration of the run.
+      workdir: of the run.
+      split_name: train, validation or test.
+
+    Raises:
+      UserError: if there is no checkpoint.
+    """
+    dataset = load(config)
+    state = _restore(config, workdir, make_state(config, dataset))
+    evaluation = evaluate_and_write(config, workdir, dataset, state, split_name)
+    image_shape = dataset.train.images.shape[1:]
+    parts = summarize(config, len(dataset.class_names), image_shape)
+    print_evaluation(evaluation, describe_network(config, parts))
+    draw_run(workdir)
+
+
+def _restore(config, workdir, state):
+    """Restore from a run that may replace its checkpoints in the meantime."""
+    for _ in range(5):
+        with Checkpoints(workdir, read_only=True) as checkpoints:
+            restored = restore_to_evaluate(config, checkpoints, state)
+            if restored is not None:
+                return restored
+            if not checkpoints.epochs():
+                break
+    raise UserError(
+        f"{workdir} has no checkpoint yet; train it with --mode=train first"
+    )

@@ -1,0 +1,108 @@
+"""What a run shows while it trains: console lines and TensorBoard events."""
+
+import os
+import pathlib
+import shutil
+
+import jax
+from clu import parameter_overview
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+
+from dwsep_jax import console
+from dwsep_jax.config import STEADY_SCHEDULES
+from dwsep_jax.data import Dataset
+from dwsep_jax.nn.summary import describe_network, summarize
+from dwsep_jax.train.step import TrainState
+from dwsep_jax.workdir import Row, score
+
+# Prefixes of a row's names; `train_eval_loss` starts with two of them.
+_CURVES = ("train_eval", "train", "ema_val", "val")
+
+
+def print_start(config: ConfigDict, dataset: Dataset, state: TrainState) -> str:
+    """Print what is trained on what, and return one line that describes the network."""
+    console.say(parameter_overview.get_parameter_overview(state.params))
+    image_shape = dataset.train.images.shape[1:]
+    parts = summarize(config, len(dataset.class_names), image_shape)
+    rows = [
+        [p.name, "x".join(map(str, p.output_shape)), p.parameters, p.macs]
+        for p in parts
+    ]
+    rows.append(["total", "", *(sum(row[i] for row in rows) for i in (2, 3))])
+    columns = ["part", "output", "parameters", "MACs per image"]
+    console.print_table("Network", columns, rows)
+    network = describe_network(config, parts)
+    splits = (dataset.train, dataset.validation, dataset.test)
+    train, validation, test = (f"{len(split.labels):,}" for split in splits)
+    count = jax.device_count()
+    others = f" (1 of {count} is used)" if count > 1 else ""
+    console.say(f"network: {network}")
+    console.say(
+        f"data: {dataset.name}, {train} train, {validation} validation, {test} test"
+    )
+    console.say(
+        f"optimizer: {config.optimizer}, peak learning rate {config.learning_rate:g}, "
+        f"weight decay {config.weight_decay:g}, batch size {config.batch_size}"
+    )
+    if config.early_stopping:
+        console.say(_describe_early_stopping(config))
+    console.say(f"device: {jax.devices()[0].device_kind}{others}")
+    return network
+
+
+def _describe_early_stopping(config):
+    text = (
+        f"early stopping: after {config.early_stopping} epochs without a validation "
+        f"accuracy better by more than {config.min_change:g}"
+    )
+    if config.schedule in STEADY_SCHEDULES:
+        return text
+    return text + (
+        f"; the {config.schedule} schedule is planned for all {config.num_epochs} "
+        "epochs, so a run that stops early never sees its lowest rates"
+    )
+
+
+def print_stop(config: ConfigDict, history: list[Row], epoch: int) -> None:
+    """Say why a run with early stopping ended, and which epoch is evaluated."""
+    why = "all epochs are trained"
+    if len(history) < config.num_epochs:
+        share = history[-1]["learning_rate"] / config.learning_rate
+        why = (
+            f"stopped early: in {config.early_stopping} epochs no validation accuracy "
+            f"was better by more than {config.min_change:g}; the learning rate of the "
+            f"{config.schedule} schedule was at {share:.0%} of its peak"
+        )
+    best = max(history, key=score)["epoch"]
+    lost = "" if best == epoch else f"; the checkpoint of the best, {best}, is lost"
+    console.say(f"{why}; epoch {epoch} is evaluated, the best that is kept{lost}")
+
+
+def open_events(workdir: str | os.PathLike, history: list[Row]) -> SummaryWriter:
+    """Start <workdir>/tensorboard afresh from the rows so far: none twice or missing.
+
+    Use the writer as a context manager.
+    """
+    directory = pathlib.Path(workdir) / "tensorboard"
+    if directory.exists():
+        shutil.rmtree(directory)
+    writer = SummaryWriter(str(directory))
+    for row in history:
+        write_events(writer, row)
+    return writer
+
+
+def write_events(writer: SummaryWriter, row: Row) -> None:
+    """Add the numbers of an epoch, at its step."""
+    for name, value in row.items():
+        if name not in ("schema", "step"):
+            writer.add_scalar(_make_tag(name), value, row["step"])
+    writer.flush()
+
+
+def _make_tag(name):
+    for curve in _CURVES:
+        if name.startswith(curve + "_"):
+            return f"{name.removeprefix(curve + '_')}/{curve}"
+    return f"run/{name}"
