@@ -19,13 +19,8 @@ from dwsep_jax.workdir import write_atomically
 
 Tree = Any
 _SUMS = "SHA256SUMS.json"
-# What is raised although the checkpoint that is read may be whole.
-_NOT_ITS_FAULT = (
-    UserError,
-    MemoryError,
-    PermissionError,
-    jax.errors.JaxRuntimeError,
-)
+# Errors that say nothing about the checkpoint that is being read.
+_NOT_ITS_FAULT = (UserError, MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 
 class Restored(NamedTuple):
@@ -37,14 +32,14 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of a run: the latest, and the one of the greatest score.
+    """The checkpoints of a run: the latest and the one with the highest score.
 
     Saves are synchronous and atomic, and carry a checksum of every array and every
     file: orbax itself restores a flipped bit in silence. Use as a context manager.
     """
 
     def __init__(self, workdir: str | os.PathLike, read_only: bool = False):
-        """Open `workdir`/checkpoints; make it where it is not there, to write."""
+        """Open `workdir`/checkpoints; unless `read_only`, create it if missing."""
         self._directory = pathlib.Path(workdir).resolve() / "checkpoints"
         if read_only and not self._directory.is_dir():
             self._manager = None
@@ -55,9 +50,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_names=("arrays", "metadata"),
-            options=ocp.CheckpointManagerOptions(
-                enable_async_checkpointing=False,
-            ),
+            options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False),
         )
 
     def __enter__(self):
@@ -74,28 +67,22 @@ class Checkpoints:
         metadata: dict[str, Any],
         scores: Mapping[int, float],
     ) -> None:
-        """Save after an epoch; then delete all but this one and the best.
+        """Save after an epoch, then delete all checkpoints but this one and the best.
 
         Args:
           epoch: counted from one.
           tree: of arrays.
-          metadata: what JSON can hold.
-          scores: of the epochs up to this one; a score that is missing or not finite is
-            the worst. Orbax's own would stop it from opening where they are damaged.
+          metadata: JSON-serializable.
+          scores: of the epochs so far; one that is missing or not finite is the worst.
+            They are not orbax's `metrics`, which could not be read if damaged.
         """
-        leaves, sums = describe_leaves(tree), checksums(tree)
-        metadata = {"leaves": leaves, "checksums": sums, **metadata}
-        saved = self._manager.save(
-            epoch,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave(tree),
-                metadata=ocp.args.JsonSave(metadata),
-            ),
-            force=True,
+        sums = {"leaves": describe_leaves(tree), "checksums": checksums(tree)}
+        args = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(tree),
+            metadata=ocp.args.JsonSave(sums | metadata),
         )
-        if not saved:
-            raise UserError(f"no checkpoint of epoch {epoch} in {self._directory}")
-        # A kill in between leaves a checkpoint that its leaves alone vouch for.
+        self._manager.save(epoch, args=args, force=True)
+        # A kill before this leaves a checkpoint with checksums of its leaves alone.
         directory = self._directory / str(epoch)
         write_atomically(directory / _SUMS, json.dumps(_sums(directory), indent=1))
         best = max(self.epochs(), key=lambda e: _finite(scores.get(e)))
@@ -104,11 +91,11 @@ class Checkpoints:
                 self._manager.delete(other)
 
     def epochs(self) -> list[int]:
-        """Return the epochs that there are checkpoints of, damaged ones included."""
+        """Return the epochs that have a checkpoint, even a damaged one."""
         return sorted(self._manager.all_steps()) if self._manager else []
 
     def restore_latest(self, like: Tree) -> Restored | None:
-        """Return the newest checkpoint that is whole, or None where there is none.
+        """Return the newest intact checkpoint, or None if there are no checkpoints.
 
         Args:
           like: a tree of the structure, shapes and dtypes to restore.
@@ -119,16 +106,16 @@ class Checkpoints:
         return self.restore(self.epochs()[::-1], like)
 
     def restore(self, epochs: Sequence[int], like: Tree) -> Restored | None:
-        """Return the first of some checkpoints that is whole; None if there are none.
+        """Return the first intact checkpoint of some epochs; None if there are none.
 
-        A damaged one is reported and passed over; one that is gone is none.
+        Damaged ones are reported and passed over; missing ones are ignored.
 
         Args:
           epochs: of the checkpoints, in order of preference.
           like: a tree of the structure, shapes and dtypes to restore.
 
         Raises:
-          UserError: if each is damaged, or one is of another network.
+          UserError: if all are damaged, or one belongs to another network.
         """
         reasons = []
         for epoch in epochs:
@@ -139,7 +126,7 @@ class Checkpoints:
             # Orbax has no common error: a damaged file raises any of a dozen types.
             except Exception as error:
                 if not (self._directory / str(epoch)).exists():
-                    continue  # The run that is under way has replaced it.
+                    continue  # The run has replaced it in the meantime.
                 reason = str(error).partition("\n")[0][:200]
                 reasons.append(f"epoch {epoch}: {type(error).__name__}: {reason}")
                 say(f"passing over the damaged checkpoint of {reasons[-1]}")
@@ -152,9 +139,9 @@ class Checkpoints:
         return None
 
     def discard_after(self, epoch: int) -> None:
-        """Delete the checkpoints of later epochs: those that were passed over.
+        """Delete the checkpoints of later epochs, which were passed over.
 
-        Else the next save of such an epoch would be refused.
+        Otherwise saving such an epoch again would be refused.
         """
         for later in self.epochs():
             if later > epoch:

@@ -1,8 +1,8 @@
 """Learning-rate schedules, optimizers, and which parameters decay.
 
 An optimizer is `chain(clipping, scale_by_<name>, weight decay, schedule, peak rate)`.
-A schedule is only a shape in [0, 1]; peak rate and decay are leaves of the optimizer's
-state, so that runs which differ in them are one program.
+A schedule is only a shape in [0, 1]. Peak rate and decay are leaves of the optimizer's
+state, so that runs which differ only in them share a program.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 
 class Recipe(NamedTuple):
-    """An optimizer, with a rate and a decay that suit it at a batch of 128 images."""
+    """An optimizer, and the rate and decay that suit it at a batch size of 128."""
 
     scale_by: Callable[[float], optax.GradientTransformation]
     learning_rate: float
@@ -44,8 +44,8 @@ def _lion(momentum):
     return optax.scale_by_lion(b1=momentum, b2=0.99)
 
 
-# Of rates about three apart the best, or the lower one where two are as good: measured
-# on digits (benchmarks/recipes.py), and sgd on CIFAR-10.
+# The best of rates a factor of three apart, or the lower of two equally good ones,
+# measured on digits (benchmarks/recipes.py), and for sgd on CIFAR-10.
 OPTIMIZERS = {
     "sgd": Recipe(_sgd, 0.1, 5e-3, 1.0),
     "adam": Recipe(_adam, 5e-3, 0.0, 0.5),
@@ -53,18 +53,6 @@ OPTIMIZERS = {
     "rmsprop": Recipe(_rmsprop, 5e-4, 0.05, 0.5),
     "lion": Recipe(_lion, 1e-3, 0.5, 0.5),
 }
-
-
-class Shape(NamedTuple):
-    """A schedule: progress from 0 to 1 after the warm-up -> share of the peak rate.
-
-    Attributes:
-      of: the shape.
-      warmup_share: share of the run that warms up where the config does not say.
-    """
-
-    of: Callable[[jax.Array], jax.Array]
-    warmup_share: float = 0.05
 
 
 def _cosine(progress):
@@ -87,26 +75,23 @@ def _exponential(progress):
     return 0.01**progress
 
 
-def _constant(progress):
-    return jnp.ones_like(progress)
-
-
+# Progress from 0 to 1 after the warm-up -> share of the peak rate.
 SCHEDULES = {
-    "cosine": Shape(_cosine),
-    "onecycle": Shape(_onecycle, warmup_share=0.25),
-    "step": Shape(_step),
-    "exponential": Shape(_exponential),
-    "constant": Shape(_constant),
+    "cosine": _cosine,
+    "onecycle": _onecycle,
+    "step": _step,
+    "exponential": _exponential,
+    "constant": jnp.ones_like,
     # The state's multiplier does the rest: see `update_plateau`.
-    "plateau": Shape(_constant),
+    "plateau": jnp.ones_like,
 }
 
 
 def make_schedule(config: ConfigDict, steps_per_epoch: int) -> Schedule:
     """Return step -> share of the peak learning rate, in [0, 1].
 
-    Rises linearly over `warmup_epochs`, then follows the shape of `schedule` over what
-    is left of `num_epochs`.
+    Rises linearly over `warmup_epochs`, then follows the shape of `schedule` over the
+    rest of `num_epochs`.
 
     Raises:
       ConfigError: for an unknown schedule.
@@ -119,19 +104,19 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> Schedule:
         step = jnp.asarray(step, jnp.float32)
         warmup = (step + 1) / max(1, warmup_steps)
         progress = jnp.clip((step - warmup_steps) / decay_steps, 0.0, 1.0)
-        return jnp.where(step < warmup_steps, warmup, shape.of(progress))
+        return jnp.where(step < warmup_steps, warmup, shape(progress))
 
     return schedule
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """Return the configuration with unset rate, decay and warm-up set to suitable ones.
+    """Return the configuration with suitable values for unset rate, decay and warm-up.
 
     Raises:
       ConfigError: for an unknown optimizer or schedule.
     """
     recipe = choose("optimizer", config.optimizer, OPTIMIZERS)
-    shape = choose("schedule", config.schedule, SCHEDULES)
+    choose("schedule", config.schedule, SCHEDULES)
     config = config.copy_and_resolve_references()
     if config.learning_rate is None:
         scale = (config.batch_size / 128) ** recipe.rate_exponent
@@ -139,16 +124,17 @@ def resolve(config: ConfigDict) -> ConfigDict:
     if config.weight_decay is None:
         config.weight_decay = recipe.weight_decay
     if config.warmup_epochs is None:
-        config.warmup_epochs = config.num_epochs * shape.warmup_share
+        share = 0.25 if config.schedule == "onecycle" else 0.05
+        config.warmup_epochs = config.num_epochs * share
     return config
 
 
 class Plateau(NamedTuple):
-    """What the plateau schedule keeps, as scalars.
+    """The state of the plateau schedule, as scalars.
 
     Attributes:
       multiplier: of the learning rate, float32; 1 with any other schedule.
-      best_loss: the least validation loss, float32.
+      best_loss: the lowest validation loss, float32.
       epochs_since_best: int32.
     """
 
@@ -166,18 +152,18 @@ def make_plateau() -> Plateau:
 def update_plateau(
     plateau: Plateau, val_loss: float, *, factor: float, patience: int
 ) -> Plateau:
-    """Return the state after an epoch.
+    """Return the plateau's state after an epoch.
 
-    The multiplier shrinks by `factor` when the validation loss has not fallen by one
-    part in ten thousand for `patience` epochs; the count begins anew then.
+    The multiplier shrinks by `factor` once the validation loss has not fallen by one
+    part in ten thousand for `patience` epochs; then the count starts over.
     """
     better = val_loss < plateau.best_loss * (1 - 1e-4)
     waited = jnp.where(better, 0, plateau.epochs_since_best + 1)
-    worn_out = waited >= patience
+    expired = waited >= patience
     return Plateau(
-        jnp.where(worn_out, plateau.multiplier * factor, plateau.multiplier),
+        jnp.where(expired, plateau.multiplier * factor, plateau.multiplier),
         jnp.where(better, jnp.float32(val_loss), plateau.best_loss),
-        jnp.where(worn_out, 0, waited).astype(jnp.int32),
+        jnp.where(expired, 0, waited).astype(jnp.int32),
     )
 
 

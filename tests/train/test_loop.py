@@ -308,7 +308,8 @@ def test_the_plateau_lowers_the_rate_in_the_program_and_in_the_rows(
     rows = run(config, tmp_path)
     rates = [row["learning_rate"] for row in rows]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.02], rtol=1e-6)
-    assert restore(tmp_path, config, dataset).plateau.multiplier == np.float32(0.04)
+    plateau = restore(tmp_path, config, dataset).plateau
+    assert plateau.multiplier == pytest.approx(0.04)
     # The whole run, whose losses fell, has other weights after the third epoch.
     assert rows[2]["train_loss"] != everything[1][2]["train_loss"]
 
