@@ -2,7 +2,6 @@
 
 import functools
 import io
-import json
 import os
 import pathlib
 from typing import Any
@@ -18,8 +17,7 @@ from dwsep_jax.errors import UserError, choose
 from dwsep_jax.train.checkpoint import Checkpoints
 from dwsep_jax.train.metrics import calibration, classification_report
 from dwsep_jax.train.step import TrainState, averaged, eval_step
-from dwsep_jax.workdir import read_evaluation as read_evaluation_file
-from dwsep_jax.workdir import score, write_atomically
+from dwsep_jax.workdir import read_json, score, write_atomically, write_json
 
 
 @functools.cache
@@ -43,7 +41,7 @@ def evaluate(
       state: its weights, running statistics and `apply_fn` are used.
       split: uint8 images (N, H, W, C) and labels int (N,).
       batch_size: images per step.
-      deterministic: have a GPU compute the same bits each time.
+      deterministic: compute the same bits each time on a GPU.
 
     Returns:
       {loss (nats), accuracy}, and the probabilities of the classes, float32 (N, K).
@@ -73,7 +71,7 @@ def evaluate_and_write(
 ) -> dict[str, Any]:
     """Evaluate a state on a split, and write its evaluation and predictions.
 
-    Where there is a running average of the weights, it is evaluated in their place.
+    EMA weights, where the state has them, are evaluated in place of the raw ones.
 
     Writes evaluation.json and predictions.npz for `test`, evaluation-<split>.json and
     predictions-<split>.npz for the others.
@@ -109,20 +107,19 @@ def evaluate_and_write(
         arrays, id=split.ids, label=split.labels, probabilities=probabilities
     )
     directory = pathlib.Path(workdir)
-    # The evaluation last: where it stands, its predictions do, too.
+    # The evaluation last: where it exists, so do its predictions.
     write_atomically(directory / f"predictions{suffix}.npz", arrays.getvalue())
-    text = json.dumps(evaluation, indent=2, sort_keys=True, allow_nan=False)
-    write_atomically(directory / f"evaluation{suffix}.json", text + "\n")
+    write_json(directory / f"evaluation{suffix}.json", evaluation)
     return evaluation
 
 
 def read_evaluation(workdir: str | os.PathLike, epoch: int) -> dict[str, Any] | None:
     """Return evaluation.json, or None unless it is intact and of this epoch."""
     try:
-        evaluation = read_evaluation_file(pathlib.Path(workdir, "evaluation.json"))
-    except (FileNotFoundError, UserError):
+        evaluation = read_json(workdir, "evaluation")
+    except UserError:
         return None
-    return evaluation if evaluation["epoch"] == epoch else None
+    return evaluation if evaluation and evaluation["epoch"] == epoch else None
 
 
 def restore_to_evaluate(
@@ -130,7 +127,7 @@ def restore_to_evaluate(
 ) -> TrainState | None:
     """Return the state of the last epoch, or of the best one with early stopping.
 
-    The best is that of the greatest validation accuracy; None where there is none.
+    The best has the highest validation accuracy. None if there is no checkpoint.
     """
     latest = checkpoints.restore_latest(state)
     if latest is None or not config.early_stopping:

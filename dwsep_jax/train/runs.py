@@ -1,4 +1,4 @@
-"""The runs of a comparison or a sweep: each trained once, and how long they take."""
+"""The runs of a comparison or a sweep: trained once each, with their progress."""
 
 import pathlib
 import statistics
@@ -18,29 +18,21 @@ from dwsep_jax.train import loop
 from dwsep_jax.train.evaluation import read_evaluation
 from dwsep_jax.workdir import evaluated_row, load_config, read_rows
 
-# Of a run that has nothing left to do.
+# The files of a run that has nothing left to do.
 _FILES = ("evaluation.json", "predictions.npz", LAST_FIGURE, "diagnosis.json")
 
 
-def limit_members(members_at_once: int | None) -> int:
-    """Return how many runs to train in one program; None leaves it to the device."""
-    if members_at_once is not None:
-        return members_at_once
-    # One run keeps a CPU busy.
-    return 1 if jax.default_backend() == "cpu" else sys.maxsize
-
-
 class Progress:
-    """How many of the runs are trained, and how long the rest will take."""
+    """Counts finished runs, and estimates how long the rest will take."""
 
     def __init__(self, names: Sequence[str]):
-        """Plan a run for each of these names of variants, in any order."""
+        """Expect one run per name of a variant, in any order."""
         self._total = len(names)
         self._left = list(names)
         self._seconds = defaultdict(list)
 
     def finish(self, name: str, seconds: float | None, text: str) -> None:
-        """Note and print that a run is done; None: an earlier process trained it."""
+        """Print that a run is done; `seconds` is None if it was trained earlier."""
         self._left.remove(name)
         done = self._total - len(self._left)
         if seconds is None:
@@ -66,22 +58,23 @@ class Run(NamedTuple):
 
 
 class Trainer:
-    """Trains each run once; where that pays, several together, ahead of their turn.
+    """Trains each run once, or several in one program ahead of their turn.
 
-    What is left for the turn of these is the evaluation, and to say what came of them:
-    the seconds that each took, or why it diverged.
+    When the turn of these comes, they only have to be evaluated; `train` then returns
+    their share of the time, or raises the error with which they diverged.
     """
 
     def __init__(self, members_at_once: int | None, dataset: data.Dataset):
         """Train at most so many runs together; None leaves it to the device."""
         self._dataset = dataset
-        self.num_members = limit_members(members_at_once)
+        is_cpu = jax.default_backend() == "cpu"  # One run keeps a CPU busy.
+        self.num_members = members_at_once or (1 if is_cpu else sys.maxsize)
         self._outcomes = {}
 
     def train_ahead(self, runs: Sequence[Run]) -> None:
-        """Train what is left of runs of one program, so many at once.
+        """Train unfinished runs that share a program, `num_members` at a time.
 
-        With one member at once, nothing is done: each is trained when it is its turn.
+        With one member at a time nothing is done: each run is trained at its turn.
         """
         runs = [run for run in runs if not _is_done(run, on_test=False)]
         for i in range(0, len(runs), self.num_members):
@@ -100,13 +93,13 @@ class Trainer:
             self._outcomes[directory] = (seconds, member.error)
 
     def train(self, run: Run, on_test: bool) -> float | None:
-        """Train what is left of a run, and evaluate it `on_test`, into its loop.log.
+        """Finish a run, with its console output in its train.log.
 
         Returns:
-          The seconds that took, here or ahead; None if an earlier process did it all.
+          The seconds it took, here or ahead; None if an earlier process did it all.
 
         Raises:
-          DivergedError: if it diverges, or has ahead.
+          DivergedError: if it diverges or diverged ahead.
         """
         seconds, error = self._outcomes.get(run.directory, (None, None))
         if error is not None:
@@ -124,10 +117,10 @@ def _is_done(run, on_test):
     config, directory = run
     if not (directory / "config.json").exists():
         return False
-    load_config(directory, config)  # Another's run is refused.
+    load_config(directory, config)  # Refuses another run.
     try:
         rows = read_rows(directory)
-    except UserError:  # A process that was killed has left half a row.
+    except UserError:  # A killed process left half a row.
         return False
     if not loop.is_finished(config, rows):
         return False
