@@ -16,15 +16,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dwsep_jax.config import (
-    COMPARISON,
     FIELDS,
     RUN,
-    SWEEP,
+    SECTIONS,
     check_fields,
     default_workdir,
     describe,
-    flatten,
-    set_field,
     unknown_field,
     validate,
 )
@@ -33,19 +30,19 @@ from dwsep_jax.workdir import load_requested
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
-# What the workdir of a mode holds, where that is no single run.
-_KINDS = {"compare": COMPARISON, "sweep": SWEEP}
+# What the workdir of --mode=compare or --mode=sweep holds; that of others, a run.
+_KINDS = {mode: kind for kind, mode in SECTIONS.items()}
 
 # What JAX_PLATFORMS becomes. "" leaves the choice to jax, which prefers accelerators
-# and keeps the CPU beside them; "gpu" would demand every maker's GPUs at once.
+# and keeps the CPU beside them; "gpu" would demand the GPUs of every maker at once.
 _PLATFORMS = {"cpu": "cpu", "gpu": "", "tpu": ""}
 
 
 class Command(NamedTuple):
     """What the command line asks for.
 
-    `config` is None where --mode=report reads a workdir alone, `split` where it is not
-    given.
+    `config` is None where --mode=report has only a workdir; `split` is None where it is
+    not given.
     """
 
     mode: str
@@ -77,40 +74,37 @@ def run(
             return 0
         command = make_command(values, rest)
         if command.mode != "report":  # It reads files, and computes nothing.
-            select_platform(command.config.platform)
-            prepare_process()
+            prepare_process(command.config.platform)
         modes[command.mode](command)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130, values)
-    except flags.Error as error:
-        return _fail(f"error: {str(error).removeprefix('flag ')}", 2, values)
-    except UserError as error:
-        return _fail(f"error: {error}", error.exit_code, values)
-    except Exception as error:
-        return _fail(f"error: {_describe_error(error)}", 1, values)
-    return 0
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        if values["debug"].value:
+            traceback.print_exc()
+        text, exit_code = _describe_error(error)
+        print(" ".join(text.split()), file=sys.stderr)
+        return exit_code
 
 
 def make_command(values: flags.FlagValues, rest: list[str]) -> Command:
-    """Return the command that the parsed flags and the config's overrides make.
+    """Return the command of the parsed flags and of the config's overrides.
 
     Raises:
-      ConfigError: for a flag or a field that cannot be meant.
+      ConfigError: for a flag or a field that does not exist or cannot have its value.
       UserError: if the config is to come from a workdir that has none.
     """
     check_names(rest[1:], values)
     if values.split is not None and values.mode != "evaluate":
         raise ConfigError(
-            f"--split={values.split}: is read by --mode=evaluate alone; leave it out"
+            f"--split={values.split}: only --mode=evaluate reads it; leave it out"
         )
     if values.workdir is not None and not values.workdir.strip():
         raise ConfigError("--workdir=: is empty; name a directory, or leave it out")
     workdir = values.workdir and os.path.expanduser(values.workdir)
-    if values.mode == "report" and values.config is None:
-        return _make_report_command(workdir, rest)
     kind = _KINDS.get(values.mode, RUN)
     if values.config is not None:
         base = load_file(values.config)
+    elif values.mode == "report":
+        return _make_report_command(workdir, rest)
     elif workdir is not None:
         base = load_requested(workdir, kind)
     else:
@@ -122,21 +116,22 @@ def make_command(values: flags.FlagValues, rest: list[str]) -> Command:
 
 
 def _make_report_command(workdir: str | None, rest: list[str]) -> Command:
-    """Return the command to report workdirs, whose configs, if any, do not count."""
+    """Return the command to report workdirs, which needs no config."""
     if workdir is None:
         raise ConfigError(
             "--workdir is missing: name the workdir to report, or several with commas"
         )
     if rest[1:]:
-        raise ConfigError(f"{rest[1]}: --mode=report reads files alone; leave it out")
+        raise ConfigError(f"{rest[1]}: --mode=report only reads files; leave it out")
     return Command("report", None, workdir, None)
 
 
 def load_file(config_path: str) -> ConfigDict:
-    """Return what `get_config` of a `file[:arg]` returns, its fields checked by name.
+    """Return the config of a `file[:arg]`, with the names of its fields checked.
 
     Raises:
-      ConfigError: if there is no such file, it raises, or it returns something else.
+      ConfigError: if there is no such file, or `get_config` fails or returns something
+        else.
     """
     path, colon, argument = config_path.partition(":")
     path = os.path.expanduser(path)
@@ -167,7 +162,7 @@ def check_names(arguments: list[str], known: Iterable[str]) -> None:
     """Raise `ConfigError` for a field or a flag that does not exist.
 
     Args:
-      arguments: those that are none of the program's own flags.
+      arguments: those that are not flags of the program itself.
       known: the program's own flags, to suggest where one is mistyped.
     """
     for argument in arguments:
@@ -180,11 +175,10 @@ def check_names(arguments: list[str], known: Iterable[str]) -> None:
                     f"{argument}: only a field that is true or false can be negated"
                 )
         elif match := re.match(r"--?([a-zA-Z][^=]*)", argument):
-            names = {name: name for name in known}
-            names |= {f"config.{name}": f"config.{name}" for name in FIELDS}
-            names |= {name: f"config.{name}" for name in FIELDS}
-            near = difflib.get_close_matches(match[1], names, n=1)
-            remedy = f"did you mean --{names[near[0]]}?" if near else "--help lists all"
+            meant = {name: f"config.{name}" for name in FIELDS}
+            meant |= {name: name for name in [*known, *meant.values()]}
+            near = difflib.get_close_matches(match[1], meant, n=1)
+            remedy = f"did you mean --{meant[near[0]]}?" if near else "--help lists all"
             raise ConfigError(f"unknown flag {match[0]}; {remedy}")
 
 
@@ -196,7 +190,7 @@ def override(base: ConfigDict, rest: list[str]) -> ConfigDict:
       rest: the program, and arguments like --config.field=value.
 
     Raises:
-      ConfigError: for a value of the wrong type, or an argument that is no flag.
+      ConfigError: for a value of the wrong type, or an argument that is not a flag.
     """
     values = flags.FlagValues()
     rest = [_quote_names(argument, base) for argument in rest]
@@ -212,43 +206,44 @@ def override(base: ConfigDict, rest: list[str]) -> ConfigDict:
         raise ConfigError(
             f"unexpected argument {positional[0]}; write every flag as --flag=value"
         )
-    _split_names(values.config)
     return values.config
 
 
 def _quote_names(argument: str, base: ConfigDict) -> str:
-    """Return --config.FIELD=A,B with the names quoted: absl parses values as Python."""
+    """Return --config.FIELD=A,B as a tuple of texts, which absl reads as Python.
+
+    A comma before a digit, as in block_sizes=3,3|6,6 of a space, does not separate.
+    """
     flag, equals, value = argument.partition("=")
     field = base.get(flag.lstrip("-").removeprefix("config."))
-    is_of_names = isinstance(field, tuple) and field and isinstance(field[0], str)
-    if not (equals and is_of_names) or value.lstrip().startswith("("):
+    has_names = isinstance(field, tuple) and field and isinstance(field[0], str)
+    if not (equals and has_names) or value.lstrip().startswith("("):
         return argument
-    return f"{flag}={_split(value)!r}"
+    names = tuple(name.strip() for name in re.split(r",(?!\s*\d)", value))
+    return f"{flag}={names!r}"
 
 
-def _split_names(config: ConfigDict) -> None:
-    """Take apart names with commas between, which absl takes for one text."""
-    for name, value in flatten(config).items():
-        if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], str):
-            set_field(config, name, _split(value[0]))
+def prepare_process(platform: str | None) -> None:
+    """Choose jax's platform, and keep compiled programs and freed memory for reuse.
 
-
-def _split(text: str) -> tuple[str, ...]:
-    """Return the names; block_sizes=3,3|6,6 of a space is one, and none is a number."""
-    return tuple(part.strip() for part in re.split(r",(?!\s*\d)", text))
-
-
-def select_platform(platform: str | None) -> None:
-    """Have jax compute on `platform`; None leaves the choice to it.
+    Args:
+      platform: cpu, gpu or tpu; None leaves the choice to jax.
 
     Raises:
       ConfigError: for an unknown platform.
       UserError: if jax does not find it on this machine.
     """
-    if platform is None:
-        return
-    jax_platforms = choose("--config.platform", platform, _PLATFORMS)
+    if platform is not None:
+        select_platform(platform)
+    from dwsep_jax import environment
 
+    environment.use_compilation_cache()
+    environment.keep_freed_memory()
+
+
+def select_platform(platform: str) -> None:
+    """Have jax compute on `platform`, or raise as `prepare_process`."""
+    jax_platforms = choose("--config.platform", platform, _PLATFORMS)
     import jax
 
     jax.config.update("jax_platforms", jax_platforms)
@@ -261,21 +256,13 @@ def select_platform(platform: str | None) -> None:
         )
 
 
-def prepare_process() -> None:
-    """Keep compiled programs for the next start, and memory for the next step."""
-    from dwsep_jax import environment
-
-    environment.use_compilation_cache()
-    environment.keep_freed_memory()
-
-
 def _parse(
     values: flags.FlagValues, argv: list[str], known_only: bool = False
 ) -> list[str]:
-    """Parse the flags, wherever they stand, and return what is left."""
+    """Parse the flags in any position, and return what is left."""
     try:
         return values(argv, known_only=known_only)
-    except ValueError as error:  # absl's, of --noflag=value alone.
+    except ValueError as error:  # absl raises it only for --noflag=value.
         raise ConfigError(f"{error}; leave =... out") from None
 
 
@@ -285,31 +272,30 @@ def _list_configs() -> str:
 
 
 def _find_line(error: Exception, path: str) -> str:
-    """Return ` (line N)` of the config file, where the traceback passes through it."""
+    """Return ` (line N)` of the config file, if the traceback passes through it."""
     path = os.path.abspath(path)
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f.lineno for f in frames if os.path.abspath(f.filename) == path]
     return f" (line {lines[-1]})" if lines else ""
 
 
-def _describe_error(error: Exception) -> str:
-    """Return type and first line of an error that nobody foresaw."""
+def _describe_error(error: BaseException) -> tuple[str, int]:
+    """Return the line for an error, and the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, UserError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, flags.Error):
+        return f"error: {str(error).removeprefix('flag ')}", 2
     message = str(error).strip()
     text = type(error).__name__ + (f": {message.splitlines()[0]}" if message else "")
-    # Orbax and XLA have errors of their own for what the system reports.
+    # Orbax and XLA wrap what the system reports in errors of their own.
     is_os_error = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT)
     if is_os_error or os.strerror(ENOSPC) in message or os.strerror(EDQUOT) in message:
-        text += "; free some space and give the same command again"
+        text += "; free some space and repeat the command"
     elif is_out_of_memory(error):
         text += (
             "; out of memory: take a smaller --config.batch_size, "
             "--config.eval_batch_size or network, and another --workdir"
         )
-    return f"{text} (--debug shows the traceback)"
-
-
-def _fail(text: str, exit_code: int, values: flags.FlagValues) -> int:
-    if values["debug"].value:
-        traceback.print_exc()
-    print(" ".join(text.split()), file=sys.stderr)
-    return exit_code
+    return f"error: {text} (--debug shows the traceback)", 1

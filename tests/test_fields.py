@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dwsep_jax import cli, console, data
+from dwsep_jax import console, data
 from dwsep_jax.config import FIELDS
 from dwsep_jax.train import evaluation, loop, programs
 from dwsep_jax.train.metrics import Metrics
@@ -216,13 +216,6 @@ def test_progress_shows_a_bar(monkeypatch, progress):
         bar.start_epoch(0)
     assert ("epoch 1/2" in output.getvalue()) == progress
 
-
-def test_platform_is_selected(monkeypatch):
-    chosen = []
-    monkeypatch.setattr(jax.config, "update", lambda *args: chosen.append(args))
-    cli.select_platform(tiny.make_config().platform)
-    cli.select_platform(tiny.make_config(platform="cpu").platform)
-    assert chosen == [("jax_platforms", "cpu")]
 
 
 IN_THE_COMPARISON = {
