@@ -1,12 +1,13 @@
-"""The space that a sweep searches: axes, from their text in the config.
+"""The search space of a sweep: one axis per entry of `config.sweep.space`.
 
-An axis is FIELD=A|B|..., FIELD=LOW..HIGH, or FIELD=LOW..HIGH log. Where an x stands
-before the numbers, they multiply the learning rate that suits the optimizer and the
-batch size of a trial.
+An axis is FIELD=A|B|..., FIELD=LOW..HIGH, or FIELD=LOW..HIGH log. Learning rates may be
+written with an x (x0.1..x10): they then multiply the default learning rate of the
+trial's optimizer and batch size.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -15,35 +16,37 @@ from ml_collections import ConfigDict
 from dwsep_jax.config import (
     CHANGE_NOTHING,
     FIELDS,
+    describe,
     format_value,
     unknown_field,
+    validate,
 )
-from dwsep_jax.config import describe as describe_field
 from dwsep_jax.errors import ConfigError
 
-_FIXED = {
+_NOT_AXES = {
+    **dict.fromkeys((name for name in FIELDS if "." in name), "no single run reads it"),
+    **dict.fromkeys(CHANGE_NOTHING | {"platform"}, "it changes no result"),
     **dict.fromkeys(
         ("dataset", "validation_size", "split_seed"),
         "all trials are scored on the same validation images",
     ),
-    "seed": "the best are trained with other seeds, and sweep.num_seeds of them",
-    **dict.fromkeys(CHANGE_NOTHING | {"platform"}, "it changes no result"),
+    "seed": "the best trials are trained with sweep.num_seeds other seeds",
 }
-# What the field is rounded to.
+# The network rounds the dropout rate to a multiple of this.
 _STEPS = {"dropout_rate": 1 / 256}
 _FLAGS = {"true": True, "True": True, "false": False, "False": False}
 
 
 class Axis(NamedTuple):
-    """A field of a run, and what a sweep may set it to.
+    """A field of a run and the values that a sweep tries.
 
     Attributes:
-      name: `field`, or `learning_rate_factor` where values are multiples of the rate.
+      name: the field, or `learning_rate_factor` for multiples of the default rate.
       field: of the config.
-      choices: texts, numbers or bools, what the text of a tuple stands for; or None.
-      low: the bounds, both included, two ints or two floats; or None.
-      high: see `low`.
-      log: whether the logarithm is what is uniform.
+      choices: strings, numbers or bools; a tuple is kept as its text. None: a range.
+      low: of a range, inclusive; an int or a float, like `high`.
+      high: of a range, inclusive.
+      log: whether the range is sampled uniformly in its logarithm.
     """
 
     name: str
@@ -60,37 +63,53 @@ class Axis(NamedTuple):
 
     @property
     def step(self) -> float | None:
-        """What floats are low plus a multiple of; None: nothing."""
-        return None if self.log or self.kind != "float" else _STEPS.get(self.field)
+        """The spacing of a range of floats, from `low` on; None: continuous."""
+        is_linear = self.kind == "float" and not self.log
+        return _STEPS.get(self.field) if is_linear else None
 
     @property
     def is_factor(self) -> bool:
-        """Whether values are multiples of the learning rate that suits."""
+        """Whether the values are multiples of the default learning rate."""
         return self.name != self.field
 
-    def list_values(self) -> list[str | int | float | bool] | None:
-        """Return all values there are; None for floats."""
-        if self.kind == "int":
-            return list(range(self.low, self.high + 1))
-        return None if self.choices is None else list(self.choices)
+    @property
+    def extremes(self) -> tuple:
+        """All choices, or the two bounds."""
+        return self.choices or (self.low, self.high)
 
-    def list_extremes(self) -> list[str | int | float | bool]:
-        """Return the choices, or the two bounds."""
-        return [self.low, self.high] if self.choices is None else list(self.choices)
+    @property
+    def values(self) -> Sequence | None:
+        """All values; None for a range of floats."""
+        if self.kind == "int":
+            return range(self.low, self.high + 1)
+        return self.choices
+
+    def suggest(self, trial: Any) -> str | int | float | bool:
+        """Return the value of an `optuna.Trial`: sampled, unless it has one already."""
+        if self.kind == "choice":
+            return trial.suggest_categorical(self.name, self.choices)
+        if self.kind == "int":
+            return trial.suggest_int(self.name, self.low, self.high, log=self.log)
+        return trial.suggest_float(
+            self.name, self.low, self.high, step=self.step, log=self.log
+        )
 
 
 def parse_space(config: ConfigDict) -> list[Axis]:
-    """Return the axes of `config.sweep.space`, one per field.
+    """Return the axes of `config.sweep.space`, at most one per field.
 
     Raises:
-      ConfigError: for what is no axis, a field that cannot be one, or a value that the
-        field cannot have.
+      ConfigError: for a syntax error, a field that cannot be searched, or a value that
+        the field cannot have.
     """
     axes: list[Axis] = []
     for text in config.sweep.space:
-        axis = _parse_axis(text.strip(), config)
-        if axis.field in [other.field for other in axes]:
-            raise _refuse(text, f"{axis.field} has an axis already; join the two")
+        try:
+            axis = _parse_axis(text, config)
+            if axis.field in [other.field for other in axes]:
+                raise ConfigError(f"{axis.field} already has an axis; merge the two")
+        except ConfigError as error:
+            raise ConfigError(f"--config.sweep.space: {text}: {error}") from None
         axes.append(axis)
     return axes
 
@@ -99,138 +118,109 @@ def count_points(axes: Sequence[Axis]) -> int:
     """Return the number of points of the grid.
 
     Raises:
-      ConfigError: if an axis has floats between two bounds.
+      ConfigError: if an axis is a range of floats.
     """
     for axis in axes:
-        if axis.list_values() is None:
+        if axis.values is None:
             raise ConfigError(
-                f"--config.sweep.sampler=grid: {axis.field} is any number from "
-                f"{axis.low:g} to {axis.high:g} (space); write choices, e.g. "
-                f"{axis.field}={_prefix(axis)}{axis.low:g}|{_prefix(axis)}"
-                f"{axis.high:g}, or take --config.sweep.sampler=tpe"
+                f"--config.sweep.sampler=grid: the space has any {axis.field} from "
+                f"{axis.low:g} to {axis.high:g}; write choices, {axis.field}=A|B|..., "
+                "or use --config.sweep.sampler=tpe"
             )
-    return math.prod(len(axis.list_values()) for axis in axes)
+    return math.prod(len(axis.values) for axis in axes)
 
 
-def set_value(config: ConfigDict, axis: Axis, value: Any) -> None:
-    """Set the field of an axis that is no factor to one of its values."""
-    config[axis.field] = _parse_value(axis.field, str(value), config)
+def make_config_at(
+    params: dict[str, Any], config: ConfigDict, axes: Sequence[Axis]
+) -> ConfigDict:
+    """Return the configuration of the run at a point of the space.
 
+    Args:
+      params: {axis.name: value}, for all axes or some.
+      config: of the sweep.
+      axes: of its space.
 
-def list_trials_to_check(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:
-    """Yield {name: value} of each choice and bound, by itself."""
-    for axis in axes:
-        for value in axis.list_extremes():
-            yield {axis.name: value}
+    Raises:
+      ConfigError: if the values contradict each other.
+    """
+    config = config.copy_and_resolve_references()
+    config.sweep.storage = None  # No run reads it, and it may contain a password.
+    # The default learning rate depends on the other fields.
+    for axis in sorted(axes, key=lambda axis: axis.is_factor):
+        if axis.name not in params:
+            continue
+        value = params[axis.name]
+        if axis.is_factor:
+            from dwsep_jax.train import optim  # It loads jax.
+
+            config.learning_rate = None
+            value *= optim.resolve(config).learning_rate
+        config[axis.field] = _parse_value(axis.field, str(value), config)
+    validate(config)
+    return config
 
 
 def _parse_axis(text, config):
     field, equals, values = (part.strip() for part in text.partition("="))
     if not equals or not field:
-        form = "FIELD=A|B|..., FIELD=LOW..HIGH or FIELD=LOW..HIGH log"
-        raise _refuse(text, f"an axis is {form}")
-    _check_field(text, field)
-    low, dots, high = values.partition("..")
-    if not dots:
-        return _parse_choices(text, field, values.split("|"), config)
-    high, *scale = high.split() or [""]
-    if scale not in ([], ["log"]):
-        raise _refuse(text, f"{' '.join(scale)!r} after a range can only be log")
-    return _parse_range(text, field, low.strip(), high, bool(scale), config)
-
-
-def _check_field(text, field):
+        raise ConfigError(
+            "an axis is FIELD=A|B|..., FIELD=LOW..HIGH or FIELD=LOW..HIGH log"
+        )
     if field not in FIELDS:
-        line = unknown_field(field)
-        raise _refuse(text, line.replace("--config.", ""))
-    if field in _FIXED:
-        raise _refuse(text, f"{field} cannot be an axis: {_FIXED[field]}")
-    if "." in field:
-        raise _refuse(text, f"{field} cannot be an axis: no single run reads it")
+        raise ConfigError(unknown_field(field).replace("--config.", ""))
+    if field in _NOT_AXES:
+        raise ConfigError(f"{field} cannot be an axis: {_NOT_AXES[field]}")
+    bounds = re.fullmatch(r"(\S*)\s*\.\.\s*(\S*)(\s+log)?", values)
+    parts = bounds.groups()[:2] if bounds else map(str.strip, values.split("|"))
+    parts = list(parts)
+    is_factor = field == "learning_rate" and all(part[:1] == "x" for part in parts)
+    name = f"{field}_factor" if is_factor else field
+    values = [_check_value(field, part[is_factor:], config) for part in parts]
+    if bounds:
+        return _make_range(Axis(name, field, None, *values, bool(bounds[3])))
+    if len(set(map(str, values))) < len(values):
+        raise ConfigError("a choice is repeated")
+    if len(values) == 1:
+        raise ConfigError(
+            f"an axis needs two choices; drop it and set --config.{field}={parts[0]}"
+        )
+    # Optuna stores no tuples.
+    choices = (format_value(v) if isinstance(v, tuple) else v for v in values)
+    return Axis(name, field, tuple(choices))
 
 
-def _parse_choices(text, field, parts, config):
-    parts = [part.strip() for part in parts]
-    is_factor = _is_factor(text, field, parts)
-    choices = [_check_value(text, field, part, is_factor, config) for part in parts]
-    if len(set(map(str, choices))) < len(choices):
-        raise _refuse(text, "a choice stands there twice")
-    if len(choices) < 2:
-        remedy = f"leave it out, and give --config.{field}={parts[0]}"
-        raise _refuse(text, f"one choice is no axis; {remedy}")
-    # A study keeps no tuples.
-    kept = tuple(format_value(c) if isinstance(c, tuple) else c for c in choices)
-    return Axis(_name(field, is_factor), field, choices=kept)
-
-
-def _parse_range(text, field, low, high, log, config):
-    is_factor = _is_factor(text, field, [low, high])
-    bounds = [_check_value(text, field, b, is_factor, config) for b in (low, high)]
-    for bound in bounds:
-        if isinstance(bound, bool) or not isinstance(bound, int | float):
-            raise _refuse(text, f"{field} has no order; write FIELD=A|B|...")
-    low, high = bounds
-    if log and low <= 0:
-        raise _refuse(text, f"log needs bounds above zero, and {low:g} is not")
-    if low >= high:
-        raise _refuse(text, f"the range is empty: {low:g} is not below {high:g}")
-    axis = Axis(_name(field, is_factor), field, None, low, high, log)
+def _make_range(axis):
+    if axis.kind not in ("int", "float"):
+        raise ConfigError(f"{axis.field} has no order; write FIELD=A|B|...")
+    if axis.log and axis.low <= 0:
+        raise ConfigError(f"a log range needs bounds above zero, not {axis.low:g}")
     if axis.step is not None:
-        steps = (Decimal(high) - Decimal(low)) // Decimal(axis.step)
-        axis = axis._replace(high=low + int(steps) * axis.step)
-    if axis.low == axis.high:
-        raise _refuse(text, f"the range is empty: {field} is rounded to {axis.step:g}")
+        num_steps = (Decimal(axis.high) - Decimal(axis.low)) // Decimal(axis.step)
+        axis = axis._replace(high=axis.low + int(num_steps) * axis.step)
+    if axis.low >= axis.high:
+        raise ConfigError("the range needs at least two values")
     return axis
 
 
-def _is_factor(text, field, parts):
-    factors = [part.startswith("x") for part in parts]
-    if field != "learning_rate" or not any(factors):
-        return False
-    if not all(factors):
-        raise _refuse(text, "an x stands before all numbers, or before none")
-    return True
-
-
-def _check_value(text, field, part, is_factor, config):
-    """Return the value that a part of the text stands for."""
-    if is_factor:
-        try:
-            factor = float(part[1:])
-        except ValueError:
-            factor = math.nan
-        if not 0 < factor < math.inf:
-            # Zero on a log axis too: no rate is a multiple of it.
-            raise _refuse(text, f"{part} is no multiple: write a number above zero")
-        return factor
-    value = _parse_value(field, part, config)
+def _check_value(field, text, config):
+    """Return the value that a text stands for, if the field may have it."""
+    value = _parse_value(field, text, config)
     if value is None or not FIELDS[field].is_valid(value):
-        line = describe_field(field, part).removeprefix("--config.")
-        raise _refuse(text, line.partition("; e.g.")[0])
+        problem = describe(field, text).removeprefix("--config.")
+        raise ConfigError(problem.partition("; e.g.")[0])
     return value
 
 
 def _parse_value(field, text, config):
-    """Return the value of the field's type that a text stands for, None if none."""
-    kind = config.get_type(field)
+    """Return the value, of the field's type, that a text stands for; None if none."""
+    # A field that is unset by default has lost its type in a copy of the config.
+    kind = FIELDS[field].unset_type or config.get_type(field)
     try:
         if kind is bool:
             return _FLAGS[text]
         if kind is tuple:
-            some = config[field][0]
-            return tuple(type(some)(part) for part in text.split(","))
+            item = type(config[field][0])
+            return tuple(item(part) for part in text.split(","))
         return kind(text)
     except (KeyError, ValueError):
         return None
-
-
-def _name(field, is_factor):
-    return f"{field}_factor" if is_factor else field
-
-
-def _prefix(axis):
-    return "x" if axis.is_factor else ""
-
-
-def _refuse(text, problem):
-    return ConfigError(f"--config.sweep.space: {text}: {problem}")

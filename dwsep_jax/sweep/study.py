@@ -1,144 +1,233 @@
-"""The study of a sweep, which is Optuna's: definition, queue, sampler and pruner.
+"""The Optuna study of a sweep: its storage, its queue of trials, samplers and pruners.
 
-All trials are in the queue from the start, so that workers that join do not start more
-of them together. No jax is needed here.
+Every trial is queued from the start, so that workers that join later add none. Nothing
+here needs jax.
 """
 
 import contextlib
+import json
 import pathlib
+import re
 import time
-from typing import Any
+import warnings
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import optuna
+import sqlalchemy
 from ml_collections import ConfigDict
-from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna import pruners, samplers, storages
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from dwsep_jax.config import SWEEP, format_value, identity
 from dwsep_jax.errors import ConfigError, UserError, choose
 from dwsep_jax.lock import locked
 from dwsep_jax.sweep.space import Axis
-from dwsep_jax.sweep.storage import calmly, open_storage
 
+Retry = storages.RetryHeartbeatStaleTrialCallback
+HEARTBEAT_SECONDS = 10
+GRACE_SECONDS = 3 * HEARTBEAT_SECONDS
 POLL_SECONDS = 2.0
-_DEFINITION = "dwsep_jax_sweep"
-# In a trial's attributes: it was put into the queue, and not asked for beyond it.
-_PLANNED = "planned"
+_DEFINITION = "dwsep_jax_sweep"  # An attribute of our studies.
+_QUEUED = "planned"  # An attribute of the trials that were queued.
+_CONNECT_ARGS = {"sqlite": {"timeout": 60}, "postgresql": {"connect_timeout": 10}}
 
-
-def _make_tpe(axes, seed, grid_seed):
-    with calmly():
-        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-
-
-def _make_random(axes, seed, grid_seed):
-    return optuna.samplers.RandomSampler(seed=seed)
-
-
-def _make_grid(axes, seed, grid_seed):
-    grid = {axis.name: axis.list_values() for axis in axes}
-    return optuna.samplers.GridSampler(grid, seed=grid_seed)
-
-
-SAMPLERS = {"tpe": _make_tpe, "random": _make_random, "grid": _make_grid}
-
-# None is judged before a quarter of its epochs: small rates start slowly.
+SAMPLERS = {
+    "tpe": lambda axes, seed: samplers.TPESampler(seed=seed, constant_liar=True),
+    "random": lambda axes, seed: samplers.RandomSampler(seed=seed),
+    "grid": lambda axes, seed: samplers.GridSampler(
+        {axis.name: axis.values for axis in axes}, seed=seed
+    ),
+}
+# No trial is judged before a quarter of its epochs: low learning rates start slowly.
 PRUNERS = {
-    "median": lambda num_epochs: optuna.pruners.MedianPruner(
+    "median": lambda num_epochs: pruners.MedianPruner(
         n_startup_trials=5, n_warmup_steps=num_epochs // 4
     ),
-    "halving": lambda num_epochs: optuna.pruners.SuccessiveHalvingPruner(
+    "halving": lambda num_epochs: pruners.SuccessiveHalvingPruner(
         min_resource=max(1, num_epochs // 4), reduction_factor=2
     ),
-    "none": lambda num_epochs: optuna.pruners.NopPruner(),
+    "none": lambda num_epochs: pruners.NopPruner(),
 }
 
 
-def check_study(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Check that the storage has no other study, and has that of the workdir's trials.
+class Sweep(NamedTuple):
+    """A sweep whose study is open."""
+
+    config: ConfigDict
+    axes: list[Axis]
+    workdir: pathlib.Path
+    study: optuna.Study
+
+
+def is_file(storage: str | None) -> bool:
+    """Return whether the study is study.db or a journal, and not in a database."""
+    return storage is None or storage.endswith((".journal", ".log"))
+
+
+def open_storage(storage: str | None, workdir: pathlib.Path) -> storages.BaseStorage:
+    """Return the storage that `config.sweep.storage` names; unset: study.db.
 
     Raises:
-      ConfigError: if the study of that name is of another sweep.
-      UserError: if the storage cannot be reached, or the workdir has another study's
-        trials.
+      ConfigError: if it is neither the URL of a database nor a journal.
+      UserError: if it cannot be opened, or its driver is missing.
     """
-    trials = workdir / "trials"
+    # Heartbeats, retries and TPE's constant liar are experimental in Optuna.
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    # A URL that cannot be parsed may contain a password.
+    shown = re.sub("://.*", "://...", storage or "study.db")
+    try:
+        if storage is not None and is_file(storage):
+            return _open_journal(pathlib.Path(storage).expanduser())
+        url = sqlalchemy.make_url(storage or f"sqlite:///{workdir.resolve()}/study.db")
+        shown = url.render_as_string(hide_password=True)
+        return _open_database(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise ConfigError(
+            f"--config.sweep.storage={shown}: must be the URL of a database on disk, "
+            "or an Optuna journal *.journal or *.log; e.g. "
+            "--config.sweep.storage=postgresql://user@host/database"
+        ) from None
+    except ImportError as error:
+        raise UserError(
+            f"--config.sweep.storage={shown}: the database's driver is missing "
+            f"({error.__cause__}); install it, for PostgreSQL with "
+            "pip install 'dwsep_jax[postgresql]'"
+        ) from error
+    except (OSError, sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
+        raise UserError(
+            f"--config.sweep.storage={shown}: cannot be opened: "
+            f"{describe_failure(error)}; start the database, or correct the address"
+        ) from error
+
+
+def _open_journal(path):
+    if path.exists() and path.stat().st_size > 0:
+        with path.open(encoding="utf-8") as file:
+            json.loads(next(file))  # Raises ValueError for another program's log.
+    return storages.JournalStorage(JournalFileBackend(str(path)))
+
+
+def _open_database(url):
+    backend = url.get_backend_name()
+    if backend == "sqlite" and url.database in (None, "", ":memory:"):
+        raise ValueError("the study would be lost with the process")
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    open_once = partial(
+        storages.RDBStorage,
+        url.render_as_string(hide_password=False),
+        engine_kwargs={
+            "pool_pre_ping": True,
+            "connect_args": _CONNECT_ARGS.get(backend, {}),
+        },
+        heartbeat_interval=HEARTBEAT_SECONDS,
+        grace_period=GRACE_SECONDS,
+        heartbeat_stale_trial_callback=Retry(),
+    )
+    for _ in range(2):
+        # Of two workers that create the tables at once, one fails, and then finds them.
+        with contextlib.suppress(sqlalchemy.exc.DBAPIError):
+            return open_once()
+        time.sleep(POLL_SECONDS / 2)
+    return open_once()
+
+
+def describe_failure(error: Exception) -> str:
+    """Return the system's own message, without SQLAlchemy's and Optuna's framing."""
+    if isinstance(error.__cause__, sqlalchemy.exc.SQLAlchemyError):
+        error = error.__cause__
+    text = getattr(error, "strerror", None) or getattr(error, "orig", None) or error
+    return str(text).strip().partition("\n")[0]
+
+
+def check_study(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Check that the storage can take this sweep, and has the workdir's trials if any.
+
+    Raises:
+      ConfigError: if the study of that name belongs to another sweep.
+      UserError: if the storage cannot be opened, or lacks the study of the workdir.
+    """
     if config.sweep.storage is not None or (workdir / "study.db").exists():
         storage = open_storage(config.sweep.storage, workdir)
         with contextlib.suppress(KeyError):
-            study = optuna.load_study(study_name=config.sweep.study, storage=storage)
-            _compare(study, config)
+            _claim(
+                optuna.load_study(study_name=config.sweep.study, storage=storage),
+                config,
+            )
             return
+    trials = workdir / "trials"
     if trials.is_dir() and any(trials.iterdir()):
         raise UserError(
-            f"--workdir={workdir}: has trials, and the storage no study of them; "
-            "choose another --workdir, or the --config.sweep.storage that it had"
+            f"--workdir={workdir}: has trials, but the storage has no study of them; "
+            "choose another --workdir, or its original --config.sweep.storage"
         )
 
 
 def open_study(
-    config: ConfigDict, workdir: pathlib.Path, num_trials: int
-) -> optuna.Study:
-    """Create the study, or join it, and fill the queue up to `num_trials`.
+    config: ConfigDict, axes: list[Axis], workdir: pathlib.Path, num_trials: int
+) -> Sweep:
+    """Create or join the study, and fill its queue up to `num_trials`.
 
     Raises:
-      ConfigError: if the study of that name is of another sweep.
-      UserError: if the storage cannot be reached.
+      ConfigError: if the study of that name belongs to another sweep.
+      UserError: if the storage cannot be opened.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    trials = workdir / "trials"
-    trials.mkdir(exist_ok=True)
-    with locked(trials):
-        storage = open_storage(config.sweep.storage, workdir)
-        pruner = choose("pruner", config.sweep.pruner, PRUNERS)(config.num_epochs)
+    (workdir / "trials").mkdir(exist_ok=True)
+    with locked(workdir / "trials"):
         options = {
-            "storage": storage,
             "study_name": config.sweep.study,
-            "pruner": pruner,
+            "storage": open_storage(config.sweep.storage, workdir),
+            "pruner": choose("pruner", config.sweep.pruner, PRUNERS)(config.num_epochs),
         }
         try:
             study = optuna.create_study(direction="maximize", **options)
+            count = 0
         except optuna.exceptions.DuplicatedStudyError:
             study = optuna.load_study(**options)
-            _compare(study, config)
-            _fill_queue(study, num_trials, is_new=False)
-            return study
-        study.set_user_attr(_DEFINITION, _define(config))
-        _fill_queue(study, num_trials, is_new=True)
-        return study
-
-
-def _define(config):
-    """Return what all workers of a study must agree on."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in identity(config, SWEEP).items()
-    }
-
-
-def _compare(study, config):
-    start = time.monotonic()
-    while (there := study.user_attrs.get(_DEFINITION)) is None:
-        # Another worker may have created it just now, or was killed when it had.
-        if time.monotonic() - start > POLL_SECONDS:
-            if not study.get_trials(deepcopy=False):
-                study.set_user_attr(_DEFINITION, _define(config))
-                return
-            raise ConfigError(
-                f"--config.sweep.study={study.study_name}: that study in the storage "
-                "is no sweep's; choose another --config.sweep.study"
+            count = _count_settled(study, num_trials)
+        _claim(study, config)
+        for _ in range(num_trials - count):
+            study.add_trial(
+                optuna.create_trial(
+                    state=TrialState.WAITING, user_attrs={_QUEUED: True}
+                )
             )
-        time.sleep(POLL_SECONDS / 4)
-    here = _define(config)
-    if differences := [
-        f"{name}={_format(there.get(name))} there, {_format(here.get(name))} here"
-        for name in sorted(here.keys() | there.keys())
-        if there.get(name) != here.get(name)
-    ]:
+    return Sweep(config, axes, workdir, study)
+
+
+def _count_settled(study, num_trials):
+    """Count the queued trials once another machine has stopped adding to them."""
+    before, count = -1, len(list_originals(study))
+    while before < count < num_trials:
+        time.sleep(POLL_SECONDS / 2)
+        before, count = count, len(list_originals(study))
+    return count
+
+
+def _claim(study, config):
+    """Write into an empty study what its workers must agree on, or compare it."""
+    here = json.loads(json.dumps(identity(config, SWEEP)))  # Tuples become lists.
+    # In this order: the creator writes the definition before the first trial.
+    is_empty = not study.get_trials(deepcopy=False)
+    there = study.user_attrs.get(_DEFINITION)
+    if there is None and is_empty:
+        study.set_user_attr(_DEFINITION, here)
+        return
+    differences = ["it is not a sweep"]
+    if there is not None:
+        differences = [
+            f"{name}={_format(there.get(name))} there, {_format(here.get(name))} here"
+            for name in sorted(here.keys() | there.keys())
+            if there.get(name) != here.get(name)
+        ]
+    if differences:
         raise ConfigError(
-            f"--config.sweep.study={study.study_name}: that study in the storage is of "
-            f"another sweep: {'; '.join(differences)}; choose another "
+            f"--config.sweep.study={study.study_name}: the study of that name in the "
+            f"storage is another one: {'; '.join(differences)}; choose another "
             "--config.sweep.study"
         )
 
@@ -147,67 +236,35 @@ def _format(value):
     return format_value(tuple(value) if isinstance(value, list) else value)
 
 
-def _fill_queue(study, num_trials, is_new):
-    count = len(list_planned(study))
-    while not is_new and count < num_trials:
-        # Its creator, on another machine, may be filling it.
-        time.sleep(POLL_SECONDS / 2)
-        before, count = count, len(list_planned(study))
-        if count == before:
-            break
-    for _ in range(num_trials - count):
-        trial = optuna.create_trial(
-            state=TrialState.WAITING, user_attrs={_PLANNED: True}
-        )
-        study.add_trial(trial)
-
-
-def is_planned(trial: FrozenTrial | optuna.Trial) -> bool:
-    """Return whether a trial was put into the queue, and not asked for beyond it."""
-    return _PLANNED in trial.user_attrs
-
-
-def list_planned(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that retry none, in order of their numbers."""
-    return [trial for trial in list_trials(study) if get_original(trial) is None]
+def is_queued(trial: FrozenTrial | optuna.Trial) -> bool:
+    """Return whether a trial was queued; Optuna adds one when the queue runs empty."""
+    return _QUEUED in trial.user_attrs
 
 
 def list_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return all trials that were in the queue, in order of their numbers."""
-    trials = study.get_trials(deepcopy=False)
-    return [trial for trial in trials if is_planned(trial)]
+    """Return all trials that were queued, retries included, ordered by number."""
+    return [t for t in study.get_trials(deepcopy=False) if is_queued(t)]
 
 
-def get_original(trial: FrozenTrial) -> int | None:
-    """Return the number of the trial that this one retries, if it does."""
-    with calmly():
-        return RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
+def list_originals(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that are not retries, ordered by number."""
+    return [t for t in list_trials(study) if get_original(t) == t.number]
 
 
-def suggest(trial: optuna.Trial, axes: list[Axis]) -> dict[str, Any]:
-    """Return {name: value} of a trial, sampled unless it retries another."""
-    return {axis.name: _suggest(trial, axis) for axis in axes}
+def get_original(trial: FrozenTrial) -> int:
+    """Return the number of the trial that this one retries, or else its own."""
+    number = Retry.retried_trial_number(trial)
+    return trial.number if number is None else number
 
 
-def _suggest(trial, axis):
-    if axis.kind == "choice":
-        return trial.suggest_categorical(axis.name, axis.choices)
-    if axis.kind == "int":
-        return trial.suggest_int(axis.name, axis.low, axis.high, log=axis.log)
-    return trial.suggest_float(
-        axis.name, axis.low, axis.high, step=axis.step, log=axis.log
-    )
+def make_sampler(sweep: Sweep, number: int) -> samplers.BaseSampler:
+    """Return the sampler of a trial, a function of the sweep's seed and its number.
 
-
-def seed_sampler(
-    study: optuna.Study, config: ConfigDict, axes: list[Axis], number: int
-) -> None:
-    """Give the study the sampler of a trial, a function of the seed and its number.
-
-    Otherwise workers with one seed would draw the same points, and so would one that
-    is started again.
+    With one seed for all, workers that run at once would draw the same points, and so
+    would a worker that is restarted.
     """
-    sequence = np.random.SeedSequence([config.seed, number])
-    seed = int(sequence.generate_state(1)[0])
-    make_sampler = choose("sampler", config.sweep.sampler, SAMPLERS)
-    study.sampler = make_sampler(axes, seed, config.seed)
+    config, seed = sweep.config, sweep.config.seed
+    if config.sweep.sampler != "grid":  # A grid is shuffled once, for all trials.
+        sequence = np.random.SeedSequence([seed, number])
+        seed = int(sequence.generate_state(1)[0])
+    return choose("sampler", config.sweep.sampler, SAMPLERS)(sweep.axes, seed)

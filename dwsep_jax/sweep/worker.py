@@ -1,8 +1,7 @@
-"""A worker of a sweep: takes trials from the queue, and finds those of dead workers.
+"""A worker of a sweep: runs queued trials, and requeues those of dead workers.
 
-A trial whose worker is gone is failed and stands in the queue again. A database knows
-from Optuna's heartbeat; where a file keeps the study, a trial lives as long as somebody
-holds the lock of its directory. No jax is needed here.
+A database notices a dead worker by Optuna's heartbeat. Where the study is a file, a
+trial is alive as long as a process locks its directory. Nothing here needs jax.
 """
 
 import contextlib
@@ -14,160 +13,143 @@ import time
 from collections.abc import Callable
 
 import optuna
-from ml_collections import ConfigDict
-from optuna.storages import RetryHeartbeatStaleTrialCallback
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from dwsep_jax import console
-from dwsep_jax.errors import ConfigError
+from dwsep_jax.errors import UserError
 from dwsep_jax.lock import locked
-from dwsep_jax.sweep.space import Axis
-from dwsep_jax.sweep.storage import GRACE_SECONDS, calmly, is_file
-from dwsep_jax.sweep.study import POLL_SECONDS, is_planned, list_trials, seed_sampler
+from dwsep_jax.sweep import study
+from dwsep_jax.sweep.study import Sweep, get_original, list_trials
 
-RunTrial = Callable[[optuna.Trial, Callable[[], None]], float]
-
-
-class _SurplusError(Exception):
-    """Another worker took the last trial of the queue, and Optuna made one more."""
+# What Optuna raises for the result of a trial that has already ended.
+_ENDED = (ValueError, AssertionError, optuna.exceptions.UpdateFinishedTrialError)
+RunTrial = Callable[[optuna.Trial, pathlib.Path], float | None]
 
 
 def work(
-    study: optuna.Study,
-    config: ConfigDict,
-    axes: list[Axis],
-    workdir: pathlib.Path,
-    run_trial: RunTrial,
-    after_trial: Callable[[int], None],
+    sweep: Sweep, run_trial: RunTrial, after_trial: Callable[[FrozenTrial], None]
 ) -> None:
-    """Run trials of the queue until none is left that waits or runs.
+    """Run trials until none waits or runs, here or in any other worker.
 
     Args:
-      study: as `open_study` returns it.
-      config: of the sweep.
-      axes: of its space.
-      workdir: of the sweep.
-      run_trial: returns the value of a trial; it calls its second argument once it has
-        claimed the trial's directory.
-      after_trial: is called with the number of each trial that ended here.
-
-    Raises:
-      optuna.exceptions.StorageInternalError: if the storage is lost.
+      sweep: as `open_study` returns it.
+      run_trial: trains a trial in its directory, which no other process uses; returns
+        its value, or None where it failed. What it raises, but for
+        `optuna.TrialPruned`, stops the worker, and the trial is queued again.
+      after_trial: called with each trial that ended here.
     """
     watched: list[int] = []
     while True:
-        with contextlib.ExitStack() as queue:
-            queue.enter_context(locked(workdir / "trials"))
-            requeue_dead(study, is_file(config.sweep.storage))
-            trials = list_trials(study)
+        with contextlib.ExitStack() as lock:
+            lock.enter_context(locked(sweep.workdir / "trials"))
+            requeue_dead_trials(sweep)
+            trials = list_trials(sweep.study)
             if any(trial.state == TrialState.WAITING for trial in trials):
-                # A grid's sampler decides at once, others when they are asked.
-                seed_sampler(study, config, axes, 0)
-
-                def run(trial: optuna.Trial, queue=queue) -> float:
-                    seed_sampler(study, config, axes, trial.number)
-                    return run_trial(trial, queue.close)
-
-                if (number := _run_next(study, run)) is not None:
-                    after_trial(number)
+                # Once the trial's own directory is locked, others may take the next.
+                _run_next(sweep, run_trial, after_trial, lock.close)
                 continue
-        running = [t for t in trials if t.state == TrialState.RUNNING]
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         if not running:
             return
         if watched != (watched := [trial.number for trial in running]):
-            _say_waiting(running, config)
-        time.sleep(POLL_SECONDS)
+            _say_waiting(running, sweep.config.sweep.storage)
+        time.sleep(study.POLL_SECONDS)
 
 
-def _run_next(study, run):
-    """Run the next trial of the queue; return its number if it ended here.
-
-    What stops the sweep puts the trial back into the queue.
-    """
-    taken, raised = [], []
+def _run_next(sweep, run_trial, after_trial, release):
+    taken, errors = [], []
 
     def objective(trial):
         taken.append(trial)
-        if not is_planned(trial):
-            raise _SurplusError
+        if not study.is_queued(trial):  # Another worker took the last one of the queue.
+            return None
+        sweep.study.sampler = study.make_sampler(sweep, trial.number)
         try:
-            return run(trial)
-        except BaseException as error:
-            raised.append(error)
+            with _claimed_directory(sweep, trial) as directory:
+                release()
+                return run_trial(trial, directory)
+        except optuna.TrialPruned:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            errors.append(error)
             raise
 
+    # A grid assigns a point before the objective is called.
+    sweep.study.sampler = study.make_sampler(sweep, 0)
     try:
-        study.optimize(objective, n_trials=1, catch=(ConfigError, _SurplusError))
-    except (Exception, KeyboardInterrupt) as error:
-        if taken and isinstance(error, ValueError) and error not in raised:
-            # Optuna does not take the result: somebody has failed the trial.
-            console.say(
-                f"trial {taken[0].number} was given to another worker: this one was "
-                f"silent for {GRACE_SECONDS} s"
-            )
-            return None
-        for trial in taken:
-            with contextlib.suppress(optuna.exceptions.StorageInternalError):
-                _retry(study, trial.number)
-        raise
-    return taken[0].number if is_planned(taken[0]) else None
+        sweep.study.optimize(objective, n_trials=1, catch=(BaseException,))
+    except _ENDED:
+        console.say(
+            f"trial {taken[0].number} was given to another worker: this one sent no "
+            f"heartbeat for {study.GRACE_SECONDS} s"
+        )
+        return
+    if errors:
+        _retry(sweep, taken[0].number)
+        raise errors[0]
+    if study.is_queued(taken[0]):
+        after_trial(sweep.study.get_trials(deepcopy=False)[taken[0].number])
 
 
-def requeue_dead(study: optuna.Study, is_in_file: bool) -> None:
-    """Fail trials whose worker is gone, and put them back into the queue.
+@contextlib.contextmanager
+def _claimed_directory(sweep, trial):
+    """Create, lock and record the directory of a trial, or of the one it retries."""
+    original = get_original(sweep.study.get_trials(deepcopy=False)[trial.number])
+    directory = sweep.workdir / "trials" / str(original)
+    directory.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(directory, wait=False))
+        except BlockingIOError:
+            raise UserError(
+                f"another process is using {directory}; wait until it has finished"
+            ) from None
+        trial.set_user_attr("host", socket.gethostname())
+        trial.set_user_attr("directory", str(directory.resolve()))
+        yield directory
 
-    Args:
-      study: what has them.
-      is_in_file: whether the locks of directories tell, and not the heartbeat alone.
-    """
-    with calmly():
-        optuna.storages.fail_stale_trials(study)
-    for trial in list_trials(study):
+
+def requeue_dead_trials(sweep: Sweep) -> None:
+    """Fail the trials whose worker has died, and queue them again."""
+    optuna.storages.fail_stale_trials(sweep.study)
+    is_in_file = study.is_file(sweep.config.sweep.storage)
+    for trial in list_trials(sweep.study):
         if trial.state == TrialState.RUNNING and _is_dead(trial, is_in_file):
-            # `tell` would have the sampler of a grid stop a study that is not at work.
-            study.sampler = optuna.samplers.RandomSampler()
-            with contextlib.suppress(
-                ValueError, optuna.exceptions.UpdateFinishedTrialError
-            ):  # Another worker was faster.
-                study.tell(trial.number, state=TrialState.FAIL)
-                _retry(study, trial.number)
+            # A grid's sampler would stop a study that is not being optimized.
+            sweep.study.sampler = optuna.samplers.RandomSampler()
+            with contextlib.suppress(*_ENDED):  # Another worker was faster.
+                sweep.study.tell(trial.number, state=TrialState.FAIL)
+                _retry(sweep, trial.number)
 
 
 def _is_dead(trial, is_in_file):
     directory = trial.user_attrs.get("directory")
-    if directory is None:  # Killed between two lines: no heartbeat, no lock.
-        age = time.time() - trial.datetime_start.timestamp()
-        return age > GRACE_SECONDS
-    if not is_in_file or trial.user_attrs["host"] != socket.gethostname():
+    if directory is None:  # Killed before it had a heartbeat or a lock, or about to.
+        return time.time() - trial.datetime_start.timestamp() > study.GRACE_SECONDS
+    is_here = trial.user_attrs["host"] == socket.gethostname()
+    if not (is_in_file and is_here and os.path.isdir(directory)):
         return False
-    return os.path.isdir(directory) and not _is_claimed(directory)
-
-
-def _is_claimed(directory):
-    """Return whether a process holds the lock of a directory, or none can be had."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
         return True
+    except OSError:  # Its worker has the lock, or the file system has no locks.
+        return False
     finally:
         os.close(descriptor)
-    return False
 
 
-def _retry(study, number):
-    trial = study.get_trials(deepcopy=True)[number]
-    if trial.state == TrialState.FAIL:
-        with calmly():
-            RetryHeartbeatStaleTrialCallback()(study, trial)
+def _retry(sweep, number):
+    study.Retry()(sweep.study, sweep.study.trials[number])
 
 
-def _say_waiting(running, config):
+def _say_waiting(running, storage):
     places = [
         f"{t.number} ({t.user_attrs.get('host')}:{t.user_attrs.get('directory')})"
         for t in running
     ]
-    remedy = ""
-    if config.sweep.storage is not None and is_file(config.sweep.storage):
-        remedy = "; if one is gone, give this command again on its machine"
-    console.say(f"waiting for other workers with trial {', '.join(places)}{remedy}")
+    remedy = "; if its worker has died, run this command again on its machine"
+    console.say(
+        f"waiting for other workers to finish trial {', '.join(places)}"
+        f"{remedy if study.is_file(storage) else ''}"
+    )

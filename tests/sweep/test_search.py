@@ -1,112 +1,104 @@
-"""A sweep whose trials train nothing: its order, its files, and how it goes on."""
+"""Sweeps that train nothing: their order, files and finals, and how they resume."""
 
-import json
+import contextlib
 import time
 
+import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution
 
-from dwsep_jax.errors import ConfigError
+from dwsep_jax.errors import ConfigError, UserError
+from dwsep_jax.lock import locked
 from dwsep_jax.sweep import study, worker
-from dwsep_jax.train import loop
+from dwsep_jax.sweep.space import parse_space
+from dwsep_jax.sweep.trials import choose_best
 from dwsep_jax.workdir import load_config
 from tests.sweep import sweeping
-from tests.sweep.sweeping import diverge, make_config, read_trials, run
+from tests.sweep.sweeping import by_optimizer, diverge, make_config, read_trials, run
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    return sweeping.train_quickly(monkeypatch)
-
-
-def by_optimizer(**scores):
-    """Return a score by the optimizer, the same in each epoch."""
-    return lambda config: [scores[config.optimizer]] * config.num_epochs
-
-
-class Whole:
-    """A sweep of six trials, never broken off."""
-
-    def __init__(self, workdir):
-        self.workdir = workdir
-        with pytest.MonkeyPatch.context() as patch:
-            self.quick = sweeping.train_quickly(patch)
-            self.quick.score = by_optimizer(adam=0.75, sgd=0.5)
-            self.best = run(workdir, num_trials=6)
-        self.rows = read_trials(workdir)
+    return sweeping.Quick(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return Whole(tmp_path_factory.mktemp("whole"))
+    """An uninterrupted sweep of six trials: workdir, what was trained, files."""
+    workdir = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        quick = sweeping.Quick(patch)
+        quick.score = by_optimizer(adam=0.75, sgd=0.5)
+        best = run(workdir, num_trials=6)
+    return workdir, quick, best, read_trials(workdir)
 
 
-def test_each_trial_is_a_run_in_a_directory_of_its_own(whole):
-    assert [number for number, _ in whole.quick.runs] == list(range(6))
-    assert len(whole.rows) == 6
-    for (number, config), row in zip(whole.quick.runs, whole.rows, strict=True):
-        stored = load_config(whole.workdir / "trials" / str(number))
+def test_each_trial_is_a_run_in_its_own_directory(whole):
+    workdir, quick, _, rows = whole
+    assert list(rows[0]) == [
+        *("number", "state", "value", "epochs", "optimizer", "learning_rate"),
+        *("learning_rate_factor", "dropout_rate", "seconds", "retry_of", "note"),
+    ]
+    assert [number for number, _ in quick.trials] == list(range(6))
+    for (number, config), row in zip(quick.trials, rows, strict=True):
+        stored = load_config(workdir / "trials" / str(number))
         assert stored.to_dict() == config.to_dict()
+        assert not (workdir / "trials" / str(number) / "evaluation.json").exists()
         assert (row["number"], row["state"]) == (str(number), "complete")
         assert (row["epochs"], row["retry_of"], row["note"]) == ("2", "", "")
         assert row["optimizer"] == config.optimizer
         assert float(row["dropout_rate"]) == config.dropout_rate
+        assert config.dropout_rate * 256 == int(config.dropout_rate * 256)
         assert float(row["learning_rate"]) == config.learning_rate
         default = {"adam": 5e-3 * (8 / 128) ** 0.5, "sgd": 0.1 * 8 / 128}
         rate = float(row["learning_rate_factor"]) * default[config.optimizer]
         assert rate == pytest.approx(config.learning_rate)
         assert config.seed == 0
-        assert config.dropout_rate * 256 == int(config.dropout_rate * 256)
-        value = {"adam": 0.75, "sgd": 0.5}[config.optimizer]
-        assert float(row["value"]) == value
+        assert float(row["value"]) == {"adam": 0.75, "sgd": 0.5}[config.optimizer]
         assert float(row["seconds"]) >= 0
-    points = {(row["optimizer"], row["learning_rate"]) for row in whole.rows}
-    assert len(points) == 6
+    assert len({(row["optimizer"], row["learning_rate"]) for row in rows}) == 6
 
 
-def test_the_columns_of_trials_csv(whole):
-    assert list(whole.rows[0]) == [
-        *("number", "state", "value", "epochs", "optimizer", "learning_rate"),
-        *("learning_rate_factor", "dropout_rate", "seconds", "retry_of", "note"),
-    ]
-
-
-def test_the_best_are_trained_with_new_seeds_and_evaluated_on_test(whole):
-    best, rows = whole.best, whole.rows
-    firsts = {
-        name: next(row for row in rows if row["optimizer"] == name)
+def test_only_the_best_are_evaluated_on_test_with_new_seeds(whole):
+    workdir, quick, best, rows = whole
+    winner, other = (
+        next(row for row in rows if row["optimizer"] == name)
         for name in ("adam", "sgd")
-    }
-    winner, other = firsts["adam"], firsts["sgd"]
+    )
     assert best["number"] == int(winner["number"])
     assert [final["reasons"] for final in best["finals"]] == [
         ["winner", "optimizer=adam"],
         ["optimizer=sgd"],
     ]
-    for entry, row in zip(best["finals"], (winner, other), strict=True):
-        place = f"final/trial{row['number']}"
-        assert entry["directory"] == place
-        assert entry["number"] == int(row["number"])
-        assert [(r["seed"], r["workdir"]) for r in entry["runs"]] == [
-            (seed, f"{place}/seed{seed}") for seed in (1, 2)
-        ]
-        trained = load_config(whole.workdir / entry["runs"][0]["workdir"])
-        assert trained.learning_rate == float(row["learning_rate"])
-        assert trained.optimizer == row["optimizer"] == entry["overrides"]["optimizer"]
-        for run_ in entry["runs"]:
-            path = whole.workdir / run_["workdir"] / "evaluation.json"
-            evaluation = json.loads(path.read_text())
-            assert run_["accuracy"] == evaluation["accuracy"]
-            assert run_["f1"] == evaluation["f1"]["macro"]
-        accuracy = [run_["accuracy"] for run_ in entry["runs"]]
-        assert entry["summary"]["accuracy"]["mean"] == pytest.approx(sum(accuracy) / 2)
-        assert entry["summary"]["val_accuracy"]["n"] == 2
-    trials = whole.workdir / "trials"
-    assert not list(trials.glob("*/evaluation.json"))
-    assert whole.quick.reports == [[whole.workdir]]
+    for final, row in zip(best["finals"], (winner, other), strict=True):
+        directory = f"final/trial{row['number']}"
+        assert final["directory"] == directory
+        assert (final["number"], final["diverged"]) == (int(row["number"]), [])
+        for seed, one in zip((1, 2), final["runs"], strict=True):
+            accuracy = 1 - seed / 10
+            assert one == {
+                **{"seed": seed, "workdir": f"{directory}/seed{seed}", "epoch": 2},
+                **{"accuracy": accuracy, "loss": 0.1, "f1": accuracy - 0.1},
+                "val_accuracy": 0.8,
+            }
+            trained = load_config(workdir / one["workdir"])
+            assert (trained.seed, trained.optimizer) == (seed, row["optimizer"])
+            assert trained.learning_rate == float(row["learning_rate"])
+        assert final["overrides"] == {
+            name: trained[name]
+            for name in ("optimizer", "learning_rate", "dropout_rate")
+        }
+        assert final["summary"]["accuracy"]["mean"] == pytest.approx(0.85)
+        assert final["summary"]["val_accuracy"]["n"] == 2
+    # The seeds of one trial may share a program.
+    names = [final["directory"].rpartition("/")[2] for final in best["finals"]]
+    assert quick.ahead == [[(name, 1), (name, 2)] for name in names]
+    assert quick.finals == [run_ for ahead in quick.ahead for run_ in ahead]
+    assert quick.reports == [[workdir]]
 
 
 def test_best_json_says_what_was_searched(whole):
-    best = whole.best
+    _, _, best, _ = whole
     assert best.keys() == {
         *("schema", "dataset", "study", "sampler", "pruner", "space", "axes"),
         *("num_trials", "number", "overrides", "command", "validation", "importance"),
@@ -120,155 +112,232 @@ def test_best_json_says_what_was_searched(whole):
     }
     assert best["axes"][0]["choices"] == ["adam", "sgd"]
     assert best["validation"] == {"accuracy": 0.75, "epoch": 2}
-    names = {"optimizer", "learning_rate_factor", "dropout_rate"}
-    assert best["importance"].keys() == names
+    assert list(best["importance"]) == sorted(axis["name"] for axis in best["axes"])
     assert sum(best["importance"].values()) == pytest.approx(1)
     assert max(best["importance"], key=best["importance"].get) == "optimizer"
     words = best["command"].split()
     assert words[:3] == ["python", "main.py", "--config=configs/default.py"]
-    rate = best["overrides"]["learning_rate"]
-    assert f"--config.learning_rate={rate}" in words
+    assert f"--config.learning_rate={best['overrides']['learning_rate']}" in words
     assert "--config.optimizer=adam" in words
-    assert not any("space" in word or "num_trials" in word for word in words)
+    assert not any("sweep" in word for word in words)
 
 
-def test_a_person_sees_the_trials_and_the_result(tmp_path, quick, capsys):
-    quick.score = by_optimizer(adam=0.75, sgd=0.5)
-    best = run(tmp_path, num_trials=3)
+def test_a_person_sees_the_plan_the_trials_and_the_result(tmp_path, capsys):
+    space = (*sweeping.SPACE, "num_epochs=2|3")
+    best = run(tmp_path, num_trials=3, space=space)
     said = capsys.readouterr().out
-    assert "3 trials of up to 2 epochs on tiny, sampler tpe, pruner median; 3 wait" in (
-        said
+    assert (
+        "3 trials of up to 3 epochs on tiny, sampler tpe, pruner median; 3 waiting"
+        in said
     )
     row = read_trials(tmp_path)[0]
     line = next(line for line in said.splitlines() if line.startswith("trial 1/3"))
     assert f"number 0, optimizer={row['optimizer']} learning_rate=" in line
     assert f"validation accuracy {float(row['value']):.2%}" in line
     assert line.endswith(" left")
-    assert "its test accuracy over 2 seeds: " in said
+    assert "its test accuracy over 2 seeds: 85" in said
     assert best["command"] in said
 
 
-def test_the_plan_tells_the_longest_trial(tmp_path, capsys):
-    run(tmp_path, num_trials=1, space=("num_epochs=2|3", "flip=true|false"))
-    assert "1 trials of up to 3 epochs on tiny" in capsys.readouterr().out
-
-
-def test_a_finished_sweep_is_left_alone_and_gains_trials(tmp_path, quick):
-    first = run(tmp_path)
-    quick.runs.clear()
-    quick.finals.clear()
-    assert run(tmp_path) == first
-    assert (quick.runs, quick.finals) == ([], [])
-    run(tmp_path, num_trials=6, num_seeds=3)
-    assert [number for number, _ in quick.runs] == [4, 5]
-    assert {seed for _, seed in quick.finals} >= {3}
+def test_a_finished_sweep_is_left_alone_and_can_be_extended(tmp_path, quick):
+    first = run(tmp_path, num_trials=1)
+    quick.trials.clear()
+    assert run(tmp_path, num_trials=1) == first
+    assert quick.trials == []
+    extended = run(tmp_path, num_trials=3, num_seeds=3)
+    assert [number for number, _ in quick.trials] == [1, 2]
+    assert [one["seed"] for one in extended["finals"][0]["runs"]] == [1, 2, 3]
 
 
 class Killed(BaseException):
-    """Stands for a process that is gone."""
+    """Stands for the death of the process."""
 
 
-@pytest.mark.parametrize("storage", [None, "study.journal"])
-def test_a_trial_of_a_process_that_is_gone_is_gone_on_with(tmp_path, quick, storage):
+@pytest.mark.parametrize(
+    ("storage", "error"),
+    [
+        (None, Killed()),
+        ("study.journal", Killed()),
+        (None, KeyboardInterrupt()),
+        (None, OSError("disk full")),
+    ],
+)
+def test_an_interrupted_trial_is_retried_in_its_place(tmp_path, quick, storage, error):
     storage = storage and str(tmp_path / storage)
     workdir = tmp_path / "sweep"
 
-    def kill(config):
-        raise Killed
+    def stop(config):
+        raise error
 
-    quick.score = kill
-    with pytest.raises(Killed):
-        run(workdir, storage=storage)
-    ((_, killed),) = quick.runs
+    quick.score = stop
+    with pytest.raises(type(error)):
+        run(workdir, storage=storage, num_trials=2)
+    ((_, stopped),) = quick.trials
     quick.score = by_optimizer(adam=0.75, sgd=0.5)
-    quick.runs.clear()
-    run(workdir, storage=storage)
+    best = run(workdir, storage=storage, num_trials=2)
     rows = read_trials(workdir)
-    assert [row["state"] for row in rows] == ["failed", *["complete"] * 4]
-    assert [row["retry_of"] for row in rows] == ["", "", "", "", "0"]
-    assert rows[0]["note"] == "its worker was gone; tried again as 4"
-    # In the same place, with the same values.
-    assert [number for number, _ in quick.runs] == [1, 2, 3, 0]
-    assert quick.runs[-1][1].to_dict() == killed.to_dict()
+    assert [row["state"] for row in rows] == ["failed", "complete", "complete"]
+    assert [row["retry_of"] for row in rows] == ["", "", "0"]
+    assert rows[0]["note"] == "its worker was gone; tried again as 2"
+    assert [number for number, _ in quick.trials] == [0, 1, 0]
+    assert quick.trials[-1][1].to_dict() == stopped.to_dict()
+    assert best["num_trials"] == {"complete": 2, "pruned": 0, "failed": 0}
 
 
-def test_a_trial_that_somebody_holds_is_waited_for(tmp_path, quick, capsys):
-    def kill(config):
+def test_a_trial_in_another_process_is_waited_for(tmp_path, quick, capsys):
+    def stop(config):
         raise Killed
 
-    quick.score = kill
+    quick.score = stop
     with pytest.raises(Killed):
         run(tmp_path, num_trials=1)
-    opened = study.open_study(make_config(), tmp_path, 1)
+    quick.score = by_optimizer(adam=0.75, sgd=0.5)
     sleeps = []
 
     def sleep(seconds, really=time.sleep):
-        if seconds != worker.POLL_SECONDS:  # Somebody else's, as of subprocess.
+        if seconds != study.POLL_SECONDS:  # Another module's, such as subprocess.
             return really(seconds)
         sleeps.append(seconds)
         if len(sleeps) == 3:
             held.close()
 
-    quick.score = by_optimizer(adam=0.75, sgd=0.5)
-    held = loop.contextlib.ExitStack()
-    held.enter_context(loop.claimed(tmp_path / "trials" / "0"))
+    held = contextlib.ExitStack()
+    held.enter_context(locked(tmp_path / "trials" / "0"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker.time, "sleep", sleep)
         run(tmp_path, num_trials=1)
     assert len(sleeps) == 3
-    said = capsys.readouterr().out
-    assert said.count("waiting for other workers with trial 0 (") == 1
-    assert len(opened.trials) == 2
+    assert capsys.readouterr().out.count("waiting for other workers") == 1
+    assert [row["retry_of"] for row in read_trials(tmp_path)] == ["", "0"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("No space left")])
-def test_what_stops_a_sweep_leaves_the_trial_to_be_gone_on_with(tmp_path, quick, error):
-    def stop(config):
-        raise error
-
-    quick.score = stop
-    with pytest.raises(type(error) if isinstance(error, OSError) else error):
-        run(tmp_path)
-    assert [number for number, _ in quick.runs] == [0]
-    quick.score = by_optimizer(adam=0.75, sgd=0.5)
-    best = run(tmp_path)
-    assert best["num_trials"] == {"complete": 4, "pruned": 0, "failed": 0}
-    assert [number for number, _ in quick.runs] == [0, 1, 2, 3, 0]
-
-
-def test_rates_that_diverge_are_pruned(tmp_path, quick, capsys):
+def test_what_becomes_of_trials_that_cannot_end_well(tmp_path, quick, capsys):
     def score(config):
-        return diverge(config) if config.optimizer == "sgd" else [0.5, 0.6]
-
-    quick.score = score
-    best = run(tmp_path, num_trials=6)
-    rows = read_trials(tmp_path)
-    for row in rows:
-        diverged = row["optimizer"] == "sgd"
-        assert row["state"] == ("pruned" if diverged else "complete")
-        assert row["note"] == ("diverged" if diverged else "")
-        assert row["value"] == ("" if diverged else "0.6")
-    assert {row["optimizer"] for row in rows} == {"adam", "sgd"}
-    # There is no best of those.
-    assert [final["reasons"] for final in best["finals"]] == [
-        ["winner", "optimizer=adam"]
-    ]
-    assert ": pruned: diverged  " in capsys.readouterr().out
-
-
-def test_a_combination_that_cannot_be_is_failed_and_the_sweep_goes_on(tmp_path, quick):
-    def score(config):
-        if config.optimizer == "sgd":
+        if config.activation == "gelu":
+            diverge(config)
+        if config.activation == "swish":
             raise ConfigError("growth_rate=1: cannot be")
-        if config.dropout_rate > 0.25:
+        if config.activation == "leaky_relu":
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory allocating")
         return [0.5, 0.6]
 
     quick.score = score
-    best = run(tmp_path, num_trials=8)
-    notes = {"": 0, "growth_rate=1: cannot be": 0, "out of memory": 0}
-    for row in read_trials(tmp_path):
-        assert row["state"] == ("failed" if row["note"] else "complete")
-        notes[row["note"]] += 1
-    assert best["num_trials"]["failed"] == 8 - notes[""]
-    assert min(notes.values()) > 0
+    space = ("activation=relu|gelu|swish|leaky_relu",)
+    best = run(tmp_path, sampler="grid", space=space)
+    assert {
+        row["activation"]: (row["state"], row["value"], row["note"])
+        for row in read_trials(tmp_path)
+    } == {
+        "relu": ("complete", "0.6", ""),
+        "gelu": ("pruned", "", "diverged"),
+        "swish": ("failed", "", "growth_rate=1: cannot be"),
+        "leaky_relu": ("failed", "", "out of memory"),
+    }
+    assert best["num_trials"] == {"complete": 1, "pruned": 1, "failed": 2}
+    # None of the others has a best.
+    assert [final["reasons"] for final in best["finals"]] == [
+        ["winner", "activation=relu"]
+    ]
+    assert ": pruned: diverged  " in capsys.readouterr().out
+
+
+def test_without_a_complete_trial_there_is_no_best(tmp_path, quick):
+    quick.score = diverge
+    line = r"no trial was completed \(4 pruned; trials.*space and another --workdir,"
+    with pytest.raises(UserError, match=line):
+        run(tmp_path)
+    assert len(read_trials(tmp_path)) == 4
+
+
+def test_a_seed_that_diverges_is_left_out(tmp_path, quick, capsys):
+    quick.final_score = lambda c: diverge(c) if c.seed == 2 else 0.9
+    best = run(tmp_path, num_trials=1, num_seeds=3)
+    final = best["finals"][0]
+    assert [one["seed"] for one in final["runs"]] == [1, 3]
+    assert (final["diverged"], final["summary"]["accuracy"]["n"]) == ([2], 2)
+    assert " seed 2: val_loss is nan  " in capsys.readouterr().out
+    quick.final_score = diverge
+    with pytest.raises(UserError, match="the winner, trial 0, diverges with every new"):
+        run(tmp_path, num_trials=1, num_seeds=3)
+
+
+def test_of_two_workers_one_trains_the_finals(tmp_path, quick, capsys):
+    run(tmp_path, num_trials=1)
+    quick.finals.clear()
+    with locked(tmp_path / "final"):
+        run(tmp_path, num_trials=1)
+    assert quick.finals == []
+    assert "another worker is training the best" in capsys.readouterr().out
+
+
+def test_the_best_has_the_least_loss_and_may_be_pruned_for_an_optimizer():
+    axes = parse_space(make_config(space=("optimizer=adam|sgd", "mixup=0..1")))
+    opened = optuna.create_study(direction="maximize")
+    for optimizer, value, loss in [
+        ("adam", 0.8, 0.5),
+        ("adam", 0.8, 0.4),
+        ("adam", 0.7, 0.1),
+        ("sgd", 0.3, 0.1),
+        ("sgd", 0.4, 0.1),
+    ]:
+        trial = optuna.create_trial(
+            state=optuna.trial.TrialState[
+                {"adam": "COMPLETE", "sgd": "PRUNED"}[optimizer]
+            ],
+            params={"optimizer": optimizer},
+            distributions={"optimizer": CategoricalDistribution(axes[0].choices)},
+            value=value,
+            user_attrs={"val_loss": loss, study._QUEUED: True},
+        )
+        opened.add_trial(trial)
+    chosen = choose_best(study.Sweep(None, axes, None, opened))
+    assert [(choice.trial.number, choice.reasons) for choice in chosen] == [
+        (1, ["winner", "optimizer=adam"]),
+        (4, ["optimizer=sgd"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pruner", "pruned"),
+    [("median", ["5", "6", "7"]), ("halving", list("1234567")), ("none", [])],
+)
+def test_each_pruner_stops_hopeless_trials(tmp_path, quick, pruner, pruned):
+    quick.score = lambda config: [0.9 - 0.1 * len(quick.trials)] * 4
+    run(tmp_path, num_trials=8, num_epochs=4, pruner=pruner)
+    rows = read_trials(tmp_path)
+    assert [row["number"] for row in rows if row["state"] == "pruned"] == pruned
+
+
+def test_a_trial_is_not_pruned_too_early_nor_at_its_end(tmp_path, quick):
+    firsts = [0.5] * 5 + [0.4, 0.6]
+    curves = [[first + 0.01 * i for i in range(8)] for first in firsts]
+    curves.append([0.1, 0.1])
+    quick.score = lambda config: curves[len(quick.trials) - 1]
+    run(tmp_path, num_trials=8, num_epochs=8, early_stopping=1)
+    rows = read_trials(tmp_path)
+    # After a quarter of its epochs; the last stops early.
+    assert [(row["state"], row["epochs"]) for row in rows[5:]] == [
+        *(("pruned", "2"), ("complete", "8"), ("complete", "2"))
+    ]
+
+
+def test_a_grid_takes_each_point_once(tmp_path):
+    space = ("optimizer=adam|sgd", "kernel_size=3..4", "flip=true|false")
+    changes = {"space": space, "sampler": "grid", "num_trials": None}
+    run(tmp_path, **changes)
+    rows = read_trials(tmp_path)
+    points = {(row["optimizer"], row["kernel_size"], row["flip"]) for row in rows}
+    assert (len(rows), len(points)) == (8, 8)
+    with pytest.raises(ConfigError, match="num_trials=9: the grid has 8 points"):
+        run(tmp_path, **changes | {"num_trials": 9})
+
+
+def test_trials_are_a_function_of_the_seed_and_their_number(tmp_path):
+    def rates(name, **changes):
+        run(tmp_path / name, num_trials=3, **changes)
+        return [row["learning_rate"] for row in read_trials(tmp_path / name)]
+
+    first = rates("a")
+    assert len(set(first)) == 3
+    assert rates("b") == first
+    assert not set(rates("c", seed=1)) & set(first)

@@ -1,4 +1,4 @@
-"""Spaces and storages of a sweep that are refused before anything is written."""
+"""Sweeps that are refused before anything is written, and whose study it is."""
 
 import contextlib
 import sqlite3
@@ -7,15 +7,19 @@ import optuna
 import pytest
 
 from dwsep_jax.errors import ConfigError, UserError
-from dwsep_jax.sweep import search
+from dwsep_jax.sweep import search, study
+from dwsep_jax.workdir import load_config
 from tests import tiny
 from tests.sweep import sweeping
-from tests.sweep.sweeping import run
+from tests.sweep.sweeping import read_trials, run
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    return sweeping.train_quickly(monkeypatch)
+    return sweeping.Quick(monkeypatch)
+
+
+NOT_A_STORAGE = ": must be the URL of a database on disk, or an Optuna journal"
 
 
 @pytest.mark.parametrize(
@@ -24,32 +28,26 @@ def quick(monkeypatch):
         ({"space": ("growth=1|2",)}, "unknown field growth; did you mean growth_rate"),
         ({"sampler": "bayes"}, "sampler='bayes' is unknown; choose one of tpe, random"),
         ({"pruner": "hard"}, "pruner='hard' is unknown; choose one of median, halving"),
-        ({"sampler": "grid"}, "sampler=grid: learning_rate is any number"),
+        ({"sampler": "grid"}, "sampler=grid: the space has any learning_rate from"),
         ({"seed": 2**32 - 1}, "num_seeds=2: after --config.seed=4294967295 the last"),
-        ({"storage": "study.sqlite"}, "storage=study.sqlite: must be a database's URL"),
-        ({"storage": "db://user@host/x"}, "storage=db://user@host/x: is no URL of a"),
-        (
-            {"storage": "sqlite:////no/where.db"},
-            "no/where.db: cannot be reached: unable",
-        ),
-        (
-            {"storage": "/no/where.journal"},
-            "where.journal: cannot be used: No such file",
-        ),
+        ({"storage": "study.sqlite"}, f"study.sqlite{NOT_A_STORAGE}"),
+        ({"storage": "db://user@host/x"}, f"db://user@host/x{NOT_A_STORAGE}"),
+        ({"storage": "sqlite://"}, f"sqlite://{NOT_A_STORAGE}"),
+        ({"storage": "sqlite:///:memory:"}, f"memory.*{NOT_A_STORAGE}"),
+        ({"storage": "sqlite:////no/where.db"}, "where.db: cannot be opened: unable"),
+        ({"storage": "/no/where.journal"}, "where.journal: cannot be opened: No such"),
         (
             {"storage": "postgresql://me:secret@127.0.0.1:1/x"},
-            r"postgresql://me:\*\*\*@127\.0\.0\.1:1/x: cannot be reached: .*refused",
+            r"postgresql://me:\*\*\*@127\.0\.0\.1:1/x: cannot be opened: .*refused",
         ),
         (
             {"storage": "oracle://me:secret@127.0.0.1:1/x"},
-            r"oracle://me:\*\*\*@127.*: the driver of that database is missing",
+            r"oracle://me:\*\*\*@127.*: the database's driver is missing \(No module",
         ),
         (
             {"storage": "postgresql://me:secret@127.0.0.1:port/x"},
-            r"storage=postgresql://\.\.\.: is no URL of a database",
+            rf"storage=postgresql://\.\.\.{NOT_A_STORAGE}",
         ),
-        ({"storage": "sqlite://"}, "sqlite://: would be lost with the process"),
-        ({"storage": "sqlite:///:memory:"}, "would be lost with the process"),
     ],
     ids=str,
 )
@@ -59,49 +57,6 @@ def test_what_cannot_be_searched_leaves_no_workdir(tmp_path, changes, line):
     assert "secret" not in str(error.value)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_missing_driver_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sweeping.sys.modules, "psycopg", None)
-    with pytest.raises(UserError, match=r"pip install 'dwsep_jax\[postgresql\]'"):
-        run(tmp_path / "sweep", storage="postgresql://127.0.0.1:1/x")
-
-
-def test_only_the_driver_that_is_ours_is_an_extra(tmp_path):
-    with pytest.raises(UserError, match=r"SQLAlchemy knows for postgresql\+pg8000$"):
-        run(tmp_path / "sweep", storage="postgresql+pg8000://127.0.0.1:1/x")
-
-
-def test_a_log_of_something_else_is_left_alone(tmp_path):
-    log = tmp_path / "train.log"
-    log.write_text("epoch 1/3\n")
-    with pytest.raises(UserError, match=r"train\.log: is no journal of Optuna"):
-        run(tmp_path / "sweep", storage=str(log))
-    assert log.read_text() == "epoch 1/3\n"
-    assert list(tmp_path.iterdir()) == [log]
-
-
-def test_a_database_with_other_tables_is_one_line(tmp_path):
-    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as database:
-        database.execute("CREATE TABLE studies (a)")
-    with pytest.raises(UserError) as error:
-        run(tmp_path / "sweep", storage=f"sqlite:///{tmp_path}/other.db")
-    assert str(error.value) == (
-        "the storage of study sweep is lost: no such column: studies.study_id; give "
-        "the same command again when it can be reached"
-    )
-
-
-def test_a_storage_that_is_refused_is_not_noted(tmp_path):
-    right, other = (str(tmp_path / f"{name}.journal") for name in ("right", "other"))
-    run(tmp_path / "sweep", storage=right)
-    run(tmp_path / "another", storage=other, study="other")
-    before = (tmp_path / "sweep" / "config.json").read_bytes()
-    for storage in (other, None, "postgresql://127.0.0.1:1/x"):
-        with pytest.raises(UserError, match=r"no study of them|cannot be reached"):
-            run(tmp_path / "sweep", storage=storage)
-        assert (tmp_path / "sweep" / "config.json").read_bytes() == before
-    assert not (tmp_path / "sweep" / "study.db").exists()
 
 
 @pytest.mark.parametrize(
@@ -123,11 +78,28 @@ def test_values_that_no_run_can_have_are_refused_first(
     storage = str(tmp_path / "study.journal")
     with pytest.raises(ConfigError, match=line) as error:
         run(tmp_path / "sweep", space=(text,), storage=storage)
-    assert str(error.value).startswith(f"--config.space: {text.partition('=')[0]}")
+    assert str(error.value).startswith(f"--config.sweep.space: {text.split('=')[0]}")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_storage_that_is_lost_is_one_line(tmp_path, quick):
+def test_files_of_other_programs_are_left_alone(tmp_path):
+    log = tmp_path / "train.log"
+    log.write_text("epoch 1/3\n")
+    with pytest.raises(UserError, match=f"train.log{NOT_A_STORAGE}"):
+        run(tmp_path / "sweep", storage=str(log))
+    assert log.read_text() == "epoch 1/3\n"
+    assert list(tmp_path.iterdir()) == [log]
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as database:
+        database.execute("CREATE TABLE studies (a)")
+    with pytest.raises(UserError) as error:
+        run(tmp_path / "sweep", storage=f"sqlite:///{tmp_path}/other.db")
+    assert str(error.value) == (
+        "the storage of study sweep failed: no such column: studies.study_id; run the "
+        "same command again once it is back"
+    )
+
+
+def test_a_storage_that_fails_is_one_line(tmp_path, quick):
     def lose(config):
         raise optuna.exceptions.StorageInternalError("gone away\n(background on ...)")
 
@@ -135,6 +107,46 @@ def test_a_storage_that_is_lost_is_one_line(tmp_path, quick):
     with pytest.raises(UserError) as error:
         run(tmp_path)
     assert str(error.value) == (
-        "the storage of study sweep is lost: gone away; give the same command again "
-        "when it can be reached"
+        "the storage of study sweep failed: gone away; run the same command again once "
+        "it is back"
     )
+
+
+def test_a_workdir_keeps_its_study(tmp_path):
+    right, other = (str(tmp_path / f"{name}.journal") for name in ("right", "other"))
+    run(tmp_path / "sweep", storage=right, num_trials=1)
+    run(tmp_path / "another", storage=other, study="other", num_trials=1)
+    before = (tmp_path / "sweep" / "config.json").read_bytes()
+    for storage in (other, None, "postgresql://127.0.0.1:1/x"):
+        with pytest.raises(UserError, match=r"no study of them|cannot be opened"):
+            run(tmp_path / "sweep", storage=storage)
+        assert (tmp_path / "sweep" / "config.json").read_bytes() == before
+    assert not (tmp_path / "sweep" / "study.db").exists()
+
+
+def test_another_study_of_the_same_name_is_refused(tmp_path):
+    storage = str(tmp_path / "study.journal")
+    run(tmp_path / "a", storage=storage, num_trials=1)
+    space = ("optimizer=adam|sgd", "mixup=0..1")
+    with pytest.raises(ConfigError) as error:
+        run(tmp_path / "b", storage=storage, space=space, growth_rate=6)
+    assert str(error.value) == (
+        "--config.sweep.study=sweep: the study of that name in the storage is another "
+        f"one: growth_rate=4 there, 6 here; space={','.join(sweeping.SPACE)} there, "
+        f"{','.join(space)} here; choose another --config.sweep.study"
+    )
+    assert not (tmp_path / "b").exists()
+    opened = study.open_storage(storage, tmp_path)
+    optuna.create_study(study_name="theirs", storage=opened).ask()
+    with pytest.raises(ConfigError, match=r"study=theirs: .* another one: it is not"):
+        run(tmp_path / "b", storage=storage, study="theirs")
+
+
+def test_a_worker_in_another_workdir_joins_by_the_storage(tmp_path, quick):
+    storage = str(tmp_path / "study.journal")
+    run(tmp_path / "a", storage=storage, num_trials=1)
+    run(tmp_path / "b", storage=storage, num_trials=3)
+    assert [number for number, _ in quick.trials] == [0, 1, 2]
+    assert len(read_trials(tmp_path / "b")) == 3
+    # The storage may contain a password.
+    assert load_config(tmp_path / "b" / "trials" / "1").sweep.storage is None

@@ -1,16 +1,21 @@
-"""Workers that share a study, and one that is killed in mid-trial; without jax."""
+"""Workers that share a study, and one that is killed in mid-trial."""
 
-import contextlib
+import os
+import pathlib
 import signal
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
-import optuna
 import pytest
+from optuna.trial import TrialState
 
 from dwsep_jax.sweep import study, worker
-from dwsep_jax.sweep.space import parse_space
-from tests.sweep import sweeping
-from tests.sweep.sweeping import read_trials
+from dwsep_jax.sweep.trials import write_trials
+from tests.sweep import one_worker, sweeping
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -22,149 +27,129 @@ def database():
         yield url
 
 
-def wait_for(condition, worker, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert worker.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.02)
+def start_worker(*arguments):
+    words = [sys.executable, "-m", "tests.sweep.one_worker", *map(str, arguments)]
+    return subprocess.Popen(words, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
-def kill_in_mid_trial(storage, workdir):
-    """Start a worker, kill it in a trial, and return the number of that trial."""
-    victim = sweeping.start_worker(storage, workdir, "victim", 60)
-    logs = workdir / "trials"
-    with victim:
-        wait_for(lambda: list(logs.glob("*/log")), victim)
-        victim.send_signal(signal.SIGKILL)
-    (log,) = logs.glob("*/log")
-    return log.parent.name
+def read_logs(workdirs):
+    """Return (worker, trial's number, value) of each attempt, by its directory."""
+    return {
+        path.parent: [tuple(line.split()) for line in path.read_text().splitlines()]
+        for workdir in workdirs
+        for path in workdir.glob("trials/*/log")
+    }
 
 
-def finish(worker):
-    output, _ = worker.communicate(timeout=60)
-    assert worker.returncode == 0, output
-    return output
-
-
-@pytest.mark.parametrize("kind", ["database", "journal"])
-def test_the_trial_of_a_killed_worker_is_tried_again(kind, tmp_path, request):
-    storage = str(tmp_path / "study.journal")
+@pytest.mark.parametrize("kind", ["study.db", "database"])
+def test_the_trial_of_a_killed_worker_is_retried(kind, tmp_path, request):
+    # A database serves workers on machines that share no directory.
+    storage, workdirs = "study.db", [tmp_path / "sweep"] * 3
     if kind == "database":
         storage = request.getfixturevalue("database")
-    workdir = tmp_path / "sweep"
-    workdir.mkdir()
-    lost = kill_in_mid_trial(storage, workdir)
-    with contextlib.ExitStack() as stack:
-        workers = [
-            stack.enter_context(sweeping.start_worker(storage, workdir, name, 0.2))
-            for name in ("a", "b")
-        ]
-        for worker in workers:
-            finish(worker)
-    rows = {row["number"]: row for row in read_trials(workdir)}
-    assert list(rows) == list("0123456")
-    retries = {row["retry_of"]: row for row in rows.values() if row["retry_of"]}
-    assert list(retries) == [lost]
-    again = retries[lost]
-    assert rows[lost]["state"] == "failed"
-    assert (
-        rows[lost]["note"] == f"its worker was gone; tried again as {again['number']}"
+        workdirs = [tmp_path / name for name in ("victim", "a", "b")]
+    with start_worker(storage, workdirs[0], "victim", 60) as victim:
+        end = time.monotonic() + 60
+        while not read_logs(workdirs[:1]):
+            assert victim.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        victim.send_signal(signal.SIGKILL)
+    ((_, lost, value),) = next(iter(read_logs(workdirs[:1]).values()))
+    workers = [
+        start_worker(storage, workdir, name, 0.3)
+        for workdir, name in zip(workdirs[1:], ("a", "b"))
+    ]
+    assert [process.wait(timeout=60) for process in workers] == [0, 0]
+    write_trials(one_worker.open_study(storage, workdirs[1]))
+    rows = sweeping.read_trials(workdirs[1])
+    # Every original has one complete trial; the lost one kept its values.
+    assert [row["number"] for row in rows] == list("0123456")
+    (again,) = [row for row in rows if row["retry_of"]]
+    assert (again["retry_of"], again["mixup"]) == (lost, value)
+    assert [row["number"] for row in rows if row["state"] != "complete"] == [lost]
+    assert (rows[int(lost)]["state"], rows[int(lost)]["note"]) == (
+        "failed",
+        f"its worker was gone; tried again as {again['number']}",
     )
-    # Every original has one whole trial, and the one that was lost kept its values.
-    assert [r["number"] for r in rows.values() if r["state"] != "complete"] == [lost]
-    assert again["mixup"] == rows[lost]["mixup"]
-    lines = (workdir / "trials" / lost / "log").read_text().split()
-    assert (lines[0], lines[1], lines[2]) == ("victim", lost, lines[5])
-    assert lines[4] == again["number"]
-    # Both had a share, and no two drew the same point.
-    logs = [p.read_text().split() for p in (workdir / "trials").glob("*/log")]
-    assert {log[-3] for log in logs} == {"a", "b"}
-    assert len({log[2] for log in logs}) == 6
+    # Both workers had a share, no trial ran twice, and no two drew the same point.
+    attempts = [line for lines in read_logs(set(workdirs)).values() for line in lines]
+    assert sorted(number for _, number, _ in attempts) == list("0123456")
+    assert {name for name, _, _ in attempts} == {"victim", "a", "b"}
+    assert len({value for _, _, value in attempts}) == 6
+    assert {d.name for d in read_logs(set(workdirs))} == set("012345")
 
 
-def test_workers_that_start_together_plan_the_trials_once(database, tmp_path):
-    # As on two machines, with nothing in common but the database.
-    storage = database.replace("/postgres?", "/together?")
-    import psycopg
+@pytest.mark.parametrize("storage", ["sqlite:///{}/shared.db", "{}/shared.journal"])
+def test_workers_that_start_together_queue_the_trials_once(storage, tmp_path):
+    def open_study(name):
+        return one_worker.open_study(storage.format(tmp_path), tmp_path / name)
 
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE together")
-    with contextlib.ExitStack() as stack:
-        workers = []
-        for name in ("a", "b"):
-            (tmp_path / name).mkdir()
-            worker = sweeping.start_worker(storage, tmp_path / name, name, 0.1)
-            workers.append(stack.enter_context(worker))
-        for worker in workers:
-            finish(worker)
-    for name in ("a", "b"):
-        rows = read_trials(tmp_path / name)
-        assert [row["number"] for row in rows] == list("012345")
+    with ThreadPoolExecutor() as threads:
+        sweeps = list(threads.map(open_study, "abc"))
+    for sweep in sweeps:
+        numbers = [trial.number for trial in study.list_trials(sweep.study)]
+        assert numbers == list(range(one_worker.NUM_TRIALS))
 
 
-def work(workdir, run, num_trials=1):
-    """Open a study of so many trials, and work on it; return it and what ended."""
-    config = sweeping.make_config(space=("mixup=0..1",), sampler="random")
-    opened = study.open_study(config, workdir, num_trials)
-    ended = []
-    worker.work(opened, config, parse_space(config), workdir, run, ended.append)
-    return opened, ended
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """A sweep of one trial."""
+    monkeypatch.setattr(study, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(one_worker, "NUM_TRIALS", 1)
+    return one_worker.open_study("study.db", tmp_path / "sweep")
 
 
-def test_a_trial_beyond_the_queue_is_not_run(tmp_path):
-    """Another machine's worker may take the last one between two looks at the queue."""
-
-    def run(trial, release):
-        return 0.5
-
-    opened, ended = work(tmp_path, run)
-    assert ended == [0]
-    assert worker._run_next(opened, pytest.fail) is None
-    assert len(opened.trials) == 2
-    assert [trial.number for trial in study.list_trials(opened)] == [0]
+def test_a_trial_beyond_the_queue_is_not_run(sweep):
+    """Another machine's worker may take the last one between two looks at it."""
+    worker._run_next(sweep, lambda *args: 0.5, lambda trial: None, lambda: None)
+    worker._run_next(sweep, pytest.fail, pytest.fail, pytest.fail)
+    assert [t.state for t in sweep.study.trials] == [
+        TrialState.COMPLETE,
+        TrialState.FAIL,
+    ]
+    assert [trial.number for trial in study.list_trials(sweep.study)] == [0]
 
 
-def test_a_worker_that_was_taken_for_dead_leaves_its_trial(tmp_path, capsys):
-    attempts = []
+def test_a_worker_that_was_taken_for_dead_leaves_its_trial(sweep, capsys):
+    attempts, ended = [], []
 
-    def run(trial, release):
+    def run(trial, directory):
         attempts.append(trial.number)
         if len(attempts) == 1:
-            # As another worker does, where the heartbeat has stopped.
-            trial.storage.set_trial_state_values(
-                trial._trial_id, state=optuna.trial.TrialState.FAIL
+            # As another worker does, when the heartbeat has stopped.
+            sweep.study._storage.set_trial_state_values(
+                trial._trial_id, state=TrialState.FAIL
             )
-            worker._retry(trial.study, trial.number)
+            worker._retry(sweep, trial.number)
             trial.report(0.5, 1)
         return 0.5
 
-    _, ended = work(tmp_path, run)
+    worker.work(sweep, run, lambda trial: ended.append(trial.number))
     assert (attempts, ended) == ([0, 1], [1])
     assert "trial 0 was given to another worker" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
-def test_a_trial_that_was_never_begun_is_tried_again_after_a_while(
-    tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("attributes", "grace_seconds", "is_retried"),
+    [
+        # Killed between two lines of code, before it was recorded who runs it.
+        ({}, 60, False),
+        ({}, -1, True),
+        ({"host": "elsewhere", "directory": "/"}, 60, False),
+        ({"host": worker.socket.gethostname(), "directory": "/not/here"}, 60, False),
+        ({"host": worker.socket.gethostname(), "directory": "/"}, 60, True),
+    ],
+)
+def test_which_trials_are_dead(
+    sweep, monkeypatch, attributes, grace_seconds, is_retried
 ):
-    config = sweeping.make_config()
-    opened = study.open_study(config, tmp_path, 1)
-    trial = opened.ask()  # And killed before it is written down who runs it.
-    worker.requeue_dead(opened, is_in_file=True)
-    assert [t.state for t in opened.trials] == [optuna.trial.TrialState.RUNNING]
-    monkeypatch.setattr(worker, "GRACE_SECONDS", -1)
-    worker.requeue_dead(opened, is_in_file=False)
-    assert [study.get_original(t) for t in opened.trials] == [None, trial.number]
-
-
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
-def test_what_runs_elsewhere_is_not_taken_for_dead(tmp_path):
-    opened = study.open_study(sweeping.make_config(), tmp_path, 2)
-    for host, directory in (("elsewhere", tmp_path), (None, tmp_path / "not_here")):
-        trial = opened.ask()
-        trial.set_user_attr("host", host or worker.socket.gethostname())
-        trial.set_user_attr("directory", str(directory))
-    worker.requeue_dead(opened, is_in_file=True)
-    states = [t.state for t in opened.trials]
-    assert states == [optuna.trial.TrialState.RUNNING] * 2
+    monkeypatch.setattr(study, "GRACE_SECONDS", grace_seconds)
+    trial = sweep.study.ask()
+    for name, value in attributes.items():
+        trial.set_user_attr(name, value)
+    worker.requeue_dead_trials(sweep)
+    states = [t.state for t in sweep.study.trials]
+    retried = [TrialState.FAIL, TrialState.WAITING]
+    assert states == (retried if is_retried else [TrialState.RUNNING])
