@@ -1,10 +1,10 @@
-"""Is it worth it: variants of a network trained alike over several seeds.
+"""Is it worth it? Variants of a network, trained alike over several seeds.
 
-All variants share recipe, order of the data, seeds and splits. Each has the learning
-rate that validation finds the best for it; test is read only then. A run's place is
-<variant>/seed<k>, that of a trial of a rate <variant>/rate<factor>, and every one goes
-on by itself after its last whole epoch. Where runs of a variant are trained together,
-they only come ahead of their turn, which then finds them trained.
+All variants share recipe, data order, seeds and splits. Each has its own learning rate,
+the one that is best on validation; test is read only after that. The runs are in
+<variant>/seed<k>, the trials of a learning rate in <variant>/rate<factor>, and each
+resumes after its last complete epoch. Runs of a variant that are trained together are
+merely trained ahead of their turn, and found finished when it comes.
 """
 
 import json
@@ -12,23 +12,23 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from dwsep_jax import console, data
-from dwsep_jax.compare.result import Trial, build_comparison, seed_directory
+from dwsep_jax.compare.result import Trial, build_comparison, choose_rate
 from dwsep_jax.compare.variants import BASELINE, MAIN, Variant, make_variants
 from dwsep_jax.config import COMPARISON, validate
-from dwsep_jax.errors import ConfigError, DivergedError, UserError
+from dwsep_jax.errors import ConfigError, DivergedError
 from dwsep_jax.train import loop
 from dwsep_jax.train.runs import Progress, Run, Trainer
 from dwsep_jax.workdir import (
     evaluated_row,
     load_config,
     open_workdir,
+    read_evaluation,
     read_rows,
     score,
     write_atomically,
@@ -45,18 +45,24 @@ _SENTENCES = {
 def compare(config: ConfigDict, workdir: str | os.PathLike) -> None:
     """Train every variant with every seed, and say whether separable is worth it.
 
-    A comparison that was broken off goes on with the run and the epoch it was at. A
-    finished one gains the seeds that a greater `num_seeds` adds.
+    An interrupted comparison resumes in the run and the epoch where it was. A finished
+    one gains the seeds that a greater `num_seeds` adds.
 
     Raises:
       ConfigError: for a field that no comparison can have.
       UserError: as `loop.train_and_evaluate`.
     """
-    dataset = data.load(config)
+    workdir, dataset = pathlib.Path(workdir), data.load(config)
     check = partial(resolve, dataset=dataset)
     config = open_workdir(workdir, config, check, COMPARISON)
     with loop.claimed(workdir):
-        run(config, pathlib.Path(workdir), dataset)
+        comparison = Comparison(config, workdir, dataset)
+        comparison.print_plan()
+        print_result(comparison.run())
+        from dwsep_jax.report import write_report  # It takes a second to import.
+
+        console.say(f"report: {write_report([workdir])}")
+        console.say(f"files: {workdir}")
 
 
 def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
@@ -75,66 +81,11 @@ def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
     return config
 
 
-def make_run_config(variant: Variant, factor: float, seed: int) -> ConfigDict:
-    """Return the configuration of one run: a variant, at a rate, with a seed."""
-    config = variant.config.copy_and_resolve_references()
-    config.learning_rate *= factor
-    config.seed = seed
-    return config
-
-
-def run(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset) -> None:
-    """Train what is left to train of a resolved configuration, and write the results.
-
-    First every trial of a rate, then seed by seed, so that the variants are level
-    wherever a comparison is broken off.
-    """
-    variants = make_variants(config, dataset)
-    names = [variant.name for variant in variants]
-    seeds = list_seeds(config)
-    print_plan(config, variants, seeds)
-    # The first seed's runs are the trials that were chosen.
-    progress = Progress(names * (len(config.compare.rate_factors) + len(seeds) - 1))
-    trials = {name: [] for name in names}
-    trainer = Trainer(config.compare.members_at_once, dataset)
-    at_once = trainer.num_members
-    for variant in variants:
-        make_run = partial(make_rate_run, variant, seed=seeds[0], workdir=workdir)
-        trainer.train_ahead(
-            [make_run(factor) for factor in config.compare.rate_factors]
-        )
-    for factor in config.compare.rate_factors:
-        for variant in variants:
-            trial = try_rate(variant, factor, seeds[0], workdir, progress, trainer)
-            trials[variant.name].append(trial)
-    chosen = {name: choose_rate(name, trials[name]) for name in names}
-    for i, seed in enumerate(seeds):
-        # So many seeds of one variant, then of the next.
-        together = seeds[i : i + at_once] if i % at_once == 1 else []
-        for variant in variants:
-            make_run = partial(make_seed_run, variant, chosen[variant.name].factor)
-            trainer.train_ahead([make_run(seed, workdir) for seed in together])
-        for variant in variants:
-            train_seed(variant, chosen[variant.name], seed, workdir, progress, trainer)
-        if i == 0:
-            measure_costs([seed_directory(workdir, name, seed) for name in names])
-        comparison = build_comparison(
-            config, variants, trials, chosen, seeds[: i + 1], workdir
-        )
-        text = json.dumps(comparison, indent=2, sort_keys=True, allow_nan=False)
-        write_atomically(workdir / "comparison.json", text + "\n")
-    print_result(comparison)
-    from dwsep_jax.report import write_report  # It takes a second to import.
-
-    console.say(f"report: {write_report([workdir])}")
-    console.say(f"files: {workdir}")
-
-
 def list_seeds(config: ConfigDict) -> list[int]:
     """Return the seeds that every variant is trained with.
 
     Raises:
-      ConfigError: if there are none so large.
+      ConfigError: if the last of them is too large.
     """
     last = config.seed + config.compare.num_seeds - 1
     if last >= 2**32:
@@ -146,146 +97,173 @@ def list_seeds(config: ConfigDict) -> list[int]:
     return list(range(config.seed, last + 1))
 
 
-def make_rate_run(
-    variant: Variant, factor: float, seed: int, workdir: pathlib.Path
-) -> Run:
-    """Return the trial of a multiple of a variant's learning rate."""
-    directory = workdir / variant.name / f"rate{factor:.3g}"
-    return Run(make_run_config(variant, factor, seed), directory)
+def make_run_config(variant: Variant, factor: float, seed: int) -> ConfigDict:
+    """Return the configuration of a variant's run at a multiple of its rate."""
+    config = variant.config.copy_and_resolve_references()
+    config.learning_rate *= factor
+    config.seed = seed
+    return config
 
 
-def make_seed_run(
-    variant: Variant, factor: float, seed: int, workdir: pathlib.Path
-) -> Run:
-    """Return the run of a variant with a seed, at a multiple of its learning rate."""
-    directory = seed_directory(workdir, variant.name, seed)
-    return Run(make_run_config(variant, factor, seed), directory)
+class Comparison:
+    """The runs of a comparison, in the order in which they are trained."""
 
+    def __init__(
+        self, config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset
+    ):
+        """Plan the runs of a resolved configuration."""
+        self._config, self._workdir = config, workdir
+        self._variants = make_variants(config, dataset)
+        self._factors, self._seeds = config.compare.rate_factors, list_seeds(config)
+        self._trainer = Trainer(config.compare.members_at_once, dataset)
+        # The runs of the first seed are those of the chosen rates.
+        num_runs = len(self._factors) + len(self._seeds) - 1
+        self._names = [variant.name for variant in self._variants] * num_runs
+        self._progress = Progress(self._names)
 
-def try_rate(
-    variant: Variant,
-    factor: float,
-    seed: int,
-    workdir: pathlib.Path,
-    progress: Progress,
-    trainer: Trainer,
-) -> Trial:
-    """Train a variant at a multiple of the learning rate, and score it on validation.
-
-    Test is not read. A rate at which the run diverges is a bad one, and no error.
-    """
-    run = make_rate_run(variant, factor, seed, workdir)
-    config, directory = run
-    trial = Trial(factor, config.learning_rate, None, None, directory)
-    text = f"{variant.name} at rate {config.learning_rate:.3g}: "
-    start = time.perf_counter()
-    try:
-        seconds = trainer.train(run, on_test=False)
-    except DivergedError as error:
-        text += str(error).partition(";")[0]
-        progress.finish(variant.name, time.perf_counter() - start, text)
-        return trial
-    row = evaluated_row(read_rows(directory), config.early_stopping)
-    loss = row.get("ema_val_loss", row["val_loss"])
-    text += f"validation accuracy {score(row):.2%}, loss {loss:.4f}"
-    progress.finish(variant.name, seconds, text)
-    return trial._replace(val_accuracy=score(row), val_loss=loss)
-
-
-def choose_rate(name: str, trials: Sequence[Trial]) -> Trial:
-    """Return the trial of the best validation accuracy; of equals, the least loss.
-
-    Raises:
-      UserError: if all have diverged.
-    """
-    finite = [trial for trial in trials if trial.val_accuracy is not None]
-    if not finite:
-        rates = ", ".join(f"{trial.learning_rate:.3g}" for trial in trials)
-        raise UserError(
-            f"{name} diverges at every rate, {rates}; take a lower "
-            "--config.learning_rate, or --config.clip_norm=1, and another --workdir"
+    def print_plan(self) -> None:
+        """Print what will be compared, and how many runs that takes."""
+        rows = []
+        for variant in self._variants:
+            # Widths of a stem that was solved for have many digits.
+            fields = ", ".join(
+                f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+                for name, value in variant.overrides.items()
+            )
+            rows.append([variant.name, fields, *variant.size])
+        columns = ["variant", "differs in", "parameters", "MACs per image"]
+        console.print_table("Comparison", columns, rows)
+        config, factors = self._config, ", ".join(f"{f:.3g}" for f in self._factors)
+        console.say(
+            f"{len(self._names)} runs of {config.num_epochs} epochs on "
+            f"{config.dataset}: each variant at {factors} times the learning rate "
+            f"{config.learning_rate:.3g}, then at the best on validation with "
+            f"{len(self._seeds)} seeds in all"
         )
-    return max(finite, key=lambda trial: (trial.val_accuracy, -trial.val_loss))
+
+    def run(self) -> dict[str, Any]:
+        """Train what is left to train; write and return comparison.json.
+
+        All rates are tried first. Then the variants take turns, seed by seed, so that
+        they have equally many wherever the comparison is interrupted.
+        """
+        trials = self._try_rates()
+        chosen = {name: choose_rate(name, found) for name, found in trials.items()}
+        at_once = self._trainer.num_members
+        for i, seed in enumerate(self._seeds):
+            if i % at_once == 1:
+                seeds = self._seeds[i : i + at_once]
+                for variant in self._variants:
+                    factor = chosen[variant.name]["factor"]
+                    runs = [self._make_run(variant, factor, seed) for seed in seeds]
+                    self._trainer.train_ahead(runs)
+            for variant in self._variants:
+                self._train_seed(variant, chosen[variant.name], seed)
+            if i == 0:
+                for variant in self._variants:
+                    measure_cost(self._workdir / variant.name / f"seed{seed}")
+            trained = self._seeds[: i + 1]
+            comparison = build_comparison(
+                self._config, self._variants, trials, trained, self._workdir
+            )
+            text = json.dumps(comparison, indent=2, sort_keys=True, allow_nan=False)
+            write_atomically(self._workdir / "comparison.json", text + "\n")
+        return comparison
+
+    def _try_rates(self) -> dict[str, list[Trial]]:
+        for variant in self._variants:
+            runs = [self._make_run(variant, factor) for factor in self._factors]
+            self._trainer.train_ahead(runs)
+        trials = {variant.name: [] for variant in self._variants}
+        for factor in self._factors:
+            for variant in self._variants:
+                trials[variant.name].append(self._try_rate(variant, factor))
+        return trials
+
+    def _make_run(
+        self, variant: Variant, factor: float, seed: int | None = None
+    ) -> Run:
+        """Return the run of a variant with a seed, or the trial of its rate."""
+        name = f"rate{factor:.3g}" if seed is None else f"seed{seed}"
+        seed = self._config.seed if seed is None else seed
+        directory = self._workdir / variant.name / name
+        return Run(make_run_config(variant, factor, seed), directory)
+
+    def _try_rate(self, variant: Variant, factor: float) -> Trial:
+        """Train at a multiple of the learning rate, and return the validation score.
+
+        Test is not read. A rate at which the run diverges is a bad one, not an error.
+        """
+        run = self._make_run(variant, factor)
+        config, directory = run
+        trial = {
+            "factor": factor,
+            "learning_rate": config.learning_rate,
+            "val_accuracy": None,
+            "val_loss": None,
+            "workdir": directory.relative_to(self._workdir).as_posix(),
+        }
+        start = time.perf_counter()
+        try:
+            seconds = self._trainer.train(run, on_test=False)
+        except DivergedError as error:
+            seconds = time.perf_counter() - start
+            text = str(error).partition(";")[0]
+        else:
+            row = evaluated_row(read_rows(directory), config.early_stopping)
+            accuracy, loss = score(row), row.get("ema_val_loss", row["val_loss"])
+            trial |= {"val_accuracy": accuracy, "val_loss": loss}
+            text = f"validation accuracy {accuracy:.2%}, loss {loss:.4f}"
+        text = f"{variant.name} at rate {config.learning_rate:.3g}: {text}"
+        self._progress.finish(variant.name, seconds, text)
+        return trial
+
+    def _train_seed(self, variant: Variant, trial: Trial, seed: int) -> None:
+        """Train with a seed at the rate of a trial, and evaluate on test."""
+        run = self._make_run(variant, trial["factor"], seed)
+        is_trial = seed == self._config.seed
+        if is_trial and not run.directory.exists():
+            # The same run as the trial: copied rather than trained again.
+            unfinished = run.directory.with_name(f"{run.directory.name}.tmp")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.copytree(self._workdir / trial["workdir"], unfinished)
+            os.replace(unfinished, run.directory)
+        seconds = self._trainer.train(run, on_test=True)
+        accuracy = read_evaluation(run.directory / "evaluation.json")["accuracy"]
+        text = f"{variant.name} seed {seed}: test accuracy {accuracy:.2%}"
+        if is_trial:
+            console.say(f"{text} (the trial at rate {trial['learning_rate']:.3g})")
+        else:
+            self._progress.finish(variant.name, seconds, text)
 
 
-def train_seed(
-    variant: Variant,
-    trial: Trial,
-    seed: int,
-    workdir: pathlib.Path,
-    progress: Progress,
-    trainer: Trainer,
-) -> None:
-    """Train a variant with a seed at the rate of a trial, and evaluate it on test."""
-    run = make_seed_run(variant, trial.factor, seed, workdir)
-    config, directory = run
-    is_trial = seed == variant.config.seed
-    if is_trial and not directory.exists():
-        # The same run as the trial: copied, not trained again.
-        unfinished = directory.with_name(f"{directory.name}.tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(trial.directory, unfinished)
-        os.replace(unfinished, directory)
-    seconds = trainer.train(run, on_test=True)
-    accuracy = json.loads((directory / "evaluation.json").read_bytes())["accuracy"]
-    text = f"{variant.name} seed {seed}: test accuracy {accuracy:.2%}"
-    if is_trial:
-        console.say(f"{text} (the trial at rate {config.learning_rate:.3g})")
-    else:
-        progress.finish(variant.name, seconds, text)
-
-
-def measure_costs(directories: Sequence[pathlib.Path]) -> None:
-    """Write the efficiency.json of runs that have none."""
+def measure_cost(directory: pathlib.Path) -> None:
+    """Write the efficiency.json of a run that has none."""
     from dwsep_jax.efficiency.cost import write_efficiency
 
-    for directory in directories:
-        if not (directory / "efficiency.json").exists():
-            console.say(f"measuring what {directory.parent.name} costs")
-            with console.logged(directory / "train.log"):
-                write_efficiency(load_config(directory), directory)
-
-
-def print_plan(
-    config: ConfigDict, variants: Sequence[Variant], seeds: Sequence[int]
-) -> None:
-    """Print what will be compared, and how many runs that takes."""
-    rows = []
-    for variant in variants:
-        # Widths of a stem that was solved for have many digits.
-        fields = ", ".join(
-            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-            for name, value in variant.overrides.items()
-        )
-        rows.append([variant.name, fields, *variant.size])
-    columns = ["variant", "differs in", "parameters", "MACs per image"]
-    console.print_table("Comparison", columns, rows)
-    num_rates = len(config.compare.rate_factors)
-    num_runs = len(variants) * (num_rates + len(seeds) - 1)
-    factors = ", ".join(f"{factor:.3g}" for factor in config.compare.rate_factors)
-    console.say(
-        f"{num_runs} runs of {config.num_epochs} epochs on {config.dataset}: each "
-        f"variant at {factors} times the rate {config.learning_rate:.3g}, then at the "
-        f"best on validation with {len(seeds)} seeds in all"
-    )
+    if not (directory / "efficiency.json").exists():
+        console.say(f"measuring the cost of {directory.parent.name}")
+        with console.logged(directory / "train.log"):
+            write_efficiency(load_config(directory), directory)
 
 
 def print_result(comparison: dict[str, Any]) -> None:
     """Print a table of the variants, and the answer in one line."""
     rows = []
     for name, entry in comparison["variants"].items():
-        paired = comparison["paired"].get(name)
-        accuracy = entry["summary"]["accuracy"]
-        difference = ("", "")
-        if paired is not None:
-            difference = (
-                console.format_points(paired, "+"),
-                paired["answer"].replace("_", " "),
-            )
-        pace = entry["summary"]["images_per_second"]["mean"]
-        rate = f"{entry['learning_rate']:.3g}"
-        rows.append([name, entry["parameters"], entry["macs"], rate])
-        rows[-1] += [console.format_points(accuracy), *difference, f"{pace:,.0f}"]
+        summary, paired = entry["summary"], comparison["paired"].get(name)
+        rows.append(
+            [
+                name,
+                entry["parameters"],
+                entry["macs"],
+                f"{entry['learning_rate']:.3g}",
+                console.format_points(summary["accuracy"]),
+                console.format_points(paired, "+") if paired else "",
+                paired["answer"].replace("_", " ") if paired else "",
+                f"{summary['images_per_second']['mean']:,.0f}",
+            ]
+        )
     columns = ["variant", "parameters", "MACs per image", "rate", "test accuracy, %"]
     columns += [f"against {BASELINE}, points", "", "images/s"]
     n = len(comparison["seeds"])

@@ -1,11 +1,9 @@
 """What a comparison compares: the separable network, and others to hold it against.
 
-A smaller network is no like for like, so two variants of it are widened until they have
-as many parameters, or take as many MACs, as the network of standard convolutions.
+A smaller network is no fair comparison, so two variants of it are widened until they
+have as many parameters, or take as many MACs, as the network of standard convolutions.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -14,8 +12,14 @@ from dwsep_jax.compare.widths import Size, match_size, measure_size
 from dwsep_jax.data import Dataset
 from dwsep_jax.errors import ConfigError, choose
 
-# The answer is that of the one against the other.
+# The answer of a comparison is about the first against the second.
 MAIN, BASELINE = "separable", "standard"
+VARIANTS = {
+    MAIN: "separable convolutions",
+    BASELINE: "standard convolutions in their place",
+    "separable_parameters": "separable, widened to the parameters of standard",
+    "separable_macs": "separable, widened to the MACs of standard",
+}
 
 
 class Variant(NamedTuple):
@@ -24,7 +28,7 @@ class Variant(NamedTuple):
     Attributes:
       name: as in `config.compare.variants`.
       description: for people.
-      overrides: the fields in which it differs from the config of the comparison.
+      overrides: the fields in which it differs from the comparison's config.
       config: all fields.
       size: its parameters and MACs.
     """
@@ -36,69 +40,44 @@ class Variant(NamedTuple):
     size: Size
 
 
-class _Recipe(NamedTuple):
-    description: str
-    make_overrides: Callable[[ConfigDict, int, tuple[int, ...]], dict[str, Any]]
-
-
-def _keep(config, num_classes, image_shape):
-    return {}
-
-
-def _standard(config, num_classes, image_shape):
-    # A standard convolution has no inside.
-    inner = [name for name in ("inner_norm", "inner_activation") if config[name]]
-    return {"conv": "standard", **dict.fromkeys(inner, False)}
-
-
-def _match_standard(quantity, config, num_classes, image_shape):
-    standard = config.copy_and_resolve_references()
-    standard.update(_standard(config, num_classes, image_shape))
-    target = getattr(measure_size(standard, num_classes, image_shape), quantity)
-    return match_size(config, quantity, target, num_classes, image_shape)
-
-
-VARIANTS = {
-    MAIN: _Recipe("separable convolutions", _keep),
-    BASELINE: _Recipe("standard convolutions in their place", _standard),
-    "separable_parameters": _Recipe(
-        "separable, widened to the parameters of standard",
-        partial(_match_standard, "parameters"),
-    ),
-    "separable_macs": _Recipe(
-        "separable, widened to the MACs of standard", partial(_match_standard, "macs")
-    ),
-}
-
-
 def make_variants(config: ConfigDict, dataset: Dataset) -> list[Variant]:
     """Return the variants that a configuration names, in its order.
 
     Raises:
-      ConfigError: for an unknown variant, for lack of one that the answer needs, or
+      ConfigError: for an unknown variant, if one that the answer needs is missing, or
         for another `conv` than the variants start from.
     """
-    recipes = {
-        name: choose("variants", name, VARIANTS) for name in config.compare.variants
-    }
-    if missing := [name for name in (MAIN, BASELINE) if name not in recipes]:
+    names = config.compare.variants
+    descriptions = {name: choose("variants", name, VARIANTS) for name in names}
+    if missing := [name for name in (MAIN, BASELINE) if name not in names]:
         raise ConfigError(
-            f"--config.compare.variants={','.join(recipes)}: lacks "
-            f"{' and '.join(missing)}, and the answer is that of {MAIN} "
-            f"against {BASELINE}"
+            f"--config.compare.variants={','.join(names)} lacks "
+            f"{' and '.join(missing)}; the answer is about {MAIN} against {BASELINE}"
         )
     if config.conv != MAIN:
         raise ConfigError(
             f"--config.conv={config.conv}: a comparison starts from {MAIN}, and its "
-            "variants have the others; leave it out, or take another --config"
+            "variants set the others; leave it out, or choose another --config"
         )
-    num_classes = len(dataset.class_names)
-    image_shape = dataset.train.images.shape[1:]
+    shapes = (len(dataset.class_names), dataset.train.images.shape[1:])
     variants = []
-    for name, recipe in recipes.items():
-        overrides = recipe.make_overrides(config, num_classes, image_shape)
+    for name, description in descriptions.items():
+        overrides = _find_overrides(name, config, *shapes)
         changed = config.copy_and_resolve_references()
         changed.update(overrides)
-        size = measure_size(changed, num_classes, image_shape)
-        variants.append(Variant(name, recipe.description, overrides, changed, size))
+        size = measure_size(changed, *shapes)
+        variants.append(Variant(name, description, overrides, changed, size))
     return variants
+
+
+def _find_overrides(name, config, *shapes):
+    if name == MAIN:
+        return {}
+    # A standard convolution has no inside.
+    inner = [field for field in ("inner_norm", "inner_activation") if config[field]]
+    standard = {"conv": "standard", **dict.fromkeys(inner, False)}
+    if name == BASELINE:
+        return standard
+    quantity = name.removeprefix("separable_")
+    target = getattr(measure_size(config, *shapes, **standard), quantity)
+    return match_size(config, quantity, target, *shapes)
