@@ -17,7 +17,7 @@ from dwsep_jax.statistics import (
     compare_pairs,
     summarize_sample,
 )
-from dwsep_jax.workdir import read_evaluation, read_rows, score
+from dwsep_jax.workdir import read_json, read_rows, score
 
 _RECIPE = (
     *("optimizer", "learning_rate", "momentum", "weight_decay", "schedule"),
@@ -62,8 +62,7 @@ def build_comparison(
     for variant in variants:
         name = variant.name
         places = [f"{name}/seed{seed}" for seed in seeds]
-        paths = [workdir / place / "evaluation.json" for place in places]
-        evaluations = [read_evaluation(path) for path in paths]
+        evaluations = [read_json(workdir / place, "evaluation") for place in places]
         runs = [
             {
                 "seed": seed,

@@ -7,7 +7,6 @@ resumes after its last complete epoch. Runs of a variant that are trained togeth
 merely trained ahead of their turn, and found finished when it comes.
 """
 
-import json
 import os
 import pathlib
 import shutil
@@ -28,10 +27,10 @@ from dwsep_jax.workdir import (
     evaluated_row,
     load_config,
     open_workdir,
-    read_evaluation,
+    read_json,
     read_rows,
     score,
-    write_atomically,
+    write_json,
 )
 
 _SENTENCES = {
@@ -166,8 +165,7 @@ class Comparison:
             comparison = build_comparison(
                 self._config, self._variants, trials, trained, self._workdir
             )
-            text = json.dumps(comparison, indent=2, sort_keys=True, allow_nan=False)
-            write_atomically(self._workdir / "comparison.json", text + "\n")
+            write_json(self._workdir / "comparison.json", comparison)
         return comparison
 
     def _try_rates(self) -> dict[str, list[Trial]]:
@@ -229,7 +227,7 @@ class Comparison:
             shutil.copytree(self._workdir / trial["workdir"], unfinished)
             os.replace(unfinished, run.directory)
         seconds = self._trainer.train(run, on_test=True)
-        accuracy = read_evaluation(run.directory / "evaluation.json")["accuracy"]
+        accuracy = read_json(run.directory, "evaluation")["accuracy"]
         text = f"{variant.name} seed {seed}: test accuracy {accuracy:.2%}"
         if is_trial:
             console.say(f"{text} (the trial at rate {trial['learning_rate']:.3g})")

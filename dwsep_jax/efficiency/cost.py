@@ -3,7 +3,6 @@
 The counting (`nn.counting`) and the timing (`timing`) know no model; this module does.
 """
 
-import json
 import os
 import pathlib
 from functools import partial
@@ -29,7 +28,7 @@ from dwsep_jax.nn.densenet import DTYPES
 from dwsep_jax.nn.summary import with_reference_lowering
 from dwsep_jax.train import loop
 from dwsep_jax.train.step import make_train_state, train_step
-from dwsep_jax.workdir import load_config, open_workdir, write_atomically
+from dwsep_jax.workdir import load_config, open_workdir, write_json
 
 CPU_BATCH_SIZES = (1, 8, 32, 128)
 OTHER_BATCH_SIZES = (1, 8, 32, 128, 512)
@@ -73,8 +72,7 @@ def write_efficiency(config: ConfigDict, workdir: str | os.PathLike) -> dict[str
     dataset = data.load(config)
     image_shape = dataset.train.images.shape[1:]
     efficiency = measure_cost(config, len(dataset.class_names), image_shape)
-    text = json.dumps(efficiency, indent=2, sort_keys=True, allow_nan=False)
-    write_atomically(pathlib.Path(workdir, "efficiency.json"), text + "\n")
+    write_json(pathlib.Path(workdir, "efficiency.json"), efficiency)
     return efficiency
 
 

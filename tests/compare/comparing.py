@@ -90,8 +90,9 @@ def write_evaluation(workdir, config):
     rng = np.random.default_rng(config.seed)
     probabilities = np.eye(3)[np.where(rng.random(13) < 0.9, split.labels, 0)]
     report = classification_report(split.labels, probabilities, ("r", "g", "b"))
-    evaluation = {"split": "test", "weights": "raw", "epoch": config.num_epochs}
-    evaluation |= {"num_examples": 13, "loss": 0.5, "environment": {}, **report}
+    evaluation = {"schema": 1, "split": "test", "weights": "raw"}
+    evaluation |= {"epoch": config.num_epochs, "num_examples": 13, "loss": 0.5}
+    evaluation |= {"environment": {}, **report}
     evaluation["accuracy"] = float((probabilities.argmax(1) == split.labels).mean())
     evaluation["calibration"] = calibration(split.labels, probabilities)
     (workdir / "evaluation.json").write_text(json.dumps(evaluation))
