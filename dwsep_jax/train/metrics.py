@@ -1,4 +1,4 @@
-"""What is summed on the device, and what the host makes of predictions."""
+"""Metrics: sums on the device, and reports that the host makes of predictions."""
 
 from typing import Any
 
@@ -22,13 +22,13 @@ class Metrics(clu_metrics.Collection):
 def measure(
     losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> Metrics:
-    """Sum up a batch.
+    """Return the sums over a batch.
 
     Args:
       losses: the loss of each example, (N,).
       logits: (N, K).
       labels: classes, int (N,).
-      mask: bool (N,); what is False does not count.
+      mask: bool (N,); examples where it is False are not counted.
     """
     correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
     return Metrics.single_from_model_output(loss=losses, correct=correct, mask=mask)
@@ -37,17 +37,17 @@ def measure(
 def classification_report(
     labels: np.ndarray, probabilities: np.ndarray, class_names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return precision, recall and F1, averaged and per class, and the confusions.
+    """Return precision, recall and F1, averaged and per class, and confusion matrix.
 
     Args:
       labels: true classes, int (N,).
-      probabilities: (N, K); the largest, the first of equals, is the prediction.
+      probabilities: (N, K); the prediction is the first of the largest.
       class_names: K names.
 
     Returns:
       `precision`, `recall`, `f1`: each {macro, weighted, micro}. `per_class`: a list of
       {name, precision, recall, f1, support}. `confusion_matrix`: K rows (truth) of K
-      counts. A class that is never predicted has precision 0, one without examples
+      counts. A class that is never predicted has precision 0, a class without examples
       recall 0, as in scikit-learn with `zero_division=0`.
     """
     from sklearn import metrics as sk_metrics
@@ -76,7 +76,7 @@ def classification_report(
 
 
 def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
-    """Return how far probabilities can be trusted (Guo et al. 2017).
+    """Return how well calibrated the probabilities are (Guo et al. 2017).
 
     Args:
       labels: true classes, int (N,).

@@ -20,8 +20,8 @@ from dwsep_jax.train.optim import Plateau, make_optimizer, make_plateau, make_sc
 
 Batch = dict[str, jax.Array]
 
-# Fields whose values are leaves of the state: runs that differ in them are one program.
-# Of those that can be off, 0 is another program: it leaves out what it has no need of.
+# Fields whose values are leaves of the state: runs that differ in them share a program.
+# Some can be off: then 0 makes another program, which leaves out what is not needed.
 _ALWAYS_IN_THE_STATE = ("seed", "learning_rate", "weight_decay")
 _IN_THE_STATE_ABOVE_0 = ("dropout_rate", "label_smoothing")
 
@@ -32,7 +32,7 @@ class Average(struct.PyTreeNode):
     Attributes:
       params: as in `TrainState`.
       batch_stats: as in `TrainState`.
-      decay: share of the old average that a step keeps in the long run, float32.
+      decay: share of the old average that a late step keeps, float32.
     """
 
     params: Any
@@ -41,22 +41,22 @@ class Average(struct.PyTreeNode):
 
 
 class TrainState(struct.PyTreeNode):
-    """All that training changes, plus the two functions that change it.
+    """Everything that training changes, and the two functions that change it.
 
     Attributes:
       step: steps taken, int32 scalar.
       params: trainable parameters.
       batch_stats: running batch statistics.
       opt_state: state of the optimizer.
-      key: random key of all steps; never changes, a step's keys come of (key, step).
-      ema: the running average of the weights; None where there is none.
+      key: random key of all steps, constant; a step's keys derive from (key, step).
+      ema: the running average of the weights; None if there is none.
       plateau: scales the learning rate, by `optim.update_plateau`.
       apply_fn: `model.apply`.
       tx: the optimizer.
-      dropout_rate: what the model is called with as `dropout_rate`, float32 scalar;
-        None: it is called without, and has a rate of its own or none.
-      label_smoothing: share of each label that is spread over all classes alike
-        (Szegedy et al. 2016), float32 scalar; None: nothing is.
+      dropout_rate: passed to the model as `dropout_rate`, float32 scalar; if None, the
+        model is called without it, and uses its own rate, if any.
+      label_smoothing: share of each label that is spread evenly over all classes
+        (Szegedy et al. 2016), float32 scalar; None for no smoothing.
     """
 
     step: jax.Array
@@ -73,7 +73,7 @@ class TrainState(struct.PyTreeNode):
 
 
 class RunKeys(NamedTuple):
-    """The random keys of a run: initial parameters, order of the data, steps."""
+    """The random keys of a run: for initial parameters, data order and steps."""
 
     init: jax.Array
     order: jax.Array
@@ -105,7 +105,7 @@ def create_train_state(
         return variables["params"], variables.get("batch_stats", {})
 
     params, batch_stats = init()
-    # Copied: one buffer cannot be given up twice, in the weights and in their average.
+    # Copied: weights and average must not share buffers, which can be donated once.
     copies = jax.tree.map(jnp.copy, (params, batch_stats))
     ema = Average(*copies, jnp.float32(ema_decay)) if ema_decay else None
     return TrainState(
@@ -225,9 +225,9 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
 
 
 def _smooth(labels, state, num_classes):
-    """Return the labels as probabilities, smoothed, where the state says by how much.
+    """Return the labels as smoothed probabilities, if the state has a smoothing.
 
-    Labels that mixup has blended may be smoothed after: both are linear.
+    Smoothing after mixup is as good as before: both are linear.
     """
     if state.label_smoothing is None:
         return labels
@@ -237,7 +237,7 @@ def _smooth(labels, state, num_classes):
 
 
 def _update_average(ema, step, params, batch_stats):
-    """Move the average; while it is young, it forgets faster than by its decay."""
+    """Move the average, which forgets faster than its decay while it is young."""
     age = step.astype(jnp.float32)
     share = 1 - jnp.minimum(ema.decay, (1 + age) / (10 + age))
     return ema.replace(
@@ -247,7 +247,7 @@ def _update_average(ema, step, params, batch_stats):
 
 
 def averaged(state: TrainState) -> TrainState:
-    """Return the state with the average of the weights in their place."""
+    """Return the state with its weights replaced by their average."""
     return state.replace(params=state.ema.params, batch_stats=state.ema.batch_stats)
 
 
@@ -265,7 +265,7 @@ def train_many(
 
     Args:
       state: the state before; its step says where in the epoch it is.
-      total: metrics to which those of the steps are added.
+      total: metrics that those of the steps are added to.
       data: on the device: `image`, uint8 (M, H, W, C); `label`, int (M,).
       permutation: the epoch's order of the M examples, int (M,).
       augment: as `augment.make_augment` returns it.
@@ -274,7 +274,7 @@ def train_many(
 
     Returns:
       The state after; the metrics; the loss of each step, float32 (num_steps,), NaN
-      where the step has left a parameter that is not finite.
+      where the step left a parameter that is not finite.
     """
     steps_per_epoch = permutation.shape[0] // batch_size
 
@@ -292,7 +292,7 @@ def train_many(
         keep_dtype = lambda old, new: new.astype(old.dtype)  # noqa: E731
         return (state, jax.tree.map(keep_dtype, total, merged)), loss
 
-    if num_steps == 1:  # A loop of one would only hide the step from the compiler.
+    if num_steps == 1:  # A loop of one step would only hide it from the compiler.
         carry, loss = take_step((state, total), None)
         return *carry, loss[None]
     carry, losses = jax.lax.scan(take_step, (state, total), length=num_steps)
@@ -305,7 +305,7 @@ def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
     Args:
       state: the state to evaluate.
       batch: `image`, (N, H, W, C) floating point in [-1, 1]; `label`, int (N,);
-        `mask`, bool (N,), False for padding, which does not count.
+        `mask`, bool (N,), False for padding, which is not counted.
 
     Returns:
       Metrics of the batch, and probabilities of the classes, float32 (N, K).

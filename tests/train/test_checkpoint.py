@@ -1,8 +1,6 @@
 """Checkpoints: the latest and the best survive, and damage is noticed."""
 
 import json
-import pathlib
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +9,8 @@ import pytest
 
 from dwsep_jax.errors import UserError
 from dwsep_jax.train.checkpoint import Checkpoints, checksums, describe_leaves
+
+NAN = float("nan")
 
 
 def make_tree(value=0.0):
@@ -21,39 +21,18 @@ def make_tree(value=0.0):
     }
 
 
-def save_all(workdir, scores):
+def save_all(workdir, scores, start=1):
+    """Save epochs with these scores, from `start` on, and return the epochs kept."""
     with Checkpoints(workdir) as checkpoints:
-        for i in range(len(scores)):
-            seen = dict(enumerate(scores[: i + 1], start=1))
-            checkpoints.save(i + 1, make_tree(i + 1.0), {"history": [i]}, seen)
-
-
-def epochs_on_disk(workdir):
+        for i in range(start, len(scores) + 1):
+            seen = dict(enumerate(scores[:i], start=1))
+            checkpoints.save(i, make_tree(float(i)), {"history": [i]}, seen)
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
 
-def test_restored_arrays_and_metadata_are_those_saved(tmp_path):
-    save_all(tmp_path, [0.5])
-    with Checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore_latest(make_tree())
-    assert restored.epoch == 1
-    assert restored.metadata == {"history": [0]}
-    assert checksums(restored.tree) == checksums(make_tree(1.0))
-    assert restored.tree["key"].dtype == make_tree()["key"].dtype
-
-
-def test_a_new_workdir_has_none(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.restore_latest(make_tree()) is None
-
-
-def test_the_latest_and_the_best_are_kept_and_nan_is_no_best(tmp_path):
-    save_all(tmp_path, [0.1, 0.9, float("nan"), 0.3, 0.2])
-    assert epochs_on_disk(tmp_path) == [2, 5]
-    save_all(tmp_path / "nan first", [float("nan"), 0.2, 0.1])
-    assert epochs_on_disk(tmp_path / "nan first") == [2, 3]
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.restore_latest(make_tree()).epoch == 5
+def restore_latest(workdir, like=None, **options):
+    with Checkpoints(workdir, **options) as checkpoints:
+        return checkpoints.restore_latest(like or make_tree())
 
 
 def largest_file(directory):
@@ -61,106 +40,101 @@ def largest_file(directory):
     return max(files, key=lambda path: path.stat().st_size)
 
 
-def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(tmp_path):
-    save_all(tmp_path, [0.9, 0.1])
-    path = largest_file(tmp_path / "checkpoints" / "2" / "arrays")
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.restore_latest(make_tree()).epoch == 1
-
-
-def test_an_array_that_changed_is_noticed(tmp_path):
-    save_all(tmp_path, [0.9, 0.1])
-    (tmp_path / "checkpoints" / "2" / "SHA256SUMS.json").unlink()
-    (metadata,) = (tmp_path / "checkpoints" / "2" / "metadata").rglob("metadata")
-    content = json.loads(metadata.read_text())
-    content["checksums"]["['weights']"] = checksums(make_tree(5.0))["['weights']"]
-    metadata.write_text(json.dumps(content))
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.restore_latest(make_tree()).epoch == 1
-
-
-def test_when_none_is_whole_it_says_so(tmp_path):
+def test_arrays_and_metadata_are_restored(tmp_path):
+    assert restore_latest(tmp_path) is None
     save_all(tmp_path, [0.5])
-    for path in pathlib.Path(tmp_path, "checkpoints", "1", "arrays").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"")
-    message = f"delete {tmp_path} to start over"
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=message):
-        checkpoints.restore_latest(make_tree())
+    restored = restore_latest(tmp_path)
+    assert restored.epoch == 1
+    assert restored.metadata == {"history": [1]}
+    assert checksums(restored.tree) == checksums(make_tree(1.0))
+    assert restored.tree["key"].dtype == make_tree()["key"].dtype
 
 
-def test_a_tree_of_another_shape_is_refused(tmp_path):
-    save_all(tmp_path, [0.5])
-    other = make_tree() | {"weights": jnp.zeros((5, 8))}
-    message = r"another network: \['weights'\] is float32 \d.* there, float32 5x8 here"
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=message):
-        checkpoints.restore_latest(other)
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ([0.1, 0.9, NAN, 0.3, 0.2], [2, 5]),
+        ([NAN, 0.2, 0.1], [2, 3]),
+        ([0.5, 0.9, 0.9, 0.2], [2, 4]),
+        ([0.5, 0.9, 0.1, 0.95], [4]),
+    ],
+)
+def test_the_latest_and_the_first_best_are_kept(tmp_path, scores, kept):
+    assert save_all(tmp_path, scores) == kept
+    # The best is still known after a restart, or else the best of the rest is kept.
+    assert save_all(tmp_path / "restarted", scores[:2])
+    assert save_all(tmp_path / "restarted", scores, start=3) == kept
 
 
-def test_a_tree_of_other_leaves_is_refused_by_the_first(tmp_path):
-    save_all(tmp_path, [0.5])
-    more = make_tree() | {"more": jnp.zeros(3)}
-    fewer = make_tree()
-    del fewer["weights"]
-    with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(
-            UserError, match=r"'more'. is missing there, float32 3 here"
-        ):
-            checkpoints.restore_latest(more)
-        with pytest.raises(UserError, match=r"'weights'. is float32 .* missing here"):
-            checkpoints.restore_latest(fewer)
-
-
-def test_epochs_are_restored_in_the_order_asked_for(tmp_path):
-    save_all(tmp_path, [0.9, 0.1])
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.epochs() == [1, 2]
-        assert checkpoints.restore([1, 2], make_tree()).epoch == 1
-        path = largest_file(tmp_path / "checkpoints" / "1" / "arrays")
-        path.write_bytes(path.read_bytes()[:-1])
-        assert checkpoints.restore([1, 2], make_tree()).epoch == 2
-        assert checkpoints.restore([], make_tree()) is None
-
-
-def test_to_read_makes_no_directory(tmp_path):
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.epochs() == []
-        assert checkpoints.restore_latest(make_tree()) is None
-    assert list(tmp_path.iterdir()) == []
-    save_all(tmp_path, [0.5])
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.restore_latest(make_tree()).epoch == 1
-
-
-def test_a_flipped_bit_in_any_file_is_noticed(tmp_path):
+def test_damage_to_any_file_is_noticed(tmp_path, capsys):
     save_all(tmp_path, [0.9, 0.1])
     files = [p for p in (tmp_path / "checkpoints" / "2").rglob("*") if p.is_file()]
     assert len(files) > 5
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.restore_latest(make_tree()).epoch == 2
         for path in files:
-            content = path.read_bytes()
-            if not content:
+            if not (content := path.read_bytes()):
                 continue
             damaged = bytearray(content)
             damaged[len(content) // 2] ^= 1
-            path.write_bytes(damaged)
-            assert checkpoints.restore_latest(make_tree()).epoch == 1, path
-            with Checkpoints(tmp_path) as opened_later:
-                assert opened_later.restore_latest(make_tree()).epoch == 1, path
+            for changed in (damaged, content[:-1]):
+                path.write_bytes(changed)
+                assert checkpoints.restore_latest(make_tree()).epoch == 1, path
+            assert restore_latest(tmp_path).epoch == 1, path
             path.write_bytes(content)
+        shown = capsys.readouterr().out
+        assert (
+            "passing over the damaged checkpoint of epoch 2: ValueError: the" in shown
+        )
+        assert "the checksum of arrays/" in shown
         assert checkpoints.restore_latest(make_tree()).epoch == 2
 
 
-def test_without_sums_of_its_files_the_leaves_vouch_for_a_checkpoint(tmp_path):
+def test_without_checksums_of_files_those_of_the_leaves_decide(tmp_path):
     save_all(tmp_path, [0.9, 0.1])
-    (tmp_path / "checkpoints" / "2" / "SHA256SUMS.json").unlink()
+    directory = tmp_path / "checkpoints" / "2"
+    (directory / "SHA256SUMS.json").unlink()
+    assert restore_latest(tmp_path).epoch == 2
+    (metadata,) = (directory / "metadata").rglob("metadata")
+    content = json.loads(metadata.read_text())
+    content["checksums"]["['weights']"] = checksums(make_tree(5.0))["['weights']"]
+    metadata.write_text(json.dumps(content))
+    assert restore_latest(tmp_path).epoch == 1
+
+
+def test_epochs_are_restored_in_order_of_preference(tmp_path):
+    save_all(tmp_path, [0.9, 0.1])
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.restore_latest(make_tree()).epoch == 2
+        assert checkpoints.epochs() == [1, 2]
+        assert checkpoints.restore([1, 2], make_tree()).epoch == 1
+        for epoch in (1, 2):
+            largest_file(tmp_path / "checkpoints" / str(epoch) / "arrays").write_bytes(
+                b""
+            )
+            if epoch == 1:
+                assert checkpoints.restore([1, 2], make_tree()).epoch == 2
+        with pytest.raises(UserError, match=f"delete {tmp_path} to start over"):
+            checkpoints.restore([1, 2], make_tree())
+        assert checkpoints.restore([], make_tree()) is None
+        checkpoints.discard_after(1)
+        assert checkpoints.epochs() == [1]
 
 
-def test_descriptions_and_checksums_tell_dtype_shape_and_value_apart():
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": jnp.zeros((5, 8))}, r"'weights'\] is float32 5x7 .* 5x8 here"),
+        ({"more": jnp.zeros(3)}, r"'more'\] is missing there, float32 3 here"),
+        ({"weights": None}, r"'weights'\] is float32 5x7 there, missing here"),
+    ],
+    ids=str,
+)
+def test_another_network_is_refused(tmp_path, change, message):
+    save_all(tmp_path, [0.5])
+    with pytest.raises(UserError, match=rf"another network: \['?.*{message}"):
+        restore_latest(tmp_path, make_tree() | change)
+
+
+def test_descriptions_and_checksums_distinguish_dtype_shape_and_value():
     arrays = [
         jnp.zeros(4),
         jnp.zeros((2, 2)),
@@ -173,64 +147,21 @@ def test_descriptions_and_checksums_tell_dtype_shape_and_value_apart():
     assert len(seen) == len(arrays)
 
 
-def test_a_reader_is_told_of_no_damage_where_a_run_replaced_a_checkpoint(
-    tmp_path, capsys
-):
+def test_a_reader_changes_nothing_and_tolerates_a_running_writer(tmp_path, capsys):
+    assert restore_latest(tmp_path, read_only=True) is None
+    assert list(tmp_path.iterdir()) == []
     save_all(tmp_path, [0.5])
+    unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    (unfinished / "file").write_text("x")
     with Checkpoints(tmp_path, read_only=True) as reader:
         assert reader.epochs() == [1]
-        with Checkpoints(tmp_path) as writer:
+        assert reader.restore_latest(make_tree()).epoch == 1
+        assert unfinished.exists()
+        with Checkpoints(tmp_path) as writer:  # It removes what a killed save left.
+            assert not unfinished.exists()
             writer.save(2, make_tree(7.0), {}, {1: 0.5, 2: 0.9})
-        assert epochs_on_disk(tmp_path) == [2]
-        # What is gone is not damaged.
+        assert not (tmp_path / "checkpoints" / "1").exists()
+        # A checkpoint that is gone is not damaged.
         assert reader.restore_latest(make_tree()) is None
     assert capsys.readouterr().out == ""
-
-
-def test_what_a_killed_save_left_is_removed_by_a_writer_alone(tmp_path):
-    save_all(tmp_path, [0.5])
-    rest = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
-    rest.mkdir()
-    (rest / "file").write_text("x")
-    with Checkpoints(tmp_path, read_only=True):
-        assert rest.exists()
-    with Checkpoints(tmp_path) as checkpoints:
-        assert not rest.exists()
-        assert checkpoints.epochs() == [1]
-
-
-def test_a_damaged_checkpoint_is_reported(tmp_path, capsys):
-    save_all(tmp_path, [0.9, 0.1])
-    path = largest_file(tmp_path / "checkpoints" / "2" / "arrays")
-    path.write_bytes(path.read_bytes()[:-1])
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.restore_latest(make_tree())
-    shown = capsys.readouterr().out
-    assert "passing over the damaged checkpoint of epoch 2: ValueError: the" in shown
-    assert path.name in shown
-
-
-def test_the_best_is_known_after_a_restart(tmp_path):
-    scores = {1: 0.5, 2: 0.9}
-    save_all(tmp_path, list(scores.values()))
-    for epoch, score in ((3, 0.1), (4, 0.2)):
-        scores[epoch] = score
-        with Checkpoints(tmp_path) as checkpoints:
-            checkpoints.save(epoch, make_tree(), {}, scores)
-    assert epochs_on_disk(tmp_path) == [2, 4]
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(5, make_tree(), {}, scores | {5: 0.95})
-    assert epochs_on_disk(tmp_path) == [5]
-
-
-def test_of_equal_epochs_the_first_is_the_best(tmp_path):
-    save_all(tmp_path, [0.5, 0.9, 0.9, 0.2])
-    assert epochs_on_disk(tmp_path) == [2, 4]
-
-
-def test_where_the_best_is_lost_the_best_of_the_rest_is_kept(tmp_path):
-    save_all(tmp_path, [0.9, 0.5])
-    shutil.rmtree(tmp_path / "checkpoints" / "1")
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(3, make_tree(), {}, {1: 0.9, 2: 0.5, 3: 0.1})
-    assert epochs_on_disk(tmp_path) == [2, 3]
