@@ -1,6 +1,6 @@
 """The report of a comparison."""
 
-from dwsep_jax.config import COMPARISON, format_value
+from dwsep_jax.config import COMPARISON
 from dwsep_jax.report import charts, text
 from dwsep_jax.report.costs import measure, pareto_front
 from dwsep_jax.report.files import Comparison, Unfinished
@@ -10,12 +10,10 @@ from dwsep_jax.report.format import (
     amount,
     fixed,
     interval,
+    listing,
     mean_and_interval,
     percent,
     points,
-    scaled,
-    share,
-    significant,
 )
 from dwsep_jax.report.page import (
     Block,
@@ -32,7 +30,6 @@ from dwsep_jax.report.page import (
 from dwsep_jax.report.run import (
     FLOPS_WORDS,
     NOT_MEASURED,
-    RATES,
     REDRAW,
     build_command,
     describe_environment,
@@ -123,66 +120,51 @@ def _warn_of_gaps(content):
 
 def _show_variants(comparison, costs):
     content = comparison.content
-    latencies = [key for key in costs if key.startswith("latency")]
-    ends = [key for key in latencies if key in (latencies[0], latencies[-1])]
-    shown = ["parameters", "macs", *ends, "train", "memory"]
-    columns = ["variant", "test accuracy", "seeds", "macro F1", "ECE"]
-    columns += [costs[key].label for key in shown]
-    rows = []
+    shown = ("parameters", "macs", "memory")
+    rows, described, runs = [], [], []
     for name, variant in content["variants"].items():
         summary = variant["summary"]
         row = [name, mean_and_interval(summary.get("accuracy"))]
-        row.append(str(len(variant["runs"])))
         row += [mean_and_interval(summary.get(key), fixed) for key in ("f1", "ece")]
-        row += [costs[key].form(costs[key].values.get(name)) for key in shown]
-        rows.append(row)
-    note = (
-        f"Mean {PLUS_MINUS} half the 95 % interval over seeds (Student's t), on "
-        f"{content['num_examples']:,} test images after {content['num_epochs']} "
-        "epochs. MACs are multiply-adds per image. ECE is the expected calibration "
-        "error, at best 0. Times are medians."
-    )
-    described = [
-        f"{name}: {variant['description']}" + _describe_overrides(variant)
-        for name, variant in content["variants"].items()
-    ]
-    table = Table("Means over seeds, and costs", columns, rows, note=note)
-    return [table, Bullets(described), *_list_runs(content)]
-
-
-def _describe_overrides(variant):
-    # A stem width that was solved for has many digits.
-    told = [
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={_show(value)}"
-        for key, value in (variant.get("overrides") or {}).items()
-    ]
-    return f" ({', '.join(told)})" if told else ""
-
-
-def _show(value):
-    return format_value(tuple(value) if isinstance(value, list) else value)
-
-
-def _list_runs(content):
-    runs, rates = [], []
-    for name, variant in content["variants"].items():
+        rows.append(row + [costs[k].form(costs[k].values.get(name)) for k in shown])
+        described.append(_describe_variant(name, variant))
         for run in variant["runs"]:
             row = [f"{name}, seed {run['seed']}", percent(run["accuracy"])]
             row += [percent(run.get("val_accuracy")), fixed(run.get("f1"))]
             runs.append([*row, amount(run.get("train_seconds"))])
-        for rate in variant.get("rates") or []:
-            chosen = rate["learning_rate"] == variant.get("learning_rate")
-            row = [
-                name,
-                f"{rate['learning_rate']:g}",
-                percent(rate.get("val_accuracy")),
-            ]
-            rates.append([*row, "chosen" if chosen else ""])
-    columns = ["run", "test accuracy", "validation accuracy", "macro F1", "seconds"]
-    yield Table("Every run", columns, runs, folded=True)
+    note = (
+        f"Mean {PLUS_MINUS} half the 95 % interval over {len(content['seeds'])} seeds "
+        f"(Student's t), on {content['num_examples']:,} test images after "
+        f"{content['num_epochs']} epochs. MACs are multiply-adds per image; ECE is the "
+        "expected calibration error, at best 0."
+    )
+    columns = ["variant", "test accuracy", "macro F1", "ECE"]
+    columns += [costs[key].label for key in shown]
+    per_run = ["run", "test accuracy", "validation accuracy", "macro F1", "seconds"]
+    return [
+        Table("Means over seeds, and sizes", columns, rows, note=note),
+        Bullets(described),
+        Table("Every run", per_run, runs, folded=True),
+    ]
+
+
+def _describe_variant(name, variant):
+    """Return what sets a variant apart, and its learning rate among those tried."""
+    told = [
+        # A stem width that was solved for has many digits.
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in (variant.get("overrides") or {}).items()
+    ]
+    text = f"{name}: {variant['description']}"
+    text += f" ({', '.join(told)})" if told else ""
+    rates = [
+        f"{rate['learning_rate']:.3g} ({percent(rate.get('val_accuracy'))})"
+        for rate in variant.get("rates") or []
+    ]
     if rates:
-        columns = ["variant", "learning rate", "validation accuracy", ""]
-        yield Table("Learning rates tried, chosen on validation", columns, rates, True)
+        chosen = f"learning rate {variant['learning_rate']:.3g}"
+        text += f"; {chosen}, chosen on validation from {listing(rates)}"
+    return f"{text}."
 
 
 def _show_differences(content):
@@ -251,11 +233,11 @@ def _show_promise(comparison, costs):
     content = comparison.content
     baseline = content["baseline"]
     values = [
-        {"variant": name, "measure": cost.label, "ratio": ratio}
+        {"variant": name, "measure": cost.label, "ratio": cost.ratio(name, baseline)}
         | {"shown": cost.form(cost.values[name])}
-        for cost in costs.values()
+        for key, cost in costs.items()
         for name in content["variants"]
-        if name != baseline and (ratio := cost.ratio(name, baseline))
+        if key != "formula" and name != baseline and cost.ratio(name, baseline)
     ]
     blocks: list[Block] = [Text(FLOPS_WORDS)]
     if values:
@@ -263,47 +245,17 @@ def _show_promise(comparison, costs):
         title = f"Costs relative to {baseline}: on paper above, by the clock below"
         spec = charts.ratios(values, list(content["variants"]), labels)
         blocks.append(Chart("promise", title, spec))
-    return [*blocks, _tabulate_flops(comparison, costs), *_tabulate_rates(comparison)]
-
-
-def _tabulate_flops(comparison, costs):
-    latencies = {k: c for k, c in costs.items() if k.startswith("latency")}
-    rows = []
-    for name, efficiency in comparison.efficiency.items():
-        if efficiency is None:
-            rows.append([name, "not measured"] + [DASH] * (1 + len(latencies)))
-            continue
-        flops = efficiency["flops"]
-        row = [name, amount(flops["formula_forward"]), amount(flops["xla_forward"])]
-        spreads = {f"latency_{r['batch_size']}": r for r in efficiency["latency"]}
-        for key in latencies:
-            spread = spreads[key]["spread_ms"]
-            half = f" {PLUS_MINUS} {significant(spread, 2)}" if spread else ""
-            row.append(f"{significant(spreads[key]['median_ms'])}{half} ms")
-        rows.append(row)
+    shown = [key for key in costs if key not in ("parameters", "macs", "memory")]
+    rows = [
+        [name, *(costs[key].form(costs[key].values.get(name)) for key in shown)]
+        for name in content["variants"]
+    ]
+    columns = ["variant", *(costs[key].label for key in shown)]
     note = (
         "FLOPs of a forward pass over one image; XLA leaves out the taps that fall on "
-        "padding. Times are medians with their measured spread."
+        "padding. Times are medians."
     )
-    columns = ["variant", "FLOPs, formula", "FLOPs, XLA"]
-    columns += [cost.label for cost in latencies.values()]
-    return Table("FLOPs and times", columns, rows, note=note)
-
-
-def _tabulate_rates(comparison):
-    rows = []
-    for name, efficiency in comparison.efficiency.items():
-        efficiency = efficiency or {}
-        row, machine = [name], efficiency.get("machine") or {}
-        for _, key, limit, unit in RATES:
-            rate, peak = efficiency.get(f"achieved_{key}"), machine.get(limit)
-            if rate and peak:
-                row += [scaled(rate, unit), share(rate / peak)]
-        if len(row) == 5:
-            rows.append(row)
-    columns = ["variant", "FLOP/s", "of a matrix product", "bytes/s", "of a copy"]
-    caption = "Achieved rates as shares of the machine's; the higher is the limit"
-    return [Table(caption, columns, rows)] if rows else []
+    return [*blocks, Table("FLOPs and times", columns, rows, note=note)]
 
 
 def _show_curves(comparison):

@@ -33,51 +33,50 @@ class Measure(NamedTuple):
 def measure(comparison: Comparison) -> dict[str, Measure]:
     """Return every cost that was counted or measured.
 
-    Keys: parameters, macs, flops, latency_<batch size> (of the batch sizes that all
-    measured variants share), train, memory.
+    Keys: parameters, macs, formula, flops, latency_<batch size> (of the batch sizes
+    that all measured variants share), train, memory.
     """
-    variants = comparison.content["variants"]
-    measured = {n: e for n, e in comparison.efficiency.items() if e}
     times = {
         name: {row["batch_size"]: row["median_ms"] for row in efficiency["latency"]}
-        for name, efficiency in measured.items()
-    }
-    rates = {
-        n: (e.get("train") or {}).get("images_per_second") for n, e in measured.items()
+        for name, efficiency in comparison.efficiency.items()
+        if efficiency
     }
     found = {
-        "parameters": Measure(
-            "parameters", amount, {n: v["parameters"] for n, v in variants.items()}
-        ),
-        "macs": Measure(
-            "multiply-adds (MACs)", amount, {n: v["macs"] for n, v in variants.items()}
-        ),
-        "flops": Measure(
-            "FLOPs (XLA)",
-            amount,
-            {n: e["flops"]["xla_forward"] for n, e in measured.items()},
-        ),
+        "parameters": ("parameters", amount, lambda v, _: v["parameters"]),
+        "macs": ("MACs", amount, lambda v, _: v["macs"]),
     }
+    for key, words in (("formula", "formula"), ("flops", "XLA")):
+        field = f"{words.lower()}_forward"
+        read = lambda _, e, field=field: e["flops"][field]  # noqa: E731
+        found[key] = (f"FLOPs ({words})", amount, read)
     for size in sorted(set.intersection(*map(set, times.values())) if times else ()):
-        found[f"latency_{size}"] = Measure(
-            f"time for a batch of {size}",
-            milliseconds,
-            {name: latency[size] for name, latency in times.items()},
-        )
-    found["train"] = Measure(
-        "training time per image",
-        milliseconds,
-        {name: 1e3 / rate for name, rate in rates.items() if rate},
-    )
-    found["memory"] = Measure(
-        "peak memory",
-        mebibytes,
-        {n: (e.get("memory") or {}).get("peak_bytes") for n, e in measured.items()},
-    )
-    return {
-        key: one._replace(values={n: v for n, v in one.values.items() if v is not None})
-        for key, one in found.items()
-    }
+        words = f"time for a batch of {size}"
+        found[f"latency_{size}"] = (words, milliseconds, _read_latency(size))
+    found["train"] = ("training time per image", milliseconds, _read_training)
+    found["memory"] = ("peak memory", mebibytes, lambda _, e: e["memory"]["peak_bytes"])
+    measures = {}
+    for key, (label, form, read) in found.items():
+        measures[key] = Measure(label, form, {})
+        for name, variant in comparison.content["variants"].items():
+            try:
+                value = read(variant, comparison.efficiency[name])
+            except (LookupError, TypeError):  # Not measured.
+                continue
+            if value is not None:
+                measures[key].values[name] = value
+    return measures
+
+
+def _read_latency(size):
+    def read(_, efficiency):
+        rows = {row["batch_size"]: row for row in efficiency["latency"]}
+        return rows[size]["median_ms"]
+
+    return read
+
+
+def _read_training(_, efficiency):
+    return 1e3 / efficiency["train"]["images_per_second"]
 
 
 def speeds(costs: dict[str, Measure], name: str, baseline: str) -> dict[int, float]:

@@ -1,9 +1,8 @@
-"""The files of runs, comparisons and sweeps, checked, as the report takes them."""
+"""The files of runs, comparisons and sweeps, read and checked for the report."""
 
-import dataclasses
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,16 +18,15 @@ from dwsep_jax.report.trials import (
 from dwsep_jax.workdir import damaged, read_json, read_rows
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run's files; what is not there is None or empty.
+class Run(NamedTuple):
+    """A run's files; what does not exist is None or empty.
 
     Attributes:
       directory: its workdir.
-      config: what config.json holds, {requested, resolved}.
+      config: of config.json, {requested, resolved}.
       rows: of metrics.jsonl.
-      evaluation: of test.
-      others: the evaluations of other splits.
+      evaluation: on test.
+      others: the evaluations on other splits.
       predictions: {id, label, probabilities} on test.
       diagnosis: of diagnosis.json.
       efficiency: of efficiency.json.
@@ -44,14 +42,13 @@ class Run:
     efficiency: dict[str, Any] | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """A comparison's files; dicts are by the names of the variants.
+class Comparison(NamedTuple):
+    """A comparison's files; dicts are keyed by the names of the variants.
 
     Attributes:
       directory: its workdir.
       content: of comparison.json.
-      config: what config.json holds, {requested, resolved}; None without one.
+      config: of config.json, {requested, resolved}; None without one.
       efficiency: of each variant, None where it was not measured.
       curves: the rows of each run of a variant that still has them.
       diagnoses: the diagnosis of each run of a variant that has one.
@@ -65,27 +62,25 @@ class Comparison:
     diagnoses: dict[str, list[dict[str, Any]]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Unfinished:
-    """A comparison without its comparison.json: the runs that it has begun."""
+class Unfinished(NamedTuple):
+    """A comparison without its comparison.json: the runs it has begun."""
 
     directory: pathlib.Path
     runs: dict[str, Run]
 
 
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-    """A sweep's files; dicts are by the numbers of the trials in its finals.
+class Sweep(NamedTuple):
+    """A sweep's files; dicts are keyed by the numbers of its finalists.
 
     Attributes:
       directory: its workdir.
-      config: what config.json holds, {requested, resolved}; None without one.
+      config: of config.json, {requested, resolved}; None without one.
       best: of best.json; None while the sweep is under way.
       axes: of its space.
       trials: by number.
       curves: the rows of each final run that still has them.
       diagnoses: the diagnosis of each final run that has one.
-      correct: whether each final run's predictions of test are right, bool (runs,
+      correct: whether each final run's predictions on test are right, bool (runs,
         images); None where a run has none.
       num_evaluated: final runs that are evaluated on test.
     """
@@ -160,22 +155,31 @@ def _read_comparison(directory):
                 directory / "comparison.json",
                 f"{role} is {content[role]}, which is none of its variants",
             )
-    # Its keys are sorted; people compare the two that the question is about first, and
-    # the others in the order of the config.
+    # The keys of the file are sorted; the report starts with the two variants that the
+    # question is about, and keeps the order of the config.
     config = read_json(directory, "config")
     asked = config["resolved"].get("compare", {}).get("variants", []) if config else []
     order = dict.fromkeys([content["main"], content["baseline"], *asked, *variants])
     variants = content["variants"] = {n: variants[n] for n in order if n in variants}
-    efficiency, curves, diagnoses = {}, {}, {}
-    for name, variant in variants.items():
-        measured = variant.get("efficiency")
-        place = (directory / measured).parent if measured else None
-        efficiency[name] = read_json(place, "efficiency") if place else None
-        places = [directory / run["workdir"] for run in variant["runs"]]
-        curves[name] = [rows for place in places if (rows := read_rows(place))]
+    efficiency = {
+        name: read_json((directory / variant["efficiency"]).parent, "efficiency")
+        if variant.get("efficiency")
+        else None
+        for name, variant in variants.items()
+    }
+    runs = {name: variant["runs"] for name, variant in variants.items()}
+    files = _read_curves_and_diagnoses(directory, runs)
+    return Comparison(directory, content, config, efficiency, *files)
+
+
+def _read_curves_and_diagnoses(directory, runs):
+    curves, diagnoses = {}, {}
+    for key, entries in runs.items():
+        places = [directory / run["workdir"] for run in entries]
+        curves[key] = [rows for place in places if (rows := read_rows(place))]
         found = [read_json(place, "diagnosis") for place in places]
-        diagnoses[name] = [diagnosis for diagnosis in found if diagnosis]
-    return Comparison(directory, content, config, efficiency, curves, diagnoses)
+        diagnoses[key] = [diagnosis for diagnosis in found if diagnosis]
+    return curves, diagnoses
 
 
 def _read_sweep(directory):
@@ -183,28 +187,23 @@ def _read_sweep(directory):
     trials = read_trials(directory / "trials.csv")
     if best is None and config is None:
         raise UserError(
-            f"{directory}: neither best.json nor config.json is there to say what "
-            "trials.csv has searched; put config.json back"
+            f"{directory}: without best.json and config.json, the space that "
+            "trials.csv searched is unknown; put config.json back"
         )
     axes = axes_of_best(best) if best else axes_of_config(config)
     _check_belonging(directory, best, axes, trials)
-    finals = best["finals"] if best else []
-    curves, diagnoses, correct = {}, {}, {}
-    for final in finals:
-        number = final["number"]
-        places = [directory / run["workdir"] for run in final["runs"]]
-        curves[number] = [rows for place in places if (rows := read_rows(place))]
-        found = [read_json(place, "diagnosis") for place in places]
-        diagnoses[number] = [diagnosis for diagnosis in found if diagnosis]
-        predictions = [_read_predictions(place / "predictions.npz") for place in places]
-        correct[number] = _find_correct(predictions)
-    evaluated = directory.glob("final/*/seed*/evaluation.json")
-    files = curves, diagnoses, correct, sum(1 for _ in evaluated)
-    return Sweep(directory, config, best, axes, trials, *files)
+    runs = {final["number"]: final["runs"] for final in (best or {}).get("finals", [])}
+    correct = {
+        number: _find_correct([directory / run["workdir"] for run in entries])
+        for number, entries in runs.items()
+    }
+    evaluated = sum(1 for _ in directory.glob("final/*/seed*/evaluation.json"))
+    files = _read_curves_and_diagnoses(directory, runs)
+    return Sweep(directory, config, best, axes, trials, *files, correct, evaluated)
 
 
 def _check_belonging(directory, best, axes, trials):
-    """Raise `UserError` unless the files of a sweep are of one sweep."""
+    """Raise `UserError` unless the files belong to one sweep."""
     path, numbers = directory / "trials.csv", {trial.number for trial in trials}
     columns = trials[0].settings if trials else {axis.name: "" for axis in axes}
     if missing := [axis.name for axis in axes if axis.name not in columns]:
@@ -216,8 +215,9 @@ def _check_belonging(directory, best, axes, trials):
             raise damaged(path, f"it lacks trial {number} of best.json")
 
 
-def _find_correct(predictions):
+def _find_correct(workdirs):
     """Return whether each prediction is right, bool (runs, images), or None."""
+    predictions = [_read_predictions(place / "predictions.npz") for place in workdirs]
     if not predictions or None in predictions:
         return None
     found = [p["probabilities"].argmax(axis=1) == p["label"] for p in predictions]

@@ -95,30 +95,14 @@ def decide(result: str, saves: bool, speed: float | None) -> tuple[str, str]:
 
 
 def _describe_speed(comparison, inference):
-    """Return at which batch sizes inference is faster, slower or as fast."""
-    groups = {"faster": {}, "slower": {}, "about as fast": {}}
-    for size, ratio in sorted(inference.items()):
-        is_faster, is_slower = ratio > 1 + TOLERANCE, ratio < 1 - TOLERANCE
-        word = "faster" if is_faster else "slower" if is_slower else "about as fast"
-        groups[word][size] = ratio
-    parts = []
-    for word, group in groups.items():
-        if group:
-            ends = dict.fromkeys(
-                (times(min(group.values())), times(max(group.values())))
-            )
-            sizes = listing([str(size) for size in group])
-            plural = "s" if len(group) > 1 else ""
-            parts.append(f"{word} at batch size{plural} {sizes} ({' to '.join(ends)})")
-    if not parts:
+    if not inference:
         return "Its speed was not measured."
     kinds = [
-        e["environment"].get("device_kind")
-        for e in comparison.efficiency.values()
-        if e and e["environment"].get("device_kind")
+        e["environment"].get("device_kind") for e in comparison.efficiency.values() if e
     ]
-    device = f" on this machine ({kinds[0]})" if kinds else ""
-    return f"Measured{device}, inference is {listing(parts)}."
+    told = [f"{times(ratio)} at batch size {size}" for size, ratio in inference.items()]
+    device = f" on this machine ({kinds[0]})" if kinds[0] else ""
+    return f"Its inference speed, measured{device}: {listing(told)}."
 
 
 def seeds_needed(comparison: Comparison) -> int | None:
@@ -137,61 +121,35 @@ def seeds_needed(comparison: Comparison) -> int | None:
 
 def discuss(comparison: Comparison, costs: Costs) -> list[str]:
     """Return the trade-off of each variant, and what became of the promised speed."""
-    return [
-        *_discuss_trade_offs(comparison, costs),
-        *_discuss_promise(comparison, costs),
-        *_discuss_front(comparison, costs),
-        *_discuss_fit(comparison),
-    ]
-
-
-def _discuss_trade_offs(comparison, costs):
-    content = comparison.content
-    baseline = content["baseline"]
-    for name in content["variants"]:
-        if name == baseline or (pair := content["paired"].get(name)) is None:
-            continue
+    content, reached = comparison.content, means(comparison)
+    main, baseline = content["main"], content["baseline"]
+    sentences = []
+    for name, pair in content["paired"].items():
         speed = mean_speed(speeds(costs, name, baseline))
-        yield (
-            f"{name} trades {points(pair['mean'])} points of accuracy for "
+        sentences.append(
+            f"{name} changes accuracy by {points(pair.get('mean'))} points with "
             f"{share(costs['parameters'].ratio(name, baseline))} of the parameters and "
             f"{share(costs['macs'].ratio(name, baseline))} of the multiply-adds of "
             f"{baseline}{f', at {times(speed)} its inference speed' if speed else ''}."
         )
-
-
-def _discuss_promise(comparison, costs):
-    main, baseline = comparison.content["main"], comparison.content["baseline"]
-    promised = costs["macs"].ratio(baseline, main)
     if inference := speeds(costs, main, baseline):
+        promised = costs["macs"].ratio(baseline, main)
         best = max(inference, key=inference.get)
         kept = inference[best] / promised
-        yield (
+        sentences.append(
             f"{times(promised)} fewer multiply-adds promise as much speed; the clock "
             f"gives {times(inference[best])} at best (batch size {best}), "
             f"{share(kept)} of the promise.{_WHY_NOT_FASTER if kept < 0.8 else ''}"
         )
-
-
-def _discuss_front(comparison, costs):
-    reached, macs = means(comparison), costs["macs"].values
-    if len(reached) > 1:
-        front = pareto_front({n: (macs[n], mean) for n, mean in reached.items()})
-        beaten = [name for name in reached if name not in front]
-        cost = "costs" if len(beaten) == 1 else "cost"
-        rest = f"; {listing(beaten)} {cost} more for no more accuracy" if beaten else ""
-        yield f"On the Pareto front in multiply-adds: {listing(front)}{rest}."
-
-
-def _discuss_fit(comparison):
-    parts = []
+    macs = costs["macs"].values
+    front = pareto_front({name: (macs[name], mean) for name, mean in reached.items()})
+    sentences.append(f"On the Pareto front in multiply-adds: {listing(front)}.")
     for name, found in comparison.diagnoses.items():
         verdicts = Counter(d["verdict"].replace("_", " ") for d in found)
         told = [f"{v} in {n} of {len(found)} runs" for v, n in verdicts.most_common()]
         if told:
-            parts.append(f"{name} {listing(told)}")
-    if parts:
-        yield f"Diagnosis of the loss curves: {'; '.join(parts)}."
+            sentences.append(f"Loss curves of {name}: {listing(told)}.")
+    return sentences
 
 
 def list_limits(comparison: Comparison) -> list[str]:

@@ -73,8 +73,7 @@ def test_the_best_epoch_is_the_first_of_equals_by_the_evaluated_weights():
 
 
 @pytest.mark.parametrize(
-    ("losses", "scale"),
-    [([3, 2, 1], None), ([90, 2, 1], "log"), ([90, 2, 0], None)],
+    ("losses", "scale"), [([3, 2, 1], None), ([90, 2, 1], "log"), ([90, 2, 0], None)]
 )
 def test_one_wild_epoch_makes_the_scale_logarithmic(losses, scale):
     rows = [(i, loss, loss, loss) for i, loss in enumerate(losses)]
