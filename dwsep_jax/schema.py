@@ -99,7 +99,7 @@ _SHAPES = {
     "best": _object(
         "number",
         texts="dataset sampler pruner command",
-        axes=[_object("", "low high", "name field", kind=AXIS_KINDS, log=_FLAG)],
+        space=[_TEXT],
         num_trials=_object("complete pruned failed"),
         overrides={},
         validation=_object("accuracy epoch"),

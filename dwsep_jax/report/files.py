@@ -11,8 +11,7 @@ from dwsep_jax.errors import UserError
 from dwsep_jax.report.trials import (
     Axis,
     Trial,
-    axes_of_best,
-    axes_of_config,
+    read_axes,
     read_trials,
 )
 from dwsep_jax.workdir import damaged, read_json, read_rows
@@ -190,7 +189,8 @@ def _read_sweep(directory):
             f"{directory}: without best.json and config.json, the space that "
             "trials.csv searched is unknown; put config.json back"
         )
-    axes = axes_of_best(best) if best else axes_of_config(config)
+    space = best["space"] if best else config["resolved"]["sweep"]["space"]
+    axes = read_axes(space, trials[0].settings if trials else ())
     _check_belonging(directory, best, axes, trials)
     runs = {final["number"]: final["runs"] for final in (best or {}).get("finals", [])}
     correct = {

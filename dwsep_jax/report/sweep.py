@@ -1,394 +1,358 @@
 """The report of a sweep, from its files."""
 
+from collections import Counter
+
+import jinja2
 import numpy as np
 
 from dwsep_jax.config import SWEEP
-from dwsep_jax.report import charts, finals, sweep_charts, sweep_text
+from dwsep_jax.report import sweep_charts
 from dwsep_jax.report.files import Sweep
 from dwsep_jax.report.format import (
     DASH,
     PLUS_MINUS,
+    TIMES,
     amount,
     interval,
+    listing,
     mean_and_interval,
     percent,
     points,
     share,
 )
 from dwsep_jax.report.page import (
-    Block,
     Bullets,
     Chart,
     Code,
     Grid,
+    Headline,
     Part,
     Section,
     Table,
     Text,
 )
-from dwsep_jax.report.parallel import parallel
 from dwsep_jax.report.run import build_command, describe_environment
-from dwsep_jax.report.trials import read_number, show_setting
+from dwsep_jax.report.trials import Axis, compare_finals, read_number
+from dwsep_jax.statistics import MIN_SEEDS
 
-_OPTUNA = (
-    "T. Akiba et al., Optuna: A Next-generation Hyperparameter Optimization Framework, "
-    "2019",
-    "https://arxiv.org/abs/1907.10902",
-)
-_TPE = (
-    "J. Bergstra et al., Algorithms for Hyper-Parameter Optimization, 2011: the "
-    "tree-structured Parzen estimator (TPE)",
-    "https://papers.nips.cc/paper/4443-algorithms-for-hyper-parameter-optimization",
-)
-_FANOVA = (
-    "F. Hutter et al., An Efficient Approach for Assessing Hyperparameter Importance, "
-    "2014: fANOVA",
-    "https://proceedings.mlr.press/v32/hutter14.html",
-)
-_HALVING = (
-    (
-        "K. Jamieson and A. Talwalkar, Non-stochastic Best Arm Identification and "
-        "Hyperparameter Optimization, 2016: successive halving",
-        "https://arxiv.org/abs/1502.07943",
-    ),
-    (
-        "L. Li et al., A System for Massively Parallel Hyperparameter Tuning, 2018: "
-        "asynchronous successive halving",
-        "https://arxiv.org/abs/1810.05934",
-    ),
-)
-_MAX_CURVES = 6
-_ANSWER_WORDS = {"better": "behind", "worse": "ahead", "undecided": "undecided"}
+# With fewer complete trials there is nothing to conclude, however small the space.
+_MIN_COMPLETE = 4
+_RELATIONS = {"better": "behind", "worse": "ahead", "undecided": "undecided"}
+_PAPERS = {
+    "tpe": "https://papers.nips.cc/paper/4443-algorithms-for-hyper-parameter-optimization",
+    "halving": "https://arxiv.org/abs/1810.05934",
+    "fANOVA": "https://proceedings.mlr.press/v32/hutter14.html",
+    "Optuna": "https://arxiv.org/abs/1907.10902",
+}
 
 
 def describe_sweep(sweep: Sweep) -> Section:
     """Return what the files of a sweep, finished or not, have to show."""
-    pairs, rivals = _list_pairs(sweep), finals.find_rivals(sweep)
-    shown = [
-        Part("History", _show_history(sweep, pairs)),
-        Part("All settings together", _show_parallel(sweep, pairs)),
-        Part("Which settings matter", _show_importance(sweep)),
-        Part("Setting by setting", _show_slices(sweep, pairs)),
-        Part("Every trial", [_tabulate_trials(sweep)]),
-        Part("Discussion", [Bullets(sweep_text.discuss(sweep, rivals))]),
-        Part("What to try next", [Bullets(sweep_text.list_next_steps(sweep, rivals))]),
-        Part("How to reproduce it", _show_command(sweep)),
-        Part("References", [_list_references(sweep)]),
-    ]
-    name = sweep.directory.resolve().name
-    if sweep.best is None:
-        headline = sweep_text.answer_unfinished(sweep)
-        dataset = sweep.config["resolved"]["dataset"]
-        title = f"Sweep {name} on {dataset}, under way"
-        summary = [name, dataset, "sweep", DASH, headline.verdict]
-        return Section(title, [headline], shown, summary)
-    headline = sweep_text.answer(sweep, rivals)
-    parts = [
-        Part("The winner", _show_winner(sweep)),
-        Part("Finals over seeds", _show_finals(sweep, rivals)),
-        *shown,
-    ]
-    dataset = sweep.best["dataset"]
-    final = finals.find_final(sweep, sweep.best["number"])
-    accuracy = mean_and_interval(final["summary"]["accuracy"]) if final else DASH
-    summary = [name, dataset, "sweep", accuracy, headline.verdict]
-    return Section(f"Which settings are best on {dataset}?", [headline], parts, summary)
-
-
-def _list_pairs(sweep):
-    """Return the trials that have a value, each with what the charts take of it."""
-    winner = finals.find_winner(sweep)
-    found = [t for t in sweep.trials if t.value is not None and t.state != "failed"]
-    complete = [trial.value for trial in finals.list_complete(sweep)]
-    floor = _choose_floor(complete or [trial.value for trial in found])
-    return [
-        (
-            t,
-            {"number": t.number, "state": t.state, "value": 100 * t.value}
-            | {"y": 100 * max(t.value, floor), "is_winner": t is winner}
-            | {"settings": sweep_text.describe_settings(sweep, t)},
+    name, best = sweep.directory.resolve().name, sweep.best
+    duels = compare_finals(best["finals"], sweep.correct) if best else {}
+    facts = _find_facts(sweep, duels)
+    if best:
+        dataset, title = (
+            best["dataset"],
+            f"Which settings are best on {best['dataset']}?",
         )
-        for t in found
+        headline, reached = _answer(sweep, duels, facts), best["finals"][0]["summary"]
+        parts = [
+            Part("The winner", _show_winner(sweep)),
+            Part("Finals", _show_finals(sweep, duels)),
+        ]
+    else:
+        dataset, reached = sweep.config["resolved"]["dataset"], {}
+        title, parts = f"Sweep {name} on {dataset}, in progress", []
+        headline = _answer_so_far(sweep, facts)
+    parts += [*_show_search(sweep), Part("All trials", [_tabulate_trials(sweep)])]
+    limits = _write("sweep.jinja", **facts)
+    parts.append(Part("What decided, and its limits", [Bullets(limits)]))
+    parts.append(Part("How to reproduce it", _show_command(sweep)))
+    accuracy = mean_and_interval(reached.get("accuracy"))
+    summary = [name, dataset, "sweep", accuracy, headline.verdict]
+    return Section(title, [headline], parts, summary)
+
+
+def _find_facts(sweep, duels):
+    """Return what the limits are decided by, as their template takes it."""
+    # Of a lost trial, the last that repeats it.
+    attempts = {t.number if t.retry_of is None else t.retry_of: t for t in sweep.trials}
+    counts = Counter(trial.state for trial in attempts.values())
+    failed = [t.note or "unknown" for t in attempts.values() if t.state == "failed"]
+    failures = [f"{note} ({n})" for note, n in Counter(failed).most_common(3)]
+    winner, best = _find_winner(sweep), sweep.best
+    edges = [(a, winner and a.find_edge(winner)) for a in sweep.axes]
+    facts = {
+        "states": listing([f"{n} {s}" for s, n in counts.most_common()]) or "no trials",
+        "num_ended": sum(counts[state] for state in ("complete", "pruned", "failed")),
+        "num_complete": counts["complete"],
+        "num_pruned": counts["pruned"],
+        "num_axes": len(sweep.axes),
+        "is_enough": counts["complete"] >= max(_MIN_COMPLETE, len(sweep.axes)),
+        "failures": ", ".join(failures),
+        "retries": sum(trial.retry_of is not None for trial in sweep.trials),
+        "edges": [(axis, side) for axis, side in edges if side],
+        "answers": [duel.answer for duel in duels.values()],
+        "is_without_images": any(d.over_images is None for d in duels.values()),
+    }
+    if not best:
+        return facts
+    again = best["finals"][0]["summary"].get("val_accuracy") or {}
+    verdicts = Counter(d["verdict"] for d in sweep.diagnoses[best["number"]])
+    fields = [a.field for a in sweep.axes if a.field in ("optimizer", "activation")]
+    tried = {f: Counter(t.settings[f] for t in sweep.trials) for f in fields}
+    numbers = [
+        f"{field}: {', '.join(f'{value} {n}' for value, n in found.most_common())}"
+        for field, found in tried.items()
     ]
+    return facts | {
+        "later": max(0, counts.total() - sum(best["num_trials"].values())),
+        "found": best["validation"]["accuracy"],
+        "retrained": again.get("mean"),
+        "tried": "; ".join(numbers),
+        "fit": listing(
+            [f"{v.replace('_', ' ')} in {n}" for v, n in verdicts.most_common()]
+        ),
+    }
 
 
-def _choose_floor(values):
-    """Return what to show from on: a few hopeless trials would flatten all others."""
-    if not values:
-        return 0.0
-    best, middle = max(values), float(np.median(values))
-    return max(min(values), best - 3 * max(best - middle, 0.005))
+def _write(template, **values):
+    """Return the lines of a template that are not empty."""
+    loader = jinja2.PackageLoader("dwsep_jax.report", "templates")
+    environment = jinja2.Environment(loader=loader)
+    environment.filters |= {"percent": percent, "points": points}
+    lines = environment.get_template(template).render(**values).splitlines()
+    return [line for line in lines if line]
+
+
+def _find_winner(sweep):
+    """Return the winner, or the best complete trial so far; None without one."""
+    found = [t for t in sweep.trials if t.state == "complete"]
+    if sweep.best:
+        found = [t for t in sweep.trials if t.number == sweep.best["number"]]
+    return max(found, key=lambda trial: trial.value, default=None)
+
+
+def _shorten(setting):
+    """Return a setting with three significant digits unless it is a whole number."""
+    value = read_number(setting)
+    is_whole = value is None or setting.lstrip("-").isdigit()
+    return setting if is_whole else f"{value:.3g}"
+
+
+def _describe_setting(axis, trial):
+    text = _shorten(trial.settings[axis.name])
+    if not axis.is_factor:
+        return text
+    rate = _shorten(trial.settings.get(axis.field, ""))
+    return f"{rate} ({text} {TIMES} default)"
+
+
+def _describe_settings(sweep, trial):
+    return ", ".join(f"{a.field} {_describe_setting(a, trial)}" for a in sweep.axes)
+
+
+def _name(trial):
+    """Return `adam with swish`: what tells the finals apart."""
+    found = (trial.settings.get(field) for field in ("optimizer", "activation"))
+    return " with ".join(filter(None, found)) or "trial"
+
+
+def _answer(sweep, duels, facts):
+    """Return which settings are best, and how sure that is."""
+    best, winner = sweep.best, _find_winner(sweep)
+    named = {answer: [] for answer in _RELATIONS}
+    for final in best["finals"]:
+        if duel := duels.get(final["number"]):
+            values = [reason.partition("=")[2] for reason in final["reasons"]]
+            named[duel.answer] += values
+    name, seeds = _name(winner), len(best["finals"][0]["runs"])
+    if not facts["is_enough"]:
+        verdict, tone = f"{name}, but too few trials are complete", "open"
+    elif seeds < MIN_SEEDS:
+        verdict, tone = f"{name}, not yet confirmed over seeds", "open"
+    elif named["worse"]:
+        ahead = listing(named["worse"])
+        verdict, tone = f"{name} on validation, but behind {ahead} on test", "bad"
+    elif named["undecided"]:
+        level = listing(named["undecided"])
+        verdict, tone = f"{name}, not clearly ahead of {level}", "open"
+    else:
+        verdict, tone = f"{name}{', clearly' if duels else ''}", "good"
+    text = (
+        f"Trial {winner.number} reached the highest validation accuracy of "
+        f"{sum(best['num_trials'].values())} trials, after {winner.epochs} epochs. It "
+        "was retrained with new seeds and evaluated once on the test set."
+    )
+    reached = mean_and_interval(best["finals"][0]["summary"]["accuracy"])
+    words = (
+        f"test accuracy over {seeds} seeds" if seeds > 1 else "test accuracy, 1 seed"
+    )
+    figures = [
+        (percent(best["validation"]["accuracy"]), "validation accuracy in the search"),
+        (reached, f"{words}{', 95 % interval' if seeds > 1 else ''}"),
+    ]
+    return Headline(verdict, tone, text, tuple(figures))
+
+
+def _answer_so_far(sweep, facts):
+    wanted = sweep.config["resolved"]["sweep"]["num_trials"]
+    text = f"{facts['num_ended']} of {wanted} trials have ended."
+    if winner := _find_winner(sweep):
+        text += (
+            f" The best so far is trial {winner.number}, with {percent(winner.value)} "
+            f"on validation: {_describe_settings(sweep, winner)}."
+        )
+    if sweep.num_evaluated:
+        text += f" The search is over; finals evaluated on test: {sweep.num_evaluated}."
+    return Headline("In progress", "open", f"{text} Run the same command to continue.")
 
 
 def _show_winner(sweep):
-    winner = finals.find_winner(sweep)
-    rows, searched = [], {axis.field: axis for axis in sweep.axes}
-    overrides = sweep.best["overrides"]
-    for field in sorted(overrides, key=lambda field: field not in searched):
-        value = overrides[field]
-        axis, given = searched.get(field), sweep_text.shorten(show_setting(value))
-        if axis is None:
-            rows.append([field, given, "not searched"])
-            continue
-        if axis.name != field:
-            factor = sweep_text.shorten(winner.settings[axis.name])
-            given += f" ({factor} \N{MULTIPLICATION SIGN} default)"
-        rows.append([field, given, _describe_range(axis)])
-    words = (
-        "This trains it; the numbers in it are exact, those above have three digits."
+    winner, rows = _find_winner(sweep), []
+    for axis in sweep.axes:
+        ends = f"{axis.low:g} to {axis.high:g}{', log' if axis.log else ''}"
+        unit = f", {TIMES} default" if axis.is_factor else ""
+        searched = ", ".join(axis.choices) or ends
+        rows.append([axis.field, _describe_setting(axis, winner), searched + unit])
+    table = Table("Settings", ["field", "value", "searched"], rows)
+    return [table, Code(sweep.best["command"])]
+
+
+def _show_finals(sweep, duels):
+    trials = {trial.number: trial for trial in sweep.trials}
+    rows, means, seeds = [], [], []
+    for final in sweep.best["finals"]:
+        number, summary = final["number"], final["summary"]
+        name, accuracy = f"{_name(trials[number])} ({number})", summary["accuracy"]
+        ends, lost = accuracy.get("ci95"), len(final.get("diverged") or [])
+        row = [name, mean_and_interval(summary.get("val_accuracy"))]
+        row += [mean_and_interval(accuracy)]
+        row += [f"{accuracy['n']}" + (f" ({lost} diverged)" if lost else "")]
+        if duel := duels.get(number):
+            row += [points(duel.over_seeds["mean"]), interval(duel.over_seeds["ci95"])]
+            row += [interval(duel.over_images), _RELATIONS[duel.answer]]
+        rows.append(row if duel else [*row, DASH, DASH, DASH, DASH])
+        low, high = [100 * end for end in ends] if ends else (None, None)
+        mean = {"name": name, "mean": 100 * accuracy["mean"], "low": low, "high": high}
+        mean["interval"] = interval(ends, percent)
+        means.append(mean | {"is_winner": not means})
+        for run in final["runs"]:
+            seed = {"seed": run["seed"], "accuracy": 100 * run["accuracy"]}
+            seeds.append(seed | {"name": name})
+    columns = ["trial", "validation accuracy", "test accuracy", "seeds"]
+    columns += ["winner's lead", "95 % over seeds", "95 % over images", "it is"]
+    note = (
+        "The best trial with each optimizer and each activation, its number in "
+        f"brackets. {PLUS_MINUS} is half a 95 % interval (Student's t over seeds). "
+        "Leads are in points of test accuracy, paired by seed; a trial is behind or "
+        "ahead only where both intervals exclude 0."
     )
+    title = "Test accuracy of the finals: mean, 95 % interval and each seed"
+    chart = Chart("finals", title, sweep_charts.finals(means, seeds))
     return [
-        Table("Its settings", ["field", "value", "searched"], rows),
-        Text(words),
-        Code(sweep.best["command"]),
+        chart,
+        Table("The winner against the other finals", columns, rows, note=note),
     ]
 
 
-def _describe_range(axis):
-    if axis.kind == "choice":
-        return ", ".join(axis.choices)
-    unit = " \N{MULTIPLICATION SIGN} default" if axis.name != axis.field else ""
-    return f"{axis.low:.3g} to {axis.high:.3g}{unit}{', log' if axis.log else ''}"
-
-
-def _name_finals(sweep, entries):
-    """Return, by number, what tells one final from another: adam, swish (17)."""
-    reasons = [reason for final in entries for reason in final["reasons"]]
-    fields = [reason.partition("=")[0] for reason in reasons if "=" in reason]
-    columns = [
-        axis.name
-        for field in dict.fromkeys(["optimizer", "activation", *fields])
+def _show_search(sweep):
+    """Return the parts that draw all trials with a validation accuracy."""
+    found = [t for t in sweep.trials if t.value is not None and t.state != "failed"]
+    if not found:
+        return [Part("Search", [Text("No trial has a validation accuracy yet.")])]
+    complete = [trial.value for trial in found if trial.state == "complete"]
+    values = 100 * np.array(complete or [trial.value for trial in found])
+    # A few hopeless trials would flatten all the others.
+    top, reach = values.max(), 3 * max(values.max() - np.median(values), 0.5)
+    scope = Axis("accuracy", "validation, accuracy (%)", "")
+    scope = scope._replace(low=max(values.min(), top - reach) - 1e-3, high=top)
+    trials = [
+        {"number": t.number, "state": t.state, "accuracy": 100 * t.value}
+        | {"settings": _describe_settings(sweep, t)}
+        | {"is_winner": t is _find_winner(sweep)}
+        | {axis.name: axis.read(t) for axis in sweep.axes}
+        for t in found
+    ]
+    slices = [
+        Chart(
+            f"slice_{axis.name}",
+            f"Validation accuracy by {axis.label}",
+            sweep_charts.by_setting(trials, axis, scope),
+        )
         for axis in sweep.axes
-        if axis.field == field
     ]
-    settings = {trial.number: trial.settings for trial in sweep.trials}
-    return {
-        n: f"{', '.join(settings[n][name] for name in columns) or 'trial'} ({n})"
-        for n in (final["number"] for final in entries)
-    }
-
-
-def _show_finals(sweep, rivals):
-    entries = [final for final in sweep.best["finals"] if final["runs"]]
-    if not entries:
-        return [Text("Left out: best.json has no finals.")]
-    number = sweep.best["number"]
-    names = _name_finals(sweep, entries)
-    rows, values, seeds = [], [], []
-    for final in entries:
-        accuracy = final["summary"]["accuracy"]
-        name, ends = names[final["number"]], accuracy.get("ci95")
-        row = [name, percent(accuracy["mean"])]
-        row += [percent(accuracy.get("std")), interval(ends, percent)]
-        row += [mean_and_interval(final["summary"].get("val_accuracy"))]
-        lost = final.get("diverged") or []
-        row += [f"{accuracy['n']}" + (f" ({len(lost)} diverged)" if lost else "")]
-        rows.append([*row, ", ".join(final["reasons"])])
-        value = {"name": name, "mean": 100 * accuracy["mean"]}
-        value |= {"low": 100 * ends[0] if ends else None}
-        value |= {"high": 100 * ends[1] if ends else None}
-        value |= {"interval": interval(ends, percent)}
-        values.append(value | {"is_winner": final["number"] == number})
-        seeds += [
-            {"name": name, "seed": run["seed"], "accuracy": 100 * run["accuracy"]}
-            for run in final["runs"]
-        ]
-    title = "Test accuracy of the finals: mean, 95 % interval, and each seed"
-    spec = sweep_charts.finals(values, seeds)
-    columns = ["trial", "test accuracy", "std", "95 % interval"]
-    columns += ["validation accuracy", "seeds", "best of"]
-    note = (
-        "Each is the best trial of its optimizer or activation (of complete ones, if "
-        "there are any), its number in brackets, trained anew at full length with "
-        "seeds that the search has not seen, and read on test once. Intervals: "
-        f"Student's t over seeds; {PLUS_MINUS} is half of one."
+    history = Chart(
+        "history",
+        "Validation accuracy of each trial, and the best so far",
+        sweep_charts.history(trials, scope),
+    )
+    parallel = Chart(
+        "parallel",
+        "Each trial as a line through its settings to its validation accuracy",
+        sweep_charts.parallel(trials, [*sweep.axes, scope]),
+    )
+    marks = (
+        "A ring marks the winner. A pruned trial is drawn at the last accuracy that it "
+        f"had, and one below {scope.low:.2f} % at the lower end of the axis."
+    )
+    lines = (
+        "Orange is the winner; dotted lines are not complete. A setting matters where "
+        "the darkest lines, the best quarter, come together."
     )
     return [
-        Chart("finals", title, spec),
-        Table("The finals", columns, rows, note=note),
-        *_show_differences(rivals, names),
-        *_show_curves(sweep, names),
+        Part("Search", [history, Text(marks)]),
+        Part("Importance of each setting", _show_importance(sweep, len(complete))),
+        Part("Accuracy by setting", [Grid(slices)]),
+        Part("All settings together", [parallel, Text(lines)]),
     ]
 
 
-def _show_differences(rivals, names):
-    rows = []
-    for field, found in rivals.items():
-        for rival in found:
-            over_seeds, images = rival.over_seeds, rival.over_images
-            row = [f"{field}={rival.value}"]
-            row += [points(over_seeds["mean"]), interval(over_seeds.get("ci95"))]
-            row += [interval(images), str(over_seeds["n"])]
-            rows.append([*row, _ANSWER_WORDS[rival.answer], names[rival.number]])
-    if not rows:
-        return
-    columns = ["best of", "winner minus it", "95 % over seeds", "95 % over images"]
-    columns += ["seeds", "it is", "trial"]
-    note = (
-        "In points of test accuracy, paired by seed. Behind or ahead: both intervals "
-        "are on one side of 0; undecided: anything else."
-    )
-    yield Table("The winner against the others", columns, rows, note=note)
-
-
-def _show_curves(sweep, names):
-    curves = {names[n]: rows for n, rows in sweep.curves.items() if rows and n in names}
-    curves = dict(list(curves.items())[:_MAX_CURVES])
-    if not curves:
-        return
-    series = {
-        name: charts.band_of(rows, lambda row: 100 * row["val_accuracy"])
-        for name, rows in curves.items()
-    }
-    words = "validation accuracy (%)"
-    title = "The finals over the epochs: validation accuracy"
-    spec = charts.lines(series, list(series), words, ".2f")
-    yield Chart("finals_curves", title, spec)
-
-
-def _show_history(sweep, pairs):
-    if not pairs:
-        return [_no_values()]
-    points = [point for _, point in pairs]
-    best: list[dict] = []
-    for point in points:
-        top = best[-1]["y"] if best else -1.0
-        if point["state"] == "complete" and point["y"] > top:
-            best.append({"number": point["number"], "y": point["y"]})
-    if best:  # Level from the last step on.
-        best.append({"number": points[-1]["number"], "y": best[-1]["y"]})
-    title = "Validation accuracy of each trial, and the best so far"
-    spec = sweep_charts.history(points, best)
-    low = sum(1 for point in points if point["value"] < point["y"])
-    words = (
-        "A pruned trial is shown with the last accuracy that it had, after fewer "
-        "epochs. The line is the best complete trial so far, the ring the winner."
-    )
-    if low:
-        verb = "lies lower and is" if low == 1 else "lie lower and are"
-        words += f" Of the trials, {low} {verb} drawn at the lower end of the axis."
-    return [Chart("history", title, spec), Text(words)]
-
-
-def _show_parallel(sweep, pairs):
-    if not pairs:
-        return [_no_values()]
-    title = "Each trial as a line from setting to setting, to its validation accuracy"
-    spec = parallel(pairs, sweep.axes)
-    words = (
-        "Where the lines of the best quarter come together, the setting matters and "
-        "its best value is there; where they spread, it hardly does. Point at a line "
-        "to read its trial."
-    )
-    return [Chart("parallel", title, spec), Text(words)]
-
-
-def _show_importance(sweep):
+def _show_importance(sweep, num_complete):
     shares = sweep.best and sweep.best["importance"]
     if not shares:
-        words = "Not known: it takes at least 4 complete trials of different accuracy"
-        words += ", and a finished sweep." if sweep.best is None else "."
-        return [Text(words)]
-    labels = {axis.name: axis.label for axis in sweep.axes}
-    values = [
-        {"name": labels.get(name, name), "share": 100 * part, "shown": share(part)}
-        for name, part in sorted(shares.items(), key=lambda item: -item[1])
+        return [Text("Known once the search has ended with 4 trials that differ.")]
+    rows = [
+        {"name": a.label, "share": 100 * shares[a.name], "text": share(shares[a.name])}
+        for a in sorted(sweep.axes, key=lambda axis: -shares[axis.name])
     ]
-    title = "Share of the variance of the accuracy that a setting explains (fANOVA)"
-    complete = len(finals.list_complete(sweep))
+    title = "Share of the variance of the accuracy that each setting explains (fANOVA)"
     words = (
-        f"Estimated from {complete} complete trials over the whole space, bad regions "
-        "included: a high share says that the setting can do harm, not that its best "
-        "value is known. From few trials it is rough."
+        f"Estimated from {num_complete} complete trials over the whole space: a high "
+        "share means that a bad value does harm, not that the best value is known."
     )
-    return [
-        Chart("importance", title, sweep_charts.importance(values)),
-        Text(words),
-    ]
-
-
-def _show_slices(sweep, pairs):
-    if not pairs:
-        return [_no_values()]
-    grid, sentences = [], []
-    for axis in sweep.axes:
-        values = []
-        for trial, point in pairs:
-            setting = trial.settings[axis.name]
-            x = setting if axis.kind == "choice" else read_number(setting)
-            if x not in (None, ""):
-                values.append(point | {"x": x})
-        if not values:
-            continue
-        title = f"Validation accuracy by {axis.label}"
-        spec = sweep_charts.slices(values, axis)
-        grid.append(Chart(f"slice_{axis.name}", title, spec))
-        sentences += _describe_choices(axis, values)
-    return [Grid(grid), Bullets(sentences)] if sentences else [Grid(grid)]
-
-
-def _describe_choices(axis, values):
-    """Say what the complete trials of each choice reached, and how many there are."""
-    found = {}
-    for value in values:
-        if axis.kind == "choice" and value["state"] == "complete":
-            found.setdefault(value["x"], []).append(value["value"])
-    parts = [
-        f"{choice}: {max(found[choice]):.2f} % (median {np.median(found[choice]):.2f} %"
-        f", {len(found[choice])} complete)"
-        for choice in axis.choices
-        if choice in found
-    ]
-    if parts:
-        yield f"Best of each {axis.label}. {'; '.join(parts)}."
+    chart = Chart("importance", title, sweep_charts.importance(rows))
+    return [chart, Text(words)]
 
 
 def _tabulate_trials(sweep):
-    rows = []
-    factors = [axis for axis in sweep.axes if axis.name != axis.field]
-    labels = {axis.name: axis.label for axis in factors}
-    columns = list(sweep.trials[0].settings) if sweep.trials else []
-    for t in sweep.trials:
-        row = [str(t.number), t.state, percent(t.value)]
-        row += [DASH if t.epochs is None else f"{t.epochs:g}"]
-        row += [sweep_text.shorten(t.settings[name]) or DASH for name in columns]
-        row += [amount(t.seconds)]
-        row += [DASH if t.retry_of is None else str(t.retry_of), t.note]
-        rows.append(row)
-    columns = [labels.get(name, name) for name in columns]
-    columns = ["trial", "state", "validation accuracy", "epochs", *columns]
-    columns += ["seconds", "retry of", "note"]
-    return Table("trials.csv", columns, rows)
+    labels = {axis.name: axis.label for axis in sweep.axes}
+    settings = list(sweep.trials[0].settings) if sweep.trials else []
+    rows = [
+        [str(t.number), t.state, percent(t.value), amount(t.epochs)]
+        + [_shorten(t.settings[name]) or DASH for name in settings]
+        + [amount(t.seconds), amount(t.retry_of), t.note or ""]
+        for t in sweep.trials
+    ]
+    columns = ["trial", "state", "validation accuracy", "epochs"]
+    columns += [labels.get(name, name) for name in settings]
+    return Table("trials.csv", [*columns, "seconds", "retry of", "note"], rows)
 
 
 def _show_command(sweep):
-    blocks: list[Block] = []
-    resolved = (sweep.config or {}).get("resolved") or {}
+    blocks, used = [], sweep.best or sweep.config["resolved"]["sweep"]
     if sweep.config:
-        argument = ":digits" if resolved["dataset"] == "digits" else ""
-        file = f"configs/sweep.py{argument}"
-        command = build_command(sweep.config["requested"], SWEEP, file)
-        redraw = "python main.py --mode=report --workdir=runs/again"
-        blocks.append(Code(f"{command}\n{redraw}"))
-    best = sweep.best or resolved.get("sweep", {})
-    if best.get("sampler") and best.get("pruner"):
-        words = f"Sampler {best['sampler']}, pruner {best['pruner']}."
-        if sweep.best:
-            words += " Several workers, or one that was resumed, draw other trials."
-        blocks.append(Text(words))
-    return [*blocks, *describe_environment((sweep.best or {}).get("environment"))]
-
-
-def _list_references(sweep):
-    resolved = (sweep.config or {}).get("resolved") or {}
-    used = sweep.best or resolved.get("sweep", {})
-    references = [_OPTUNA]
-    references += [_TPE] if used.get("sampler") == "tpe" else []
-    references += _HALVING if used.get("pruner") == "halving" else []
-    references += [_FANOVA] if used.get("importance") else []
-    items, urls = zip(*references, strict=True)
-    return Bullets(list(items), list(urls))
-
-
-def _no_values():
-    return Text("Left out: no trial has a value yet.")
+        on_digits = sweep.config["resolved"]["dataset"] == "digits"
+        file = f"configs/sweep.py{':digits' if on_digits else ''}"
+        blocks.append(Code(build_command(sweep.config["requested"], SWEEP, file)))
+    words = (
+        f"Sampler {used['sampler']}, pruner {used['pruner']}. A sweep that several "
+        "workers share, or that was interrupted, draws other trials."
+    )
+    cited = ["Optuna", used["sampler"], used["pruner"]]
+    cited += ["fANOVA"] if sweep.best and sweep.best["importance"] else []
+    names = [name for name in cited if name in _PAPERS]
+    papers = Bullets(names, [_PAPERS[name] for name in names])
+    environment = describe_environment(used.get("environment"))
+    return [*blocks, Text(words), *environment, papers]

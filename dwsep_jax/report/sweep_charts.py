@@ -1,168 +1,185 @@
-"""The specifications of a sweep's charts, in Vega-Lite; see `charts`."""
+"""The charts of a sweep, in Vega-Lite.
 
-import math
+A trial is a row {number, state, accuracy, settings, is_winner}, its accuracy on
+validation in per cent, and a column for each axis. `scope` is the axis of the
+accuracies that are shown: those below it are drawn at its lower end.
+"""
+
 from collections.abc import Sequence
 
-from matplotlib import ticker
-
-from dwsep_jax.report.charts import Spec, layered, scale_by
+from dwsep_jax.report.charts import (
+    Spec,
+    category,
+    layer,
+    layered,
+    quantity,
+    scale_by,
+    tips,
+)
 from dwsep_jax.report.trials import Axis
 
-_STATES = ("complete", "pruned", "running", "failed")
-_STATE_COLORS = [f"var(--series{i})" for i in (0, 4, 3, 1)]
-_STATE_SHAPES = ("circle", "triangle-down", "diamond", "cross")
-_ACCURACY = {"field": "y", "type": "quantitative", "title": "validation accuracy (%)"}
-_ACCURACY |= {"scale": {"zero": False, "nice": False, "padding": 10}}
+_STATES = ("complete", "pruned", "running")
+_COLORS = ("var(--series0)", "var(--series4)", "var(--series3)")
+_SHAPES = ("circle", "triangle-down", "diamond")
+_WINNER = "var(--series1)"
+_TOLD = tips(
+    ("number", "trial", "d"),
+    ("state", "state"),
+    ("accuracy", "accuracy (%)", ".2f"),
+    ("settings", "settings"),
+)
+_ROW_HEIGHT = 62
 
 
-def history(values: list[Spec], best: list[Spec]) -> Spec:
-    """Draw the value of each trial by number, and the best so far.
-
-    Args:
-      values: each {number, state, y, value, settings, is_winner}; y and value in per
-        cent, y not below what is to be shown.
-      best: each {number, y}, in order.
-    """
-    x = {"field": "number", "type": "quantitative", "title": "trial"}
-    x |= {"scale": {"zero": False, "nice": False, "padding": 10}}
-    numbers = [value["number"] for value in values]
-    ticks = {round(t) for t in list_ticks(min(numbers), max(numbers), False)}
-    x["axis"] = {"values": sorted(ticks), "format": "d", "grid": False}
-    y = _ACCURACY
-    mark = {"type": "line", "interpolate": "step-after", "strokeWidth": 2}
-    line = {"data": {"values": best}, "mark": mark | {"color": "var(--text)"}}
-    line["encoding"] = {"x": x, "y": y}
-    return layered(values, [line, *_points(x, y, values)], 260)
+def history(trials: list[Spec], scope: Axis) -> Spec:
+    """Draw the accuracy of each trial, and the best complete one so far."""
+    x = quantity("number", "trial", zero=False, nice=False, padding=10)
+    x["axis"] = {"format": "d", "tickMinStep": 1, "grid": False}
+    complete = "datum.state === 'complete' ? datum.accuracy : null"
+    best = {"op": "max", "field": "complete", "as": "best"}
+    look = {"interpolate": "step-after", "strokeWidth": 2, "color": "var(--text)"}
+    steps = layer("line", {"x": x, "y": _encode_accuracy(scope, "best")}, **look)
+    steps["transform"] = [
+        {"calculate": complete, "as": "complete"},
+        {"window": [best], "sort": [{"field": "number"}]},
+        {"filter": "isValid(datum.best)"},
+    ]
+    return layered(trials, [steps, *_draw_points(trials, scope, x=x)], 260)
 
 
-def slices(values: list[Spec], axis: Axis) -> Spec:
-    """Draw the value of each trial by its setting of one axis.
-
-    Args:
-      values: as of `history`, each with x: the number, or the text of a choice.
-      axis: of the space.
-    """
-    if axis.kind == "choice":
-        x = {"field": "x", "type": "nominal", "sort": list(axis.choices)}
-        x["scale"] = {"domain": list(axis.choices), "paddingInner": 0.4}
-        x |= {"title": axis.label, "axis": {"labelAngle": 0}}
-        # Side by side in the order of the trials, where they would lie on each other.
-        offset = {"field": "number", "type": "quantitative"}
-        offset["scale"] = {"zero": False, "nice": False}
-        layers = _points(x, _ACCURACY, values, {"xOffset": offset})
+def by_setting(trials: list[Spec], axis: Axis, scope: Axis) -> Spec:
+    """Draw the accuracy of each trial by its setting of an axis."""
+    if axis.choices:
+        x = category(axis.name, axis.ticks, title=axis.label, axis={"labelAngle": 0})
+        x["scale"] = {"domain": axis.ticks, "paddingInner": 0.4}
+        # Side by side in the order of their numbers, not on top of each other.
+        spread = {"xOffset": quantity("number", None, zero=False, nice=False)}
     else:
-        x = {"field": "x", "type": "quantitative", "title": axis.label}
-        ends = span(axis, [value["x"] for value in values])
-        scale = {"type": "log" if axis.log else "linear", "nice": False}
-        x["scale"] = scale | {"domain": ends, "padding": 10}
-        x["axis"] = {"values": list_ticks(*ends, axis.log)}
-        x["axis"] |= {"format": "~r", "grid": False}
-        layers = _points(x, _ACCURACY, values)
-    return layered(values, layers, 190)
+        scale = {"type": "log" if axis.log else "linear", "nice": False, "padding": 10}
+        x = quantity(axis.name, axis.label, domain=[axis.low, axis.high], **scale)
+        x["axis"] = {"values": axis.ticks, "grid": False}
+        x["axis"]["labelExpr"] = "'' + datum.value"
+        spread = {}
+    return layered(trials, _draw_points(trials, scope, x=x, **spread), 190)
 
 
-def importance(values: list[Spec]) -> Spec:
-    """Draw the share (per cent) of each axis, {name, share, shown}, greatest first."""
-    sort = [value["name"] for value in values]
-    largest = max(value["share"] for value in values)
-    x = {"field": "share", "type": "quantitative"}
-    x |= {"title": "share (%)", "axis": {"tickCount": 5}}
-    x["scale"] = {"domain": [0, 1.15 * max(largest, 1)], "nice": False}
-    y = {"field": "name", "type": "nominal", "sort": sort, "title": None}
-    tooltip = [{"field": "name", "title": "axis"}, {"field": "shown", "title": "share"}]
-    bar = {"mark": {"type": "bar", "color": "var(--series0)"}}
-    bar["encoding"] = {"x": x, "y": y, "tooltip": tooltip}
-    text = {"mark": {"type": "text", "align": "left", "dx": 5}}
-    text["encoding"] = {"x": x, "y": y, "text": {"field": "shown"}}
-    return layered(values, [bar, text], 28 * len(values))
+def importance(shares: list[Spec]) -> Spec:
+    """Draw the share of each setting, {name, share in per cent, text}, in order."""
+    # Room for the text.
+    longest = 1.15 * max(1, *(value["share"] for value in shares))
+    bar = {"x": quantity("share", "share (%)", domain=[0, longest])}
+    bar |= {"y": category("name", None)}
+    told = {"tooltip": tips(("name", "setting"), ("text", "share"))}
+    text = bar | {"text": {"field": "text"}}
+    layers = [
+        layer("bar", bar | told, color="var(--series0)"),
+        layer("text", text, align="left", dx=5),
+    ]
+    return layered(shares, layers, 28 * len(shares))
 
 
-def finals(values: list[Spec], seeds: list[Spec]) -> Spec:
-    """Draw the mean of each final with its interval, and its seeds.
+def finals(means: list[Spec], seeds: list[Spec]) -> Spec:
+    """Draw the test accuracy of each final: mean, 95 % interval and seeds.
 
     Args:
-      values: each {name, mean, low, high, interval, is_winner}, accuracies in per cent;
-        low and high are None without an interval.
+      means: each {name, mean, low, high, interval, is_winner}, in per cent; low and
+        high are None without an interval.
       seeds: each {name, seed, accuracy}.
     """
-    sort = [value["name"] for value in values]
-    ends = [v[k] for v in values for k in ("low", "high", "mean") if v[k] is not None]
-    ends += [seed["accuracy"] for seed in seeds]
-    margin = 0.05 * (max(ends) - min(ends)) or 0.5
-    # An interval may pass 100 %, an accuracy not.
-    domain = [max(0.0, min(ends) - margin), min(100.5, max(ends) + margin)]
-    x = {"field": "mean", "type": "quantitative", "title": "test accuracy (%)"}
-    x["scale"] = {"domain": domain, "nice": False, "clamp": True, "zero": False}
+    x = quantity("mean", "test accuracy (%)", zero=False, nice=False, padding=16)
     x["axis"] = {"tickCount": 5}
-    y = {"field": "name", "type": "nominal", "sort": sort, "title": None}
-    y["axis"] = {"labelLimit": 190, "grid": True}
-    color = {"condition": {"test": "datum.is_winner", "value": "var(--series1)"}}
-    color["value"] = "var(--series0)"
-    tooltip = [{"field": "name", "title": "trial"}]
-    tooltip.append({"field": "mean", "title": "mean (%)", "format": ".2f"})
-    tooltip.append({"field": "interval", "title": "95 % interval"})
-    bars = {"data": {"values": [v for v in values if v["low"] is not None]}}
-    bars["mark"] = {"type": "rule", "strokeWidth": 2.5}
-    bars["encoding"] = {"x": x | {"field": "low"}, "x2": {"field": "high"}, "y": y}
-    bars["encoding"] |= {"color": color}
-    dots = {"mark": {"type": "point", "filled": True, "size": 120, "opacity": 1}}
-    dots["encoding"] = {"x": x, "y": y, "color": color, "tooltip": tooltip}
-    ticks = {"data": {"values": seeds}}
-    ticks["mark"] = {"type": "tick", "color": "var(--text)", "size": 12}
-    ticks["mark"] |= {"thickness": 1.5, "opacity": 0.8}
-    ticks["encoding"] = {"x": x | {"field": "accuracy"}, "y": y}
-    shown = [{"field": "seed", "title": "seed"}]
-    shown.append({"field": "accuracy", "title": "test accuracy (%)", "format": ".2f"})
-    ticks["encoding"] |= {"tooltip": shown}
-    return layered(values, [bars, dots, ticks], 34 * len(values))
-
-
-def span(axis: Axis, tried: Sequence[float]) -> list[float]:
-    """Return the ends of an axis: those of its range, and of what was tried."""
-    ends = [end for end in (axis.low, axis.high) if end is not None]
-    return [min([*tried, *ends]), max([*tried, *ends])]
-
-
-def list_ticks(low: float, high: float, log: bool) -> list[float]:
-    """Return about five round numbers from low to high."""
-    if not low < high:
-        return [low]
-    if log:
-        few = math.log10(high / low) > 3
-        subs = (1.0,) if few else (1.0, 3.0)
-        found = ticker.LogLocator(subs=subs, numticks=12).tick_values(low, high)
-    else:
-        found = ticker.MaxNLocator(nbins=5).tick_values(low, high)
-    slack = 1e-9 * (high - low)
-    ticks = [float(f"{t:.12g}") for t in found if low - slack <= t <= high + slack]
-    return ticks if len(ticks) > 1 else [low, high]
-
-
-def list_tooltip() -> list[Spec]:
-    """Return what a hover over a trial tells."""
-    # Without a format, Vega-Lite finds no value of the point that is nearest.
-    number, text = {"type": "quantitative"}, {"type": "nominal", "format": ""}
-    return [
-        {"field": "number", "title": "trial", "format": "d"} | number,
-        {"field": "state", "title": "state"} | text,
-        {"field": "value", "title": "accuracy (%)", "format": ".2f"} | number,
-        {"field": "settings", "title": "settings"} | text,
+    y = category("name", None, axis={"labelLimit": 190, "grid": True})
+    color = {"condition": {"test": "datum.is_winner", "value": _WINNER}}
+    place = {"x": x, "y": y, "color": color | {"value": "var(--series0)"}}
+    told = tips(("name", "trial"), ("mean", "mean (%)", ".2f"))
+    told += tips(("interval", "95 % interval"))
+    ends = place | {"x": x | {"field": "low"}, "x2": {"field": "high"}}
+    each = {"x": x | {"field": "accuracy"}, "y": y}
+    each["tooltip"] = tips(("seed", "seed", "d"), ("accuracy", "accuracy (%)", ".2f"))
+    known = [mean for mean in means if mean["low"] is not None]
+    point = {"filled": True, "size": 120, "opacity": 1}
+    tick = {"color": "var(--text)", "size": 12, "thickness": 1.5}
+    layers = [
+        layer("rule", ends, known, strokeWidth=2.5),
+        layer("point", place | {"tooltip": told}, **point),
+        layer("tick", each, seeds, **tick),
     ]
+    return layered(means, layers, 34 * len(means))
 
 
-def _points(x, y, values, more=None):
-    """Return the layers of trials as points, and of the ring around the winner."""
-    shown = [name for name in _STATES if any(v["state"] == name for v in values)]
-    encoding = {"x": x, "y": y, "tooltip": list_tooltip()} | (more or {})
-    encoding["color"] = scale_by("state", _STATES, _STATE_COLORS, shown)
-    encoding["shape"] = scale_by("state", _STATES, _STATE_SHAPES, shown)
-    mark = {"type": "point", "filled": True, "size": 60, "opacity": 0.85}
-    ring = {"type": "point", "size": 220, "strokeWidth": 2.5, "color": "var(--series1)"}
-    return [
-        {"mark": mark, "encoding": encoding},
+def parallel(trials: list[Spec], axes: Sequence[Axis]) -> Spec:
+    """Draw each trial as a line across axes, which lie below each other to fit a phone.
+
+    Args:
+      trials: the rows.
+      axes: from top to bottom, those of the space and the scope.
+    """
+    places = [
+        trial | {"row": axis.label, "i": i, "x": min(1, max(0, axis.place(setting)))}
+        for trial in sorted(trials, key=lambda trial: trial["accuracy"])
+        for i, axis in enumerate(axes)
+        if (setting := trial[axis.name]) is not None
+    ]
+    ticks = [
         {
-            "mark": ring,
-            "transform": [{"filter": "datum.is_winner"}],
-            "encoding": {"x": x, "y": y} | (more or {}),
-        },
+            "row": axis.label,
+            "x": axis.place(t),
+            "text": t if axis.choices else f"{t:.4g}",
+        }
+        for axis in axes
+        for t in axis.ticks
+    ]
+    y = category("row", [axis.label for axis in axes])
+    # A field and its unit are two lines.
+    y["axis"] = {"labelExpr": "split(datum.label, ', ')", "labelPadding": 8}
+    y["axis"] |= {"domain": False, "ticks": False, "labelLimit": 120}
+    x = quantity("x", None, domain=[0, 1], padding=16) | {"axis": None}
+    place = {"x": x, "y": y}
+    line = place | {"order": {"field": "i"}, "detail": {"field": "number"}}
+    ramp = [f"var(--ramp{i})" for i in range(4)]
+    good = quantity("accuracy", "validation accuracy (%)", type="quantile", range=ramp)
+    good["legend"] = {"title": good["title"], "format": ".1f"}
+    hover = {"type": "point", "on": "pointerover", "clear": "pointerout"}
+    hover |= {"nearest": True, "fields": ["number"]}
+    lines = [
+        ("datum.state !== 'complete'", {}, ("var(--muted)", 1, [2, 3])),
+        ("datum.state === 'complete'", {"color": good}, (None, 1.8, [])),
+        ("datum.is_winner", {}, (_WINNER, 3.5, [])),
+        ({"param": "trial", "empty": False}, {}, ("var(--text)", 4, [])),
+    ]
+    dots = place | {"tooltip": _TOLD}
+    text = place | {"text": {"field": "text", "type": "nominal"}}
+    words = {"dy": 9, "fontSize": 11, "baseline": "top"}
+    look = {"color": "var(--line)", "strokeWidth": 2}
+    layers = [
+        layer("rule", {"y": y, "x": x | {"datum": 0}, "x2": {"datum": 1}}, **look),
+        *(
+            layer("line", line | more, color=color, strokeWidth=width, strokeDash=dash)
+            | {"transform": [{"filter": kept}]}
+            for kept, more, (color, width, dash) in lines
+        ),
+        layer("point", dots, filled=True, size=26, color="var(--muted)")
+        | {"params": [{"name": "trial", "select": hover}]},
+        layer("text", text, ticks, stroke="var(--page)", strokeWidth=4, **words),
+        layer("text", text, ticks, color="var(--muted)", **words),
+    ]
+    return layered(places, layers, _ROW_HEIGHT * len(axes))
+
+
+def _encode_accuracy(scope, field="accuracy"):
+    scale = {"domain": [scope.low, scope.high], "clamp": True, "nice": False}
+    return quantity(field, "validation accuracy (%)", padding=10, **scale)
+
+
+def _draw_points(trials, scope, **place):
+    """Return the layers of the trials as points, and of the ring around the winner."""
+    shown = [state for state in _STATES if any(t["state"] == state for t in trials)]
+    place["y"] = _encode_accuracy(scope)
+    point = place | {"tooltip": _TOLD}
+    point["color"] = scale_by("state", _STATES, _COLORS, shown)
+    point["shape"] = scale_by("state", _STATES, _SHAPES, shown)
+    ring = layer("point", place, size=220, strokeWidth=2.5, color=_WINNER)
+    return [
+        layer("point", point, filled=True, size=60, opacity=0.85),
+        ring | {"transform": [{"filter": "datum.is_winner"}]},
     ]

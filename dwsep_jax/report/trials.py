@@ -1,177 +1,263 @@
-"""The trials of a sweep, from its trials.csv, and the axes of its space."""
+"""The trials of a sweep, the space that it searches, and what its finals decide."""
 
 import csv
-import dataclasses
 import math
 import pathlib
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from dwsep_jax.config import from_dict
+import numpy as np
+
 from dwsep_jax.errors import UserError
 from dwsep_jax.report.format import TIMES
-from dwsep_jax.sweep.space import parse_space
 from dwsep_jax.workdir import damaged
+from dwsep_jax.statistics import answer, bootstrap_images, compare_pairs
 
-STATES = ("complete", "pruned", "failed", "running", "waiting")
-_BEFORE, _AFTER = (
-    ["number", "state", "value", "epochs"],
-    ["seconds", "retry_of", "note"],
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Axis:
-    """What was searched over.
-
-    Attributes:
-      name: its column in trials.csv: the field, or `<field>_factor` for a multiple of
-        the optimizer's default.
-      field: of the config.
-      kind: choice, float or int.
-      log: whether it was searched on a logarithmic scale.
-      low: its lower end; None for choices, or where it is not known.
-      high: its upper end, likewise.
-      choices: as texts; empty for a range.
-    """
-
-    name: str
-    field: str
-    kind: str
-    log: bool = False
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """What people read of it."""
-        is_factor = self.name != self.field
-        return f"{self.field}, {TIMES} default" if is_factor else self.field
+STATES = ("complete", "pruned", "running", "waiting", "failed")
+# A setting this close to an end of its range, as a share of it, is at the edge.
+_EDGE = 0.03
 
 
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """A row of trials.csv; what it does not say is None.
+class Trial(NamedTuple):
+    """A row of trials.csv; an empty cell is None.
 
     Attributes:
       number: of the trial.
       state: one of `STATES`.
-      value: validation accuracy, a share of 1; a pruned trial's last.
-      epochs: that it was trained for.
-      settings: by column, as texts; empty where they are not drawn yet.
-      seconds: that it took.
-      retry_of: the trial that it does again.
+      value: validation accuracy, a share of 1; of a pruned trial, its last.
+      epochs: trained.
+      seconds: taken.
+      retry_of: the trial that it repeats.
       note: why it failed.
+      settings: by column, as texts, empty where they are not drawn yet.
     """
 
     number: int
     state: str
     value: float | None
-    epochs: float | None
-    settings: dict[str, str]
+    epochs: int | None
     seconds: float | None
     retry_of: int | None
-    note: str
+    note: str | None
+    settings: dict[str, str]
+
+
+class Axis(NamedTuple):
+    """A setting that a sweep searches.
+
+    Attributes:
+      name: its column in trials.csv: the field, or `<field>_factor` for a multiple of
+        the optimizer's default.
+      field: of the config.
+      searched: its values, as config.space gives them.
+      choices: as texts; empty for a range.
+      low: the lower end of a range.
+      high: the upper end of a range.
+      log: whether the range is searched on a logarithmic scale.
+    """
+
+    name: str
+    field: str
+    searched: str
+    choices: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
+
+    @property
+    def is_factor(self) -> bool:
+        """Whether settings are multiples of the optimizer's default."""
+        return self.name == f"{self.field}_factor"
+
+    @property
+    def label(self) -> str:
+        """The field, and the unit of a multiple."""
+        return self.field + (f", {TIMES} default" if self.is_factor else "")
+
+    @property
+    def ticks(self) -> list[str] | list[float]:
+        """The choices, or both ends of the range and its middle."""
+        if self.choices:
+            return list(self.choices)
+        middle = (self.low + self.high) / 2
+        if self.log:
+            middle = math.sqrt(self.low * self.high)
+        return [self.low, float(f"{middle:.2g}"), self.high]
+
+    def read(self, trial: Trial) -> str | float | None:
+        """Return the setting of a trial: a choice, else a number; None without one."""
+        text = trial.settings[self.name]
+        if not self.choices:
+            return read_number(text)
+        return _unify(text) if _unify(text) in self.choices else None
+
+    def place(self, setting: str | float) -> float:
+        """Return where a setting lies on the axis, from 0 to 1."""
+        if self.choices:
+            return (self.choices.index(setting) + 0.5) / len(self.choices)
+        scale = math.log if self.log else float
+        low, high = scale(self.low), scale(self.high)
+        return (scale(setting) - low) / (high - low)
+
+    def find_edge(self, trial: Trial) -> str | None:
+        """Return `below` or `above` where a trial is at an end of the axis, else None.
+
+        Only numbers have ends. There is nothing below 0, and of two choices each is
+        an end.
+        """
+        value = read_number(trial.settings[self.name])
+        numbers = [read_number(tick) for tick in self.ticks]
+        if value is None or None in numbers or len(numbers) < 3:
+            return None
+        if self.choices:
+            low, high = min(numbers), max(numbers)
+            place = (value - low) / (high - low)
+        else:
+            low, place = self.low, self.place(value)
+        if place >= 1 - _EDGE:
+            return "above"
+        return "below" if place <= _EDGE and low > 0 else None
+
+
+def read_number(text: str | float) -> float | None:
+    """Return the finite number that a text stands for, else None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _unify(text):
+    """Return one spelling of equal settings: 1.0 and 1, True and true."""
+    value = read_number(text)
+    return text.strip().lower() if value is None else f"{value:g}"
+
+
+def read_axes(space: Sequence[str], columns: Collection[str]) -> list[Axis]:
+    """Return the axes of config.space, whose form the sweep has checked.
+
+    Args:
+      space: texts such as `optimizer=adam|sgd` and `learning_rate=x0.1..x10 log`.
+      columns: of trials.csv, which tell what is a multiple.
+    """
+    axes = []
+    for text in space:
+        field, _, searched = (part.strip() for part in text.partition("="))
+        is_factor = f"{field}_factor" in columns
+        axis = Axis(f"{field}_factor" if is_factor else field, field, searched)
+        values = searched.replace("x", "") if is_factor else searched
+        low, dots, rest = values.partition("..")
+        if dots:
+            high, *log = rest.split()
+            ends = {"low": float(low), "high": float(high), "log": bool(log)}
+        else:
+            ends = {"choices": tuple(map(_unify, values.split("|")))}
+        axes.append(axis._replace(**ends))
+    return axes
 
 
 def read_trials(path: pathlib.Path) -> list[Trial]:
     """Return the rows of trials.csv, by number.
 
     Raises:
-      UserError: if there is no such file, or it is damaged.
+      UserError: if the file is missing or damaged.
     """
-    if not path.exists():
-        raise UserError(
-            f"{path.parent}: there is no trials.csv yet; give the command of the "
-            "sweep, and it is written"
-        )
+    place, trials = "", []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file, strict=True)) or [[]]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise damaged(path, str(error)) from error
-    if header[:4] != _BEFORE or header[-3:] != _AFTER:
-        needed = ", ".join([*_BEFORE, "...", *_AFTER])
-        raise damaged(path, f"its columns must be {needed}")
-    trials = [_read_row(path, i, header, row) for i, row in enumerate(rows, start=2)]
+            reader = csv.DictReader(file, strict=True)
+            if missing := [c for c in _CELLS if c not in (reader.fieldnames or ())]:
+                raise ValueError(f"it lacks the column {missing[0]}")
+            for row in reader:
+                place = f"line {reader.line_num}: "
+                trials.append(_read_trial(row))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path.parent}: there is no trials.csv yet; the command of the sweep "
+            "writes it"
+        ) from error
+    except (csv.Error, ValueError) as error:
+        raise damaged(path, f"{place}{error}") from error
     return sorted(trials, key=lambda trial: trial.number)
 
 
-def _read_row(path, line, header, row):
-    if len(row) != len(header):
-        problem = f"line {line} has {len(row)} cells, its header {len(header)}"
-        raise damaged(path, problem)
-    cells = dict(zip(header, row, strict=True))
-
-    def read(column, form=float, must_be="a finite number of at least 0"):
-        if cells[column] == "":
-            return None
+def _read_trial(row):
+    if None in row or None in row.values():
+        raise ValueError("it has more or fewer cells than the header")
+    cells = {}
+    for column, read in _CELLS.items():
+        text = row.pop(column)
         try:
-            value = form(cells[column])
+            cells[column] = read(text) if text or column in _NEEDED else None
         except ValueError:
-            value = math.nan
-        if not 0 <= value < math.inf:
-            problem = f"line {line}: {column} must be {must_be}"
-            raise damaged(path, f"{problem}, not {cells[column][:40]!r}")
+            raise ValueError(f"{column} cannot be {text[:40]!r}") from None
+    return Trial(**cells, settings=row)
+
+
+def _at_least_0(kind, limit=math.inf):
+    def read(text):
+        value = kind(text)
+        if not (0 <= value <= limit and math.isfinite(value)):
+            raise ValueError
         return value
 
-    number = read("number", int, "an integer of at least 0")
-    if number is None:
-        raise damaged(path, f"line {line} has no number")
-    value = read("value")
-    if value is not None and value > 1:
-        problem = f"line {line}: value is {value:g}, and an accuracy is at most 1"
-        raise damaged(path, problem)
-    if cells["state"] not in STATES:
-        problem = f"line {line}: state must be one of {', '.join(STATES)}"
-        raise damaged(path, f"{problem}, not {cells['state'][:40]!r}")
-    return Trial(
-        number=number,
-        state=cells["state"],
-        value=value,
-        epochs=read("epochs"),
-        settings={name: cells[name] for name in header[4:-3]},
-        seconds=read("seconds"),
-        retry_of=read("retry_of", int, "an integer of at least 0"),
-        note=cells["note"],
-    )
+    return read
 
 
-def axes_of_best(best: dict[str, Any]) -> list[Axis]:
-    """Return the axes as best.json describes them."""
-    return [
-        Axis(
-            *(axis[key] for key in ("name", "field", "kind", "log", "low", "high")),
-            choices=tuple(show_setting(c) for c in axis.get("choices") or ()),
-        )
-        for axis in best["axes"]
-    ]
+_NEEDED = ("number", "state")
+_CELLS = {
+    "number": _at_least_0(int),
+    "state": lambda text: STATES[STATES.index(text)],
+    "value": _at_least_0(float, limit=1),
+    "epochs": _at_least_0(int),
+    "seconds": _at_least_0(float),
+    "retry_of": _at_least_0(int),
+    "note": str,
+}
 
 
-def axes_of_config(config: dict[str, Any]) -> list[Axis]:
-    """Return the axes as config.json writes them.
+class Duel(NamedTuple):
+    """The winner against another final, by test accuracy.
 
-    Raises:
-      UserError: if they are none.
+    Attributes:
+      over_seeds: the winner's accuracy minus the other's, paired by seed, as
+        `compare_pairs` returns it.
+      over_images: the 95 % interval over test images; None without predictions.
+      answer: `better` if the winner is, `worse`, or `undecided`.
     """
-    return [
-        Axis(
-            *(axis.name, axis.field, axis.kind, axis.log, axis.low, axis.high),
-            choices=tuple(show_setting(c) for c in axis.choices or ()),
+
+    over_seeds: dict[str, Any]
+    over_images: list[float] | None
+    answer: str
+
+
+def compare_finals(
+    finals: Sequence[dict[str, Any]], correct: Mapping[int, np.ndarray | None]
+) -> dict[int, Duel]:
+    """Return the winner against each other final that shares seeds with it.
+
+    Args:
+      finals: of best.json, the winner's first.
+      correct: by trial, whether each prediction is right, bool (seeds, images); None
+        where a prediction is missing.
+    """
+    duels = {}
+    for final in finals[1:]:
+        ours, theirs = (
+            {run["seed"]: run["accuracy"] for run in one["runs"]}
+            for one in (finals[0], final)
         )
-        for axis in parse_space(from_dict(config["resolved"]))
-    ]
-
-
-def show_setting(value: Any) -> str:
-    """Return a setting as trials.csv writes it."""
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def read_number(text: str | float) -> float | None:
-    """Return a setting as a number; None for one that is none."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        seeds = [seed for seed in ours if seed in theirs]
+        if not seeds:
+            continue
+        over_seeds = compare_pairs([ours[s] for s in seeds], [theirs[s] for s in seeds])
+        right, other = correct[finals[0]["number"]], correct[final["number"]]
+        images = over_seeds
+        is_known = right is not None and other is not None
+        if is_known and list(ours) == list(theirs) and right.shape == other.shape:
+            images = bootstrap_images(right, other)
+        over_images = images["ci95"] if images is not over_seeds else None
+        decision = answer(over_seeds, images, margin=0.0).answer
+        duels[final["number"]] = Duel(over_seeds, over_images, decision)
+    return duels
