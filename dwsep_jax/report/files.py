@@ -190,7 +190,7 @@ def _read_sweep(directory):
             "trials.csv searched is unknown; put config.json back"
         )
     space = best["space"] if best else config["resolved"]["sweep"]["space"]
-    axes = read_axes(space, trials[0].settings if trials else ())
+    axes = read_axes(space)
     _check_belonging(directory, best, axes, trials)
     runs = {final["number"]: final["runs"] for final in (best or {}).get("finals", [])}
     correct = {

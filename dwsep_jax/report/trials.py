@@ -3,7 +3,7 @@
 import csv
 import math
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,17 +134,16 @@ def _unify(text):
     return text.strip().lower() if value is None else f"{value:g}"
 
 
-def read_axes(space: Sequence[str], columns: Collection[str]) -> list[Axis]:
+def read_axes(space: Sequence[str]) -> list[Axis]:
     """Return the axes of config.space, whose form the sweep has checked.
 
     Args:
       space: texts such as `optimizer=adam|sgd` and `learning_rate=x0.1..x10 log`.
-      columns: of trials.csv, which tell what is a multiple.
     """
     axes = []
     for text in space:
         field, _, searched = (part.strip() for part in text.partition("="))
-        is_factor = f"{field}_factor" in columns
+        is_factor = field == "learning_rate" and searched.startswith("x")
         axis = Axis(f"{field}_factor" if is_factor else field, field, searched)
         values = searched.replace("x", "") if is_factor else searched
         low, dots, rest = values.partition("..")
