@@ -8,7 +8,6 @@ from dwsep_jax.errors import UserError
 
 ANSWERS = ("better", "not_worse", "worse", "undecided")
 VERDICTS = ("overfitting", "underfitting", "well_fitted", "still_improving", "diverged")
-AXIS_KINDS = ("choice", "float", "int")
 
 
 class _Each(NamedTuple):
@@ -23,8 +22,8 @@ class _Maybe(NamedTuple):
     value: Any
 
 
-_NUMBER, _TEXT, _FLAG = (int, float), (str,), (bool,)
-_TYPE_NAMES = {_NUMBER: "a number", _TEXT: "a text", _FLAG: "true or false"}
+_NUMBER, _TEXT = (int, float), (str,)
+_TYPE_NAMES = {_NUMBER: "a number", _TEXT: "a text"}
 
 
 def _object(numbers: str = "", maybe_numbers: str = "", texts: str = "", **others: Any):
@@ -189,4 +188,4 @@ def _check(value: Any, shape: Any, where: str) -> None:
 def _fits(value, shape):
     if isinstance(shape[0], str):
         return value in shape
-    return isinstance(value, shape) and (shape == _FLAG or not isinstance(value, bool))
+    return isinstance(value, shape) and not isinstance(value, bool)

@@ -10,8 +10,8 @@ import numpy as np
 
 from dwsep_jax.errors import UserError
 from dwsep_jax.report.format import TIMES
-from dwsep_jax.workdir import damaged
 from dwsep_jax.statistics import answer, bootstrap_images, compare_pairs
+from dwsep_jax.workdir import damaged
 
 STATES = ("complete", "pruned", "running", "waiting", "failed")
 # A setting this close to an end of its range, as a share of it, is at the edge.

@@ -306,7 +306,7 @@ def test_a_damaged_table_is_one_line_that_says_where(workdir, content, problem):
     if content is not None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         problem = re.escape(problem)
-        problem = rf"{path} is damaged \(.*{problem}.*; give the command of the sweep"
+        problem = rf"{path} is damaged \(.*{problem}.*; repeat the command of the sweep"
     with pytest.raises(UserError, match=problem) as raised:
         report.write_report([workdir])
     assert "\n" not in str(raised.value)
