@@ -1,11 +1,11 @@
-"""Loss curves to a verdict, with the numbers behind it and what to do about it.
+"""Judge a run by its loss curves: a verdict, the evidence for it, and advice.
 
 Reads what a run wrote, with numpy alone. Only losses and accuracies in evaluation mode
-count (`train_eval_*`, `val_*`): `train_loss` has dropout and augmentation in it.
+count (`train_eval_*`, `val_*`): `train_loss` includes dropout and augmentation.
 
-Losses are judged as shares of the loss of guessing, ln(num_classes), so that one set of
-thresholds fits any number of classes. The thresholds were set on made curves
-(`make_tuning_curve` in tests/curves.py), and tested on others and on real runs.
+Losses are judged as fractions of the loss of guessing, ln(num_classes), so one set of
+thresholds fits any number of classes. The thresholds were set on synthetic curves and
+tested on others, of other formulas (tests/curves.py), and on real runs.
 """
 
 import json
@@ -13,7 +13,7 @@ import math
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,45 +22,32 @@ from dwsep_jax.workdir import Row, read_rows, write_atomically
 
 Evidence = dict[str, float | None]
 
-# The end of a curve is its last sixth; its course, the last half.
+# The end of a curve is its last sixth; trends are measured over its last half.
 PARTS = 6
-# Of the loss of guessing. A validation loss that rose by more than this since its best
-# is overfitting; one that will fall by more, is still improving.
-MIN_RISE = 0.03
-MIN_GAIN = 0.04
-# The same as a share of the validation loss itself.
-MIN_RELATIVE_RISE = 0.15
-MIN_RELATIVE_GAIN = 0.1
+# Changes of the validation loss since its best epoch, and those expected if training
+# goes on: as fractions of the loss of guessing, and of the validation loss itself.
+MIN_RISE, MIN_RELATIVE_RISE = 0.03, 0.15
+MIN_GAIN, MIN_RELATIVE_GAIN = 0.04, 0.1
 # In standard errors of the end of a curve.
 MIN_SIGNIFICANCE = 3.0
-# Accuracy on train above that on validation, and its share of the validation error.
-MIN_GAP = 0.08
-MIN_RELATIVE_GAP = 0.4
-# Loss and error on train, as shares of those of guessing: above both, it underfits.
+# The excess of accuracy on train, absolute and as a fraction of the validation error.
+MIN_GAP, MIN_RELATIVE_GAP = 0.08, 0.4
+# Loss and error on train, as fractions of those of guessing: above both, it underfits.
 UNDERFITTED = 0.2
-# The share of what was learned whose loss is divergence, and what counts as learned:
-# accuracy above that of guessing, or loss as a share of that of guessing.
+# How much of what was learned has to be lost, and how much has to be learned first:
+# accuracy above that of guessing, or loss as a fraction of that of guessing.
 UNLEARNED = 0.6
 MIN_LEARNED = 0.1
-# A fall of the validation accuracy below this is none.
+# A smaller drop of the validation accuracy does not count.
 MIN_DROP = 0.01
-# Fewer epochs show no end.
+# A shorter run is too short to judge.
 MIN_EPOCHS = 5
-
-
-class Curves(NamedTuple):
-    """Values at every epoch from the first to the last, float64 (N,)."""
-
-    train_loss: np.ndarray
-    val_loss: np.ndarray
-    train_accuracy: np.ndarray | None
-    val_accuracy: np.ndarray | None
 
 
 def write_diagnosis(workdir: str | os.PathLike) -> dict[str, Any]:
     """Diagnose the run in a workdir; write diagnosis.json and return its content.
 
-    The number of classes is read from evaluation.json, where there is one.
+    The number of classes is read from evaluation.json if it exists.
 
     Raises:
       UserError: if metrics.jsonl has no epoch, or is damaged.
@@ -69,22 +56,19 @@ def write_diagnosis(workdir: str | os.PathLike) -> dict[str, Any]:
     rows = read_rows(workdir)
     if not rows:
         raise UserError(f"{workdir} has no epoch to diagnose; train it first")
-    diagnosis = {"schema": 1, **diagnose(rows, _read_num_classes(workdir))}
+    try:
+        evaluation = json.loads((workdir / "evaluation.json").read_bytes())
+        num_classes = len(evaluation["per_class"])
+    except (OSError, ValueError, LookupError, TypeError):
+        num_classes = None
+    diagnosis = {"schema": 1, **diagnose(rows, num_classes)}
     text = json.dumps(diagnosis, indent=2, sort_keys=True, allow_nan=False)
     content = f"{text}\n".encode()
     path = workdir / "diagnosis.json"
-    # A finished run that is looked at again is left alone.
+    # Diagnosing a finished run again leaves its file alone.
     if not path.exists() or path.read_bytes() != content:
         write_atomically(path, content)
     return diagnosis
-
-
-def _read_num_classes(workdir):
-    try:
-        evaluation = json.loads((workdir / "evaluation.json").read_bytes())
-        return len(evaluation["per_class"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
 
 
 def diagnose(rows: Sequence[Row], num_classes: int | None = None) -> dict[str, Any]:
@@ -94,113 +78,91 @@ def diagnose(rows: Sequence[Row], num_classes: int | None = None) -> dict[str, A
 
     Args:
       rows: as in metrics.jsonl, in any order.
-      num_classes: whose logarithm is the loss of guessing; without it, the loss of the
-        first epoch stands for that.
+      num_classes: the loss of guessing is its logarithm; without it, the loss of the
+        first epoch is used.
 
     Returns:
       {verdict, evidence, advice}: one of overfitting, underfitting, well_fitted,
-      still_improving, diverged; numbers by name, losses in nats, None where there is
-      none; one or two sentences that name config fields.
+      still_improving, diverged; numbers by name, losses in nats, None if unknown; one
+      or two sentences that name config fields.
 
     Raises:
-      UserError: if no row has both a train_eval_loss and a val_loss.
+      UserError: if no row has a train_eval_loss, or none has a val_loss.
     """
     by_epoch = {row["epoch"]: row for row in rows if _is_finite(row.get("epoch"))}
-    rows = [by_epoch[epoch] for epoch in sorted(by_epoch)]
-    curves = _make_curves(rows)
-    evidence = _measure(rows, curves, num_classes)
-    verdict = _judge(evidence)
-    return {
-        "verdict": verdict,
-        "evidence": evidence,
-        "advice": _ADVICE[verdict](evidence),
-    }
+    evidence = _measure([by_epoch[epoch] for epoch in sorted(by_epoch)], num_classes)
+    verdict, _, advice = next(
+        rule for rule in RULES if all(holds(evidence) for holds in rule[1])
+    )
+    if evidence["accuracy_gap"] is None:
+        gap = f"{evidence['loss_gap']:.2g} in loss"
+    else:
+        gap = f"{100 * evidence['accuracy_gap']:.1f} points of accuracy"
+    share = evidence["train_eval_loss"] / evidence["guessing_loss"]
+    advice = advice.format(**evidence, gap=gap, share=share)
+    return {"verdict": verdict, "evidence": evidence, "advice": advice}
 
 
 def _is_finite(value):
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _make_curves(rows):
-    """Fill in what is missing along straight lines."""
-    names = ("train_eval_loss", "val_loss", "train_eval_accuracy", "val_accuracy")
-    points = {
-        name: [(row["epoch"], row[name]) for row in rows if _is_finite(row.get(name))]
-        for name in names
-    }
-    for name in names[:2]:
-        if not points[name]:
-            raise UserError(f"no epoch with a finite {name}: nothing to diagnose")
+def _interpolate(rows, name):
+    """Return a value for every epoch, NaN if none is known."""
+    points = [(r["epoch"], r[name]) for r in rows if _is_finite(r.get(name))]
+    if not points and name.endswith("loss"):
+        raise UserError(f"no epoch with a finite {name}: nothing to diagnose")
     epochs = np.arange(rows[0]["epoch"], rows[-1]["epoch"] + 1)
-    return Curves(
-        *(
-            np.interp(epochs, *np.array(points[name], float).T)
-            if points[name]
-            else None
-            for name in names
-        )
-    )
+    return np.interp(epochs, *np.array(points or [(0, math.nan)], float).T)
 
 
-def _measure(rows, curves, num_classes):
-    """Return the evidence: what is judged, and what else a reader wants to see."""
-    size = _part_size(len(rows))
-    train, val = curves.train_loss, curves.val_loss
-    has_classes = num_classes is not None and num_classes > 1
-    guessing = math.log(num_classes) if has_classes else max(train[0], val[0])
-    smooth_train, smooth_val = _smooth(train, size), _smooth(val, size)
-    train_end, val_end = _levels(train, size)[-1], _levels(val, size)[-1]
-    train_best = min(smooth_train.min(), train_end)
-    val_best = min(smooth_val.min(), val_end)
+def _measure(rows, num_classes):
+    """Return the evidence: what the rules use, and what else a reader wants to see."""
+    names = ("train_eval_loss", "val_loss", "train_eval_accuracy", "val_accuracy")
+    curves = {name: _interpolate(rows, name) for name in names}
+    train, val = curves["train_eval_loss"], curves["val_loss"]
+    first, size = rows[0]["epoch"], _part_size(len(rows))
     levels, gaps = _levels(val, size), _levels(val - train, size)
-    noise = _measure_noise(val)
     rates = [r["learning_rate"] for r in rows if _is_finite(r.get("learning_rate"))]
-    first = rows[0]["epoch"]
-    evidence = {
+    ends = {name: _levels(curve, size)[-1] for name, curve in curves.items()}
+    # A level may be better than any running median.
+    best = {
+        name: (min if name.endswith("loss") else max)([*_smooth(curve, size), end])
+        for (name, curve), end in zip(curves.items(), ends.values(), strict=True)
+    }
+    best_epoch = first + int(curves["val_accuracy"].argmax())
+    evidence = ends | {
         "num_epochs": len(rows),
-        "guessing_loss": guessing,
-        "train_eval_loss": train_end,
+        "guessing_loss": math.log(num_classes or 1) or max(train[0], val[0]),
         "train_eval_loss_last": train[-1],
-        "train_eval_loss_best": train_best,
-        "train_eval_loss_rise": train_end - train_best,
-        "val_loss": val_end,
-        "val_loss_best": val_best,
-        "val_loss_best_epoch": first + int(smooth_val.argmin()),
-        "val_loss_rise": val_end - val_best,
-        "val_loss_fall": levels[0] - val_end,
+        "train_eval_loss_best": best["train_eval_loss"],
+        "train_eval_loss_rise": ends["train_eval_loss"] - best["train_eval_loss"],
+        "val_loss_best": best["val_loss"],
+        "val_loss_best_epoch": first + int(_smooth(val, size).argmin()),
+        "val_loss_rise": ends["val_loss"] - best["val_loss"],
+        "val_loss_fall": levels[0] - ends["val_loss"],
         "val_loss_slope": _slope(levels, size),
-        "val_loss_noise": noise,
-        "val_loss_gain_ahead": _extrapolate(curves, size, noise or 0.0),
+        "val_loss_noise": _measure_noise(val),
+        "val_loss_gain_ahead": _extrapolate(train, val, size),
         "loss_gap": gaps[-1],
         "loss_gap_slope": _slope(gaps, size),
-        "learning_rate_share": rates[-1] / max(rates) if rates and max(rates) else None,
+        "learning_rate_share": rates[-1] / max(rates) if any(rates) else None,
         "num_not_finite_at_end": _count_not_finite_at_end(rows),
-        **_measure_accuracy(curves, first, size),
+        "train_eval_accuracy_best": best["train_eval_accuracy"],
+        "val_accuracy_best_epoch": None
+        if math.isnan(best["val_accuracy"])
+        else best_epoch,
+        "val_accuracy_drop": best["val_accuracy"] - ends["val_accuracy"],
+        "accuracy_gap": ends["train_eval_accuracy"] - ends["val_accuracy"],
     }
-    return {
-        name: value if value is None or isinstance(value, int) else float(value)
-        for name, value in evidence.items()
-    }
+    return {name: _plain(value) for name, value in evidence.items()}
 
 
-def _measure_accuracy(curves, first, size):
-    """Return what is known of the accuracies, of which there may be none."""
-    train, val = curves.train_accuracy, curves.val_accuracy
-    names = ("val_accuracy", "val_accuracy_best_epoch", "val_accuracy_drop")
-    names += ("train_eval_accuracy", "train_eval_accuracy_best", "accuracy_gap")
-    evidence = dict.fromkeys(names)
-    if train is not None:
-        end = _levels(train, size)[-1]
-        evidence["train_eval_accuracy"] = end
-        evidence["train_eval_accuracy_best"] = max(_smooth(train, size).max(), end)
-    if val is not None:
-        end = _levels(val, size)[-1]
-        evidence["val_accuracy"] = end
-        evidence["val_accuracy_best_epoch"] = first + int(val.argmax())
-        evidence["val_accuracy_drop"] = max(_smooth(val, size).max(), end) - end
-    if train is not None and val is not None:
-        evidence["accuracy_gap"] = _levels(train, size)[-1] - end
-    return evidence
+def _plain(value):
+    """Return a number as Python's own; None for NaN, which JSON does not have."""
+    if value is None or math.isnan(value):
+        return None
+    return value if isinstance(value, int) else float(value)
 
 
 def _part_size(num_epochs):
@@ -208,22 +170,19 @@ def _part_size(num_epochs):
 
 
 def _slope(levels, size):
-    """Return the slope per epoch between the last two levels, None if there is one."""
+    """Return the slope per epoch between the last two levels; None without two."""
     return (levels[-1] - levels[-2]) / size if len(levels) > 1 else None
 
 
 def _levels(curve, size):
-    """Return the medians of the last three parts of `size` epochs, the last one last.
-
-    Fewer where the curve is shorter.
-    """
+    """Return the medians of the last parts of `size` epochs, three if there are."""
     starts = range(len(curve) - 3 * size, len(curve), size)
     parts = [curve[start : start + size] for start in starts if start >= 0]
     return np.array([np.median(part) for part in parts])
 
 
 def _smooth(curve, size):
-    """Return running medians: a spike of one epoch does not count as a best one."""
+    """Return running medians, so that a spike of one epoch is never the best."""
     half = min(max(1, size // 2), 12)
     padded = np.pad(curve, half, mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
@@ -231,29 +190,28 @@ def _smooth(curve, size):
 
 
 def _measure_noise(curve):
-    """Return the standard deviation about a smooth curve, None for fewer than 6 epochs.
+    """Return the standard deviation about a smooth curve; None for fewer than 6 epochs.
 
-    From third differences, in which a parabola leaves nothing; of the latter half,
-    since curves calm down.
+    It is estimated from third differences, in which a parabola leaves nothing, of the
+    second half, since curves become less noisy.
     """
     if len(curve) < 6:
         return None
     differences = np.diff(curve[-max(6, len(curve) // 2) :], n=3)
-    # Of Gaussian noise of standard deviation 1: sqrt(1 + 9 + 9 + 1), and 0.6745.
+    # Gaussian noise of standard deviation 1 gives sqrt(1 + 9 + 9 + 1) * 0.6745.
     return np.median(np.abs(differences)) / (math.sqrt(20) * 0.6745)
 
 
-def _extrapolate(curves, size, noise):
-    """Return by how much the validation loss will fall in as many epochs again.
+def _extrapolate(train, val, size):
+    """Return how far the validation loss will fall if as many epochs are added.
 
-    If each further part of it falls by the same factor less than the one before, as an
-    exponential does. A schedule that decays flattens a curve, and gets its due: the
-    factor is small there. Where the training loss falls along, both are averaged, since
-    that halves the variance.
+    Each part is assumed to fall by the same factor less than the one before, as an
+    exponential does. A decaying learning rate flattens the curve, which makes the
+    factor small. If the training loss falls at a similar rate, both are averaged, which
+    halves the variance.
     """
-    falls = -np.diff(_levels(curves.val_loss, size))
-    train_falls = -np.diff(_levels(curves.train_loss, size))
-    error = noise * math.sqrt(2 / size)
+    falls, train_falls = -np.diff(_levels(val, size)), -np.diff(_levels(train, size))
+    error = (_measure_noise(val) or 0.0) * math.sqrt(2 / size)
     if 0.5 * train_falls.sum() < falls.sum() < 2 * train_falls.sum():
         falls, error = (falls + train_falls) / 2, error / math.sqrt(2)
     if not len(falls) or falls[-1] <= 0 or falls.sum() <= MIN_SIGNIFICANCE * error:
@@ -261,42 +219,26 @@ def _extrapolate(curves, size, noise):
     ratio = 0.5
     if len(falls) > 1:
         ratio = min(1.0, falls[-1] / falls[-2]) if falls[-2] > 0 else 1.0
-    num_parts = round(len(curves.val_loss) / size)
+    num_parts = round(len(val) / size)
     return falls[-1] * sum(ratio**k for k in range(1, num_parts + 1))
 
 
 def _count_not_finite_at_end(rows):
     """Count the last epochs that have a loss of NaN or infinity (None is no loss)."""
-    count = 0
-    for row in reversed(rows):
-        losses = [row.get("train_eval_loss"), row.get("val_loss")]
-        if not any(isinstance(v, float) and not math.isfinite(v) for v in losses):
-            break
-        count += 1
-    return count
+
+    def is_finite(row):
+        losses = (row.get("train_eval_loss"), row.get("val_loss"))
+        return all(loss is None or math.isfinite(loss) for loss in losses)
+
+    return next((i for i, row in enumerate(rows[::-1]) if is_finite(row)), len(rows))
 
 
-def _judge(e):
-    """Return the verdict that evidence makes; of several, the one to act on first."""
-    if _is_diverged(e):
-        return "diverged"
-    gain, guessing = e["val_loss_gain_ahead"], e["guessing_loss"]
-    # What is ahead does not count where it closes less than half of a gap.
-    if _has_risen(e) or (_has_gap(e) and gain < 0.5 * e["loss_gap"]):
-        return "overfitting"
-    is_improving = gain > max(MIN_GAIN * guessing, MIN_RELATIVE_GAIN * e["val_loss"])
-    if is_improving or e["num_epochs"] < MIN_EPOCHS:
-        return "still_improving"
-    is_underfitted = e["train_eval_loss"] > UNDERFITTED * guessing and (
-        e["train_eval_accuracy"] is None or 1 - e["train_eval_accuracy"] > UNDERFITTED
-    )
-    return "underfitting" if is_underfitted else "well_fitted"
+def _is_not_finite(e: Evidence) -> bool:
+    return e["num_not_finite_at_end"] > 0
 
 
-def _is_diverged(e):
-    """Return whether most of what was learned is lost, or the loss is no number."""
-    if e["num_not_finite_at_end"]:
-        return True
+def _has_diverged(e: Evidence) -> bool:
+    """Most of what was learned has been lost."""
     if e["num_epochs"] < 2:
         return False
     best, guessing = e["train_eval_loss_best"], e["guessing_loss"]
@@ -305,128 +247,144 @@ def _is_diverged(e):
         return True
     if e["train_eval_accuracy"] is None:
         return False
-    # Where the rate is far too high, losses are wild: accuracies tell more.
+    # If the learning rate is far too high, losses are wild; accuracies tell more.
     learned = e["train_eval_accuracy_best"] - math.exp(-guessing)
     left = e["train_eval_accuracy"] - math.exp(-guessing)
     is_worse = e["train_eval_loss_rise"] > MIN_LEARNED * guessing
     return is_worse and learned > MIN_LEARNED and left < (1 - UNLEARNED) * learned
 
 
-def _has_risen(e):
-    """Return whether validation got worse since its best, and training did not."""
-    rise, train_rise = e["val_loss_rise"], e["train_eval_loss_rise"]
+def _has_risen(e: Evidence) -> bool:
+    """The validation loss got worse since its best, and the training loss did not."""
     error = (e["val_loss_noise"] or 0.0) / math.sqrt(_part_size(e["num_epochs"]))
-    return rise > max(
+    return e["val_loss_rise"] > max(
         MIN_RISE * e["guessing_loss"],
         MIN_RELATIVE_RISE * e["val_loss_best"],
         MIN_SIGNIFICANCE * error,
-        2 * train_rise,
+        2 * e["train_eval_loss_rise"],
     )
 
 
-def _has_gap(e):
-    """Return whether generalization is a good part of what is missing."""
+def _has_kept_accuracy(e: Evidence) -> bool:
+    return e["val_accuracy_drop"] is not None and e["val_accuracy_drop"] < MIN_DROP
+
+
+def _has_gap(e: Evidence) -> bool:
+    """Much of the error is a gap that more training would not close."""
+    if e["val_loss_gain_ahead"] >= 0.5 * e["loss_gap"]:
+        return False
     if e["accuracy_gap"] is None:
         return e["loss_gap"] > max(
             2 * MIN_GAP * e["guessing_loss"], MIN_RELATIVE_GAP * e["val_loss"]
         )
-    missing = 1 - e["val_accuracy"]
+    error = 1 - e["val_accuracy"]
     return (
-        e["accuracy_gap"] > max(MIN_GAP, MIN_RELATIVE_GAP * missing)
+        e["accuracy_gap"] > max(MIN_GAP, MIN_RELATIVE_GAP * error)
         and e["loss_gap"] > MIN_GAP * e["guessing_loss"]
     )
 
 
-def _advise_against_overfitting(e):
-    if not _has_risen(e):
-        return (
-            f"Train is ahead of validation by {_format_gap(e)}: raise dropout_rate or "
-            "weight_decay, augment more (shift, cutout, mixup; flip where mirrored "
-            "images mean the same), or shrink growth_rate or block_sizes."
-        )
-    best = e["val_loss_best_epoch"]
-    rose = f"Validation loss rose by {e['val_loss_rise']:.3g} since epoch {best}"
-    drop = e["val_accuracy_drop"]
-    if drop is not None and drop < MIN_DROP:
-        return (
-            f"{rose} while validation accuracy held: the network grows overconfident, "
-            "not worse. Try label_smoothing, mixup or a higher weight_decay, or fewer "
-            "num_epochs."
-        )
-    return (
-        f"{rose}: raise dropout_rate or weight_decay, or augment more (shift, cutout, "
-        "mixup; flip where mirrored images mean the same). Failing that, set "
-        "early_stopping, or shrink growth_rate or block_sizes."
+def _is_short(e: Evidence) -> bool:
+    return e["num_epochs"] < MIN_EPOCHS
+
+
+def _min_gain(e: Evidence) -> float:
+    return max(MIN_GAIN * e["guessing_loss"], MIN_RELATIVE_GAIN * e["val_loss"])
+
+
+def _is_improving(e: Evidence) -> bool:
+    return e["val_loss_gain_ahead"] > _min_gain(e)
+
+
+def _is_underfitted(e: Evidence) -> bool:
+    accuracy = e["train_eval_accuracy"]
+    return e["train_eval_loss"] > UNDERFITTED * e["guessing_loss"] and (
+        accuracy is None or 1 - accuracy > UNDERFITTED
     )
 
 
-def _advise_against_underfitting(e):
-    loss, share = e["train_eval_loss"], e["train_eval_loss"] / e["guessing_loss"]
-    if share > 1 - UNDERFITTED / 2:
-        return (
-            f"Train loss is {loss:.3g} after {e['num_epochs']} epochs, about that of "
-            "guessing: try a learning_rate ten times as high and one a tenth as high, "
-            "then a lower dropout_rate or weight_decay, or a larger growth_rate."
-        )
-    return (
-        f"Even on train the loss stays at {loss:.3g}, {share:.0%} of that of guessing: "
-        "lower dropout_rate, weight_decay or mixup, or raise growth_rate or "
-        f"block_sizes.{_remark_on_schedule(e)}"
-    )
+def _is_guessing(e: Evidence) -> bool:
+    return e["train_eval_loss"] > (1 - UNDERFITTED / 2) * e["guessing_loss"]
 
 
-def _advise_on_a_good_fit(e):
-    more = " For more accuracy raise growth_rate together with cutout or mixup."
-    return (
-        f"Train is ahead of validation by {_format_gap(e)}, and validation loss is "
-        f"level: there is nothing to mend.{_remark_on_schedule(e) or more}"
-    )
+def _has_decayed(e: Evidence) -> bool:
+    """The learning rate has decayed, which flattens a curve that could fall further."""
+    share = e["learning_rate_share"]
+    return not (share is None or share > 0.1 or e["val_loss_fall"] < _min_gain(e))
 
 
-def _advise_to_go_on(e):
-    if e["num_epochs"] < MIN_EPOCHS:
-        return (
-            f"Too few epochs to tell ({e['num_epochs']}): raise num_epochs to "
-            f"{4 * MIN_EPOCHS} or more before anything else."
-        )
-    return (
-        f"Validation loss, now {e['val_loss']:.3g}, may fall by another "
-        f"{e['val_loss_gain_ahead']:.2g} in as many epochs again: raise num_epochs "
-        "before anything else, or learning_rate if each epoch is dear."
-    )
+_AUGMENT = (
+    "augment more (shift, cutout, mixup; flip where mirrored images mean the same)"
+)
+_LOWER_RATE = (
+    ": lower learning_rate to a third or less, then try a longer warmup_epochs or "
+    "clip_norm=1."
+)
+_ROSE = "Validation loss rose by {val_loss_rise:.3g} since epoch {val_loss_best_epoch}"
+_STUCK = (
+    "Even on train the loss stays at {train_eval_loss:.3g}, {share:.0%} of that of "
+    "guessing: lower dropout_rate, weight_decay or mixup, or raise growth_rate or "
+    "block_sizes."
+)
+_GOOD = (
+    "Train is ahead of validation by {gap}, and validation loss is level: there is "
+    "nothing to mend."
+)
+_MORE = " For more accuracy raise growth_rate together with cutout or mixup."
+_DECAYED = " The learning rate has decayed, so a higher num_epochs may still gain."
 
-
-def _advise_against_divergence(e):
-    if e["num_not_finite_at_end"]:
-        what = "The loss is no longer a number"
-    else:
-        best, last = e["train_eval_loss_best"], e["train_eval_loss_last"]
-        what = f"Train loss was {best:.3g} at its best and is {last:.3g} at the end"
-    return (
-        f"{what}: lower learning_rate to a third or less, then try a longer "
-        "warmup_epochs or clip_norm=1."
-    )
-
-
-def _format_gap(e):
-    if e["accuracy_gap"] is None:
-        return f"{e['loss_gap']:.2g} in loss"
-    return f"{100 * e['accuracy_gap']:.1f} points of accuracy"
-
-
-def _remark_on_schedule(e):
-    """Say that a rate that has decayed flattens a curve that is not at its floor."""
-    share, fall = e["learning_rate_share"], e["val_loss_fall"]
-    much = max(MIN_GAIN * e["guessing_loss"], MIN_RELATIVE_GAIN * e["val_loss"])
-    if share is None or share > 0.1 or fall < much:
-        return ""
-    return " The learning rate has decayed, so a higher num_epochs may still gain."
-
-
-_ADVICE = {
-    "overfitting": _advise_against_overfitting,
-    "underfitting": _advise_against_underfitting,
-    "well_fitted": _advise_on_a_good_fit,
-    "still_improving": _advise_to_go_on,
-    "diverged": _advise_against_divergence,
-}
+# Verdict, conditions that must all hold, and advice: a format string with names of the
+# evidence, `gap` and `share`. The first rule that holds counts, so the order is that in
+# which to act.
+RULES = (
+    ("diverged", [_is_not_finite], f"The loss is no longer a number{_LOWER_RATE}"),
+    (
+        "diverged",
+        [_has_diverged],
+        "Train loss was {train_eval_loss_best:.3g} at its best and is "
+        f"{{train_eval_loss_last:.3g}} at the end{_LOWER_RATE}",
+    ),
+    (
+        "overfitting",
+        [_has_risen, _has_kept_accuracy],
+        f"{_ROSE} while validation accuracy held: the network grows overconfident, not "
+        "worse. Try label_smoothing, mixup or a higher weight_decay, or fewer "
+        "num_epochs.",
+    ),
+    (
+        "overfitting",
+        [_has_risen],
+        f"{_ROSE}: raise dropout_rate or weight_decay, or {_AUGMENT}. Failing that, "
+        "set early_stopping, or shrink growth_rate or block_sizes.",
+    ),
+    (
+        "overfitting",
+        [_has_gap],
+        "Train is ahead of validation by {gap}: raise dropout_rate or weight_decay, "
+        f"{_AUGMENT}, or shrink growth_rate or block_sizes.",
+    ),
+    (
+        "still_improving",
+        [_is_short],
+        "Too few epochs to tell ({num_epochs}): raise num_epochs to "
+        f"{4 * MIN_EPOCHS} or more before anything else.",
+    ),
+    (
+        "still_improving",
+        [_is_improving],
+        "Validation loss, now {val_loss:.3g}, may fall by another "
+        "{val_loss_gain_ahead:.2g} in as many epochs again: raise num_epochs before "
+        "anything else, or learning_rate if each epoch is dear.",
+    ),
+    (
+        "underfitting",
+        [_is_underfitted, _is_guessing],
+        "Train loss is {train_eval_loss:.3g} after {num_epochs} epochs, about that of "
+        "guessing: try a learning_rate ten times as high and one a tenth as high, then "
+        "a lower dropout_rate or weight_decay, or a larger growth_rate.",
+    ),
+    ("underfitting", [_is_underfitted, _has_decayed], _STUCK + _DECAYED),
+    ("underfitting", [_is_underfitted], _STUCK),
+    ("well_fitted", [_has_decayed], _GOOD + _DECAYED),
+    ("well_fitted", [], _GOOD + _MORE),
+)

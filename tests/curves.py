@@ -1,11 +1,10 @@
-"""Made loss curves of which the right diagnosis is known, in two families.
+"""Synthetic loss curves whose right diagnosis is known.
 
-Losses are shares of that of guessing, ln(num_classes), until the rows are made.
-`make_tuning_curve` is exponentials under Gaussian noise: the thresholds of
-`dwsep_jax.diagnose` were set on it. `make_held_back_curve` has other formulas
-throughout (Hill functions, logistic curves, stairs, powers, U-turns by logarithm;
-correlated noise with heavy tails, spikes, gaps; another way from loss to accuracy) and
-was written before there was a threshold.
+Losses are fractions of the loss of guessing, ln(num_classes), until the rows are made.
+The curves are Hill functions, logistic curves, stairs and powers, under correlated
+noise with heavy tails, spikes and gaps. They were written before there was a threshold;
+the thresholds of `dwsep_jax.diagnose` were set on others, exponentials under Gaussian
+noise.
 """
 
 from typing import NamedTuple
@@ -22,21 +21,21 @@ VERDICTS = (
 
 
 class Curve(NamedTuple):
-    """A made run: what it is, its rows, and the number of classes."""
+    """The right verdict on a run, its rows, and the number of classes."""
 
     verdict: str
     rows: list[dict]
     num_classes: int
 
 
-def sample(make, count: int, seed: int) -> list[Curve]:
-    """Return `count` curves of one family, as many of each verdict."""
+def sample(count: int, seed: int) -> list[Curve]:
+    """Return `count` curves, as many of each verdict."""
     rng = np.random.default_rng(seed)
-    return [make(VERDICTS[i % len(VERDICTS)], rng) for i in range(count)]
+    return [make_curve(VERDICTS[i % len(VERDICTS)], rng) for i in range(count)]
 
 
 def make_rows(train, val, train_error, val_error, num_classes) -> list[dict]:
-    """Return rows as in metrics.jsonl of losses and errors as shares of guessing's."""
+    """Return rows of metrics.jsonl from fractions of the loss and error of guessing."""
     chance, guess = np.log(num_classes), 1 - 1 / num_classes
     columns = {
         "train_eval_loss": chance * np.maximum(train, 1e-6),
@@ -52,41 +51,6 @@ def make_rows(train, val, train_error, val_error, num_classes) -> list[dict]:
 
 def _draw_length(rng):
     return round(np.exp(rng.uniform(np.log(5), np.log(200))))
-
-
-def make_tuning_curve(verdict: str, rng: np.random.Generator) -> Curve:
-    """Return a curve of exponentials under independent Gaussian noise."""
-    n, num_classes = _draw_length(rng), int(rng.choice([3, 10, 10, 100]))
-    t = np.arange(1, n + 1) / n
-    fall = np.exp(-t / rng.uniform(0.03, 0.15))
-    floor, gap = rng.uniform(0, 0.12), rng.uniform(0, 0.06)
-    extra, error_of_extra = np.zeros(n), 1.0
-    if verdict == "underfitting":
-        floor, gap = rng.uniform(0.35, 0.95), rng.uniform(0, 0.05)
-        if rng.random() < 0.3:  # by far too low a rate
-            floor, fall = 0.0, np.exp(-t / rng.uniform(8, 20))
-    elif verdict == "still_improving":
-        fall = np.exp(-t / rng.uniform(0.5, 1.5))
-    elif verdict == "overfitting" and rng.random() < 0.5:
-        floor, gap = rng.uniform(0, 0.08), rng.uniform(0.15, 0.5)
-    elif verdict == "overfitting":
-        floor, gap = rng.uniform(0, 0.05), rng.uniform(0.05, 0.3)
-        start = rng.uniform(0.2, 0.6)
-        extra = rng.uniform(0.08, 0.6) * np.clip((t - start) / (1 - start), 0, None)
-        error_of_extra = rng.choice([0.0, 0.5])  # 0: only the confidence grows
-    train = floor + (1 - floor) * fall
-    val = train + gap * (1 - fall)
-    if verdict == "diverged":
-        start = rng.uniform(0.2, 0.9)
-        grown = 1 - np.exp(-np.clip(t - start, 0, None) / rng.uniform(0.01, 0.1))
-        grown[-1] = max(grown[-1], 0.9)
-        rise = grown * (rng.uniform(1.0, 4.0) - floor)
-        train, val = train + rise, val + rise
-    noisy = 1 + rng.uniform(0.005, 0.05) * rng.standard_normal((2, n))
-    train, full, val = train * noisy[0], (val + extra) * noisy[1], val * noisy[1]
-    val_error = np.maximum(val + error_of_extra * extra, 0) ** 1.15
-    rows = make_rows(train, full, train**1.15, val_error, num_classes)
-    return Curve(verdict, rows, num_classes)
 
 
 def _hill(t, rng, low, high):
@@ -118,8 +82,8 @@ def _falling(t, rng):
     return 1 / (1 + np.exp(slope * (t - rng.uniform(0.6, 1.0))))
 
 
-def make_held_back_curve(verdict: str, rng: np.random.Generator) -> Curve:
-    """Return a curve that the thresholds have not seen the like of."""
+def make_curve(verdict: str, rng: np.random.Generator) -> Curve:
+    """Return a run that deserves the verdict."""
     n, num_classes = _draw_length(rng), int(rng.choice([4, 10, 10, 50, 100]))
     t = np.arange(1, n + 1) / n
     fall = _falling(t, rng) if verdict == "still_improving" else _settled(t, rng)
