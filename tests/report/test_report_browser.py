@@ -13,11 +13,14 @@ pytestmark = pytest.mark.skipif(
     not (BROWSER and DRIVER), reason="there is no Chromium with its ChromeDriver"
 )
 SECONDS = 60
+LIGHT, DARK = "rgb(255, 255, 255)", "rgb(18, 22, 28)"
+SERIES = {LIGHT: "rgb(213, 94, 0)", DARK: "rgb(245, 130, 49)"}
+CHARTS = {"page": 14, "sweep_page": 10}
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """Return the address of a page that has a comparison and a run in it."""
+    """Return the address of a page with a comparison and a run."""
     directory = tmp_path_factory.mktemp("browser")
     sizes = {"num_seeds": 3, "num_examples": 500, "num_epochs": 30}
     report_files.write_comparison(directory, **sizes)
@@ -63,80 +66,81 @@ def show(browser, page, width, theme="light"):
     features = [{"name": "prefers-color-scheme", "value": theme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     browser.get(page)
-    wait_for(browser, "return document.documentElement.dataset.drawn === 'true'")
+    wait_for(browser, "document.documentElement.dataset.drawn === 'true'")
+
+
+def read(browser, script):
+    return browser.execute_script(f"return {script}")
 
 
 def wait_for(browser, script):
     end = time.monotonic() + SECONDS
-    while not browser.execute_script(script):
+    while not read(browser, script):
         assert time.monotonic() < end, script
         time.sleep(0.05)
 
 
-def test_it_opens_from_disk_without_errors_or_requests(browser, page):
+def check_theme(browser, background):
+    """Check the colours of the page and of its charts."""
+    assert read(browser, "getComputedStyle(document.body).backgroundColor") == (
+        background
+    )
+    script = "[...document.querySelectorAll('.chart svg path')].flatMap((path) => "
+    script += "[getComputedStyle(path).fill, getComputedStyle(path).stroke])"
+    found = set(read(browser, script)) & set(SERIES.values())
+    assert found == {SERIES[background]}
+
+
+@pytest.mark.parametrize("name", CHARTS)
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (400, "dark")])
+def test_every_chart_is_drawn_and_fits(browser, request, name, width, theme):
+    address = request.getfixturevalue(name)
     for kind in ("browser", "performance"):
         browser.get_log(kind)
-    show(browser, page, 1280)
+    show(browser, address, width, theme)
     assert browser.get_log("browser") == []
-    sent = [
-        entry["message"]
-        for entry in browser.get_log("performance")
-        if '"Network.requestWillBeSent"' in entry["message"]
-    ]
-    assert len(sent) >= 1  # The page itself.
+    messages = [entry["message"] for entry in browser.get_log("performance")]
+    sent = [m for m in messages if '"Network.requestWillBeSent"' in m]
+    assert sent  # The page itself.
     assert not any('"url":"http' in message for message in sent)
-    charts = "return document.querySelectorAll('.chart').length"
-    drawn = "return document.querySelectorAll('.chart svg.marks').length"
-    assert browser.execute_script(charts) == browser.execute_script(drawn) == 13
-
-
-@pytest.mark.parametrize("width", [360, 390, 1280])
-def test_nothing_is_wider_than_the_screen(browser, page, width):
-    show(browser, page, width)
-    script = "return document.documentElement.scrollWidth"
-    assert browser.execute_script(script) <= width
-    # A wide table scrolls inside its box.
+    for selector in (".chart", ".chart svg.marks"):
+        script = f"document.querySelectorAll('{selector}').length"
+        assert read(browser, script) == CHARTS[name]
+    assert read(browser, "document.documentElement.scrollWidth") <= width
     script = (
-        "return [...document.querySelectorAll('.scroll')]"
-        ".some((box) => box.scrollWidth > box.clientWidth)"
+        "[...document.querySelectorAll('.chart')].filter((place) =>"
+        " place.querySelector('svg').getBoundingClientRect().width"
+        " > place.getBoundingClientRect().width + 1).length"
     )
-    assert browser.execute_script(script) or width > 500
+    assert read(browser, script) == 0
+    check_theme(browser, LIGHT if theme == "light" else DARK)
 
 
-def test_it_follows_the_system_and_the_button(browser, page):
-    light, dark = "rgb(255, 255, 255)", "rgb(18, 22, 28)"
-    series = {light: "rgb(213, 94, 0)", dark: "rgb(245, 130, 49)"}
-
-    def check(background):
-        script = "return getComputedStyle(document.body).backgroundColor"
-        assert browser.execute_script(script) == background
-        script = (
-            "return [...document.querySelectorAll('.chart svg path')]"
-            ".map((path) => getComputedStyle(path).fill)"
-        )
-        fills = set(browser.execute_script(script))
-        assert fills & set(series.values()) == {series[background]}
-
-    show(browser, page, 1280, "dark")
-    check(dark)
-    show(browser, page, 1280, "light")
-    check(light)
+def test_the_button_changes_the_theme_for_good(browser, page):
+    show(browser, page, 1280)
     button = browser.find_element("id", "theme")
     button.click()
-    check(dark)
+    check_theme(browser, DARK)
     assert button.text == "Light theme"
     browser.refresh()
-    wait_for(browser, "return document.documentElement.dataset.drawn === 'true'")
-    check(dark)  # It is remembered.
+    wait_for(browser, "document.documentElement.dataset.drawn === 'true'")
+    check_theme(browser, DARK)
     browser.find_element("id", "theme").click()
-    check(light)
+    check_theme(browser, LIGHT)
+    browser.execute_script("localStorage.clear()")
 
 
-def hover(browser, page, title):
-    """Return what the tooltip says near the middle of the chart of that title."""
+@pytest.mark.parametrize(
+    ("name", "title", "words"),
+    [
+        ("page", "Validation loss", ["epoch", "standard", "separable_macs"]),
+        ("sweep_page", "Each trial as a line", ["trial", "state", "dropout_rate"]),
+    ],
+)
+def test_hovering_shows_the_values(browser, request, name, title, words):
     from selenium.webdriver.common.action_chains import ActionChains
 
-    show(browser, page, 1280)
+    show(browser, request.getfixturevalue(name), 1280)
     script = (
         "return [...document.querySelectorAll('figure')].find((figure) =>"
         " figure.innerText.trim().startsWith(arguments[0])).querySelector('svg')"
@@ -146,48 +150,7 @@ def hover(browser, page, title):
     ActionChains(browser).move_to_element_with_offset(chart, 20, 10).perform()
     ActionChains(browser).move_by_offset(2, 2).perform()
     tooltip = "document.querySelector('#vg-tooltip-element.visible')"
-    wait_for(browser, f"return Boolean({tooltip})")
-    return browser.execute_script(f"return {tooltip}.innerText")
-
-
-def test_a_hover_tells_every_variant_of_an_epoch(browser, page):
-    text = hover(browser, page, "Validation loss")
-    for words in ("epoch", "separable", "standard", "separable_macs"):
-        assert words in text
-    assert "undefined" not in text
-
-
-def test_a_sweep_is_drawn_in_both_themes_and_fits_a_phone(browser, sweep_page):
-    browser.get(sweep_page)
-    browser.execute_script("localStorage.clear()")  # No test before has chosen.
-    browser.get_log("browser")
-    for width, theme, winner in (
-        (1280, "light", "rgb(213, 94, 0)"),
-        (390, "dark", "rgb(245, 130, 49)"),
-    ):
-        show(browser, sweep_page, width, theme)
-        assert browser.get_log("browser") == []
-        charts = "return document.querySelectorAll('.chart').length"
-        drawn = "return document.querySelectorAll('.chart svg.marks').length"
-        assert browser.execute_script(charts) == browser.execute_script(drawn) == 10
-        script = "return document.documentElement.scrollWidth"
-        assert browser.execute_script(script) <= width
-        # What does not fit into its chart: none of the charts is cut off.
-        script = (
-            "return [...document.querySelectorAll('.chart')].filter((place) =>"
-            " place.querySelector('svg').getBoundingClientRect().width"
-            " > place.getBoundingClientRect().width + 1).length"
-        )
-        assert browser.execute_script(script) == 0
-        script = (
-            "return [...document.querySelectorAll('.chart svg path')]"
-            ".map((path) => getComputedStyle(path).stroke)"
-        )
-        assert winner in browser.execute_script(script)
-
-
-def test_a_hover_tells_the_trial_of_a_line(browser, sweep_page):
-    text = hover(browser, sweep_page, "Each trial as a line")
-    for words in ("trial", "state", "accuracy (%)", "optimizer", "dropout_rate"):
-        assert words in text
+    wait_for(browser, f"Boolean({tooltip})")
+    text = read(browser, f"{tooltip}.innerText")
+    assert all(word in text for word in words)
     assert "undefined" not in text
