@@ -14,7 +14,6 @@ Series = list[tuple[float, float, float, float]]
 COLORS = [f"var(--series{i})" for i in range(6)]
 _SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
 _DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [10, 4], [4, 6]]
-_PICTURE = {"width": 80, "height": 80, "yOffset": -26}
 MAX_CLASSES_WITH_COUNTS = 20
 MAX_POINTS_WITH_MARKERS = 20
 
@@ -53,7 +52,7 @@ def lines(
         mark["point"] = {"size": 40}
     y = quantity("mean", y_title, **_choose_scale([value["mean"] for value in values]))
     if y["scale"].get("type") == "log":
-        y |= {"title": f"{y_title}, log scale", "axis": {"tickCount": 4}}
+        y |= {"title": f"{y_title}, log scale", "axis": _log_axis(values)}
     looks = {"color": scale_by("series", names, COLORS, series)}
     looks["strokeDash"] = scale_by("series", names, _DASHES, series)
     for look in looks.values():
@@ -265,25 +264,24 @@ def pictures(values: list[Spec]) -> Spec:
       values: each {uri, id, true, predicted, confidence}, texts.
     """
     values = [
-        value | {"column": i % 4, "row": i // 4} for i, value in enumerate(values)
+        value
+        | {"column": i % 4, "row": i // 4}
+        | {"text": f"{value['true']}\nas {value['predicted']}\n{value['confidence']}"}
+        for i, value in enumerate(values)
     ]
-    place = {
-        "x": category("column", [0, 1, 2, 3], axis=None),
-        "y": category("row", None, axis=None),
-        "tooltip": tips(
-            ("id", "image"),
-            ("true", "true class"),
-            ("predicted", "predicted class"),
-            ("confidence", "confidence"),
-        ),
-    }
-    place["x"]["scale"] = {"domain": [0, 1, 2, 3]}
-    layers = [layer("image", place | {"url": {"field": "uri"}}, **_PICTURE)]
-    texts = ("datum.true", "'as ' + datum.predicted", "datum.confidence")
-    for i, text in enumerate(texts):
-        caption = {"transform": [{"calculate": text, "as": "caption"}]}
-        written = place | {"text": {"field": "caption", "type": "nominal"}}
-        layers.append(caption | layer("text", written, dy=24 + 14 * i))
+    place = {"x": category("column", None, axis=None, scale={"domain": [0, 1, 2, 3]})}
+    place["y"] = category("row", None, axis=None)
+    place["tooltip"] = tips(
+        ("id", "image"),
+        ("true", "true class"),
+        ("predicted", "predicted class"),
+        ("confidence", "confidence"),
+    )
+    look = {"width": 80, "height": 80, "yOffset": -26}
+    layers = [
+        layer("image", place | {"url": {"field": "uri"}}, **look),
+        layer("text", place | {"text": {"field": "text"}}, lineBreak="\n", dy=24),
+    ]
     return layered(values, layers, 150 * (1 + values[-1]["row"]))
 
 
@@ -360,6 +358,14 @@ def _choose_scale(values):
     if values and min(values) > 0 and max(values) > 10 * float(np.median(values)):
         return {"type": "log", "nice": False}
     return {"zero": False}
+
+
+def _log_axis(values):
+    """Return an axis with ticks at 1 and 3 times the powers of ten."""
+    low, high = min(v["low"] for v in values), max(v["high"] for v in values)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [factor * 10.0**power for power in powers for factor in (1, 3)]
+    return {"values": [t for t in ticks if low <= t <= high], "format": "~g"}
 
 
 def _reading_rule(x, rows, told):

@@ -6,6 +6,9 @@ import pathlib
 
 import numpy as np
 
+from dwsep_jax.statistics import answer as decide
+from dwsep_jax.statistics import summarize_sample as summarize
+
 ENVIRONMENT = {
     "device_kind": "cpu",
     "device_count": 1,
@@ -25,8 +28,6 @@ VARIANTS = {
     "separable_macs": (890_000, 243_000_000, 2.9, 0.005),
 }
 BATCHES = (1, 8, 32, 128)
-# The 97.5 % quantile of Student's t, by degrees of freedom.
-T_QUANTILE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 7: 2.365, 9: 2.262}
 
 
 def write_json(path: pathlib.Path, content: dict) -> None:
@@ -148,28 +149,6 @@ def make_efficiency(parameters: int, macs: int, ms_per_image: float) -> dict:
     }
 
 
-def summarize(values: list[float]) -> dict:
-    """Return n, mean, std and 95 % interval of a metric over seeds."""
-    n, mean = len(values), float(np.mean(values))
-    if n < 2:
-        return {"n": n, "mean": mean, "std": None, "ci95": None}
-    std = float(np.std(values, ddof=1))
-    half = T_QUANTILE[n - 1] * std / math.sqrt(n)
-    return {"n": n, "mean": mean, "std": std, "ci95": [mean - half, mean + half]}
-
-
-def decide(seeds: list[float] | None, images: list[float], margin: float, n: int):
-    """Return the answer that two intervals of one difference give."""
-    if n < 3:
-        return "undecided"
-    lows, highs = zip(seeds, images)
-    if min(lows) > 0:
-        return "better"
-    if min(lows) > -margin:
-        return "not_worse"
-    return "worse" if max(highs) < 0 else "undecided"
-
-
 def write_comparison(
     directory: pathlib.Path,
     *,
@@ -228,11 +207,11 @@ def write_comparison(
         accuracies[name] = np.array([run["accuracy"] for run in entry["runs"]])
     for name in variants:
         if name != "standard":
-            content["paired"][name] = make_pair(
-                accuracies[name] - accuracies["standard"], num_examples
-            )
-    content["answer"] = content["paired"]["separable"]["answer"]
-    content["reason"] = f"The answer is {content['answer']}."
+            differences = accuracies[name] - accuracies["standard"]
+            pair, reason = make_pair(differences, num_examples)
+            content["paired"][name] = pair
+            if name == "separable":
+                content |= {"answer": pair["answer"], "reason": reason}
     write_json(directory / "comparison.json", content)
     return content
 
@@ -291,19 +270,14 @@ def average_classes(evaluations: list[dict]) -> list[dict]:
     ]
 
 
-def make_pair(differences: np.ndarray, num_images: int) -> dict:
-    """Return the paired difference of a variant and its baseline."""
+def make_pair(differences: np.ndarray, num_images: int) -> tuple[dict, str]:
+    """Return the paired difference of a variant and its baseline, and the reason."""
     pair = summarize(differences.tolist())
-    images = [pair["mean"] - 0.002, pair["mean"] + 0.002]
-    answer = decide(pair["ci95"], images, 0.005, pair["n"])
-    bootstrap = {"mean": pair["mean"], "ci95": images, "num_resamples": 1000}
-    return {
-        **pair,
-        "against": "standard",
-        "differences": differences.tolist(),
-        "bootstrap": bootstrap | {"num_images": num_images},
-        "answer": answer,
-    }
+    ends = [pair["mean"] - 0.002, pair["mean"] + 0.002]
+    bootstrap = {"mean": pair["mean"], "ci95": ends, "num_images": num_images}
+    answer = decide(pair, bootstrap, 0.005)
+    found = {"against": "standard", "bootstrap": bootstrap, "answer": answer.answer}
+    return pair | found, answer.reason
 
 
 HUNDRED_CLASSES = [f"class {i:02d}" for i in range(100)]
