@@ -1,5 +1,7 @@
 """Each layer alone, against its counterpart in flax."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,33 +18,38 @@ def images(shape=(2, 6, 6, 4), seed=0):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def test_depthwise_conv_takes_the_parameters_of_nn_conv():
-    x = images()
-    options = dict(strides=(2, 1), padding="VALID", kernel_dilation=(1, 2))
-    theirs = nn.Conv(4, (3, 2), feature_group_count=4, **options)
-    variables = theirs.init(KEY, x)
-    variables["params"]["bias"] += 0.5
-    ours = layers.DepthwiseConv((3, 2), use_bias=True, **options)
-    assert jax.tree.map(jnp.shape, ours.init(KEY, x)) == jax.tree.map(
-        jnp.shape, variables
-    )
-    np.testing.assert_allclose(
-        ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-5, atol=1e-5
-    )
+OPTIONS = dict(strides=(2, 1), padding="VALID", kernel_dilation=(1, 2))
+STRIDES = dict(strides=(2, 2))
+# Ours, its counterpart, and the name of the child that has the parameters.
+COUNTERPARTS = {
+    "depthwise": (
+        layers.DepthwiseConv((3, 2), use_bias=True, **OPTIONS),
+        nn.Conv(4, (3, 2), feature_group_count=4, **OPTIONS),
+        None,
+    ),
+    "pointwise": (layers.PointwiseConv(5, use_bias=True), nn.Conv(5, (1, 1)), None),
+    **{
+        f"standard, {lowering}": (
+            layers.StandardConv(5, use_bias=True, lowering=lowering, **STRIDES),
+            nn.Conv(5, (3, 3), **STRIDES),
+            "conv",
+        )
+        for lowering in ("conv", "shift", "auto")
+    },
+}
 
 
-def test_pointwise_conv_takes_the_parameters_of_nn_conv():
+@pytest.mark.parametrize("name", COUNTERPARTS)
+def test_convolutions_take_the_parameters_of_nn_conv(name):
     x = images()
-    theirs = nn.Conv(5, (1, 1))
-    variables = theirs.init(KEY, x)
-    variables["params"]["bias"] += 0.5
-    ours = layers.PointwiseConv(5, use_bias=True)
-    assert jax.tree.map(jnp.shape, ours.init(KEY, x)) == jax.tree.map(
-        jnp.shape, variables
-    )
-    np.testing.assert_allclose(
-        ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-5, atol=1e-5
-    )
+    ours, theirs, child = COUNTERPARTS[name]
+    params = theirs.init(KEY, x)["params"]
+    params["bias"] += 0.5
+    nested = {"params": {child: params} if child else params}
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(ours.init, KEY, x))
+    assert shapes == jax.tree.map(jnp.shape, nested)
+    want = theirs.apply({"params": params}, x)
+    np.testing.assert_allclose(ours.apply(nested, x), want, rtol=1e-5, atol=1e-5)
 
 
 def test_separable_conv_is_depthwise_then_pointwise():
@@ -81,28 +88,17 @@ def test_a_norm_in_between_may_be_of_another_dtype():
     assert module.init_with_output(KEY, x)[0].dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
-def test_standard_conv_is_nn_conv(lowering):
-    x = images()
-    module = layers.StandardConv(5, (3, 3), (2, 2), lowering=lowering)
-    variables = module.init(KEY, x)
-    want = nn.Conv(5, (3, 3), (2, 2), use_bias=False).apply(
-        {"params": variables["params"]["conv"]}, x
-    )
-    np.testing.assert_allclose(module.apply(variables, x), want, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize(
-    "module",
+    "make",
     [
-        layers.DepthwiseConv(use_bias=True, dtype=jnp.bfloat16),
-        layers.PointwiseConv(3, use_bias=True, dtype=jnp.bfloat16),
-        layers.SeparableConv(3, use_bias=True, dtype=jnp.bfloat16),
-        layers.StandardConv(3, use_bias=True, dtype=jnp.bfloat16),
+        layers.DepthwiseConv,
+        partial(layers.PointwiseConv, 3),
+        partial(layers.SeparableConv, 3),
+        partial(layers.StandardConv, 3),
     ],
 )
-def test_bfloat16_is_computed_with_float32_parameters(module):
-    x = images()
+def test_bfloat16_is_computed_with_float32_parameters(make):
+    x, module = images(), make(use_bias=True, dtype=jnp.bfloat16)
     variables = module.init(KEY, x)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     y = module.apply(variables, x)
@@ -118,27 +114,21 @@ def test_batch_norm_equals_nn_batch_norm():
     scale, bias = jnp.array([1.0, 2.0, 3.0]), jnp.array([0.0, -1.0, 1.0])
     affine = {"scale": scale, "bias": bias}
     stats = {"mean": jnp.array([1.0, 2, 3]), "var": jnp.array([3.0, 2, 1])}
-    got, got_stats = ours.apply(
-        {"params": {"normalize": affine}, "batch_stats": {"statistics": stats}},
-        x,
-        mutable=["batch_stats"],
-    )
-    want, want_stats = theirs.apply(
-        {"params": affine, "batch_stats": stats}, x, mutable=["batch_stats"]
-    )
+    our_variables = {
+        "params": {"normalize": affine},
+        "batch_stats": {"statistics": stats},
+    }
+    their_variables = {"params": affine, "batch_stats": stats}
+    got, updated = ours.apply(our_variables, x, mutable=["batch_stats"])
+    want, expected = theirs.apply(their_variables, x, mutable=["batch_stats"])
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
-    got_stats = got_stats["batch_stats"]["statistics"]
-    for name in ("mean", "var"):
-        np.testing.assert_allclose(
-            got_stats[name], want_stats["batch_stats"][name], rtol=1e-6
-        )
-    # In evaluation both use what they were given.
-    got = ours.clone(use_running_average=True).apply(
-        {"params": {"normalize": affine}, "batch_stats": {"statistics": stats}}, x
-    )
-    want = theirs.clone(use_running_average=True).apply(
-        {"params": affine, "batch_stats": stats}, x
-    )
+    for name, value in expected["batch_stats"].items():
+        found = updated["batch_stats"]["statistics"][name]
+        np.testing.assert_allclose(found, value, rtol=1e-6)
+    # In evaluation both use the running statistics that they are given.
+    evaluate = dict(use_running_average=True)
+    got = ours.clone(**evaluate).apply(our_variables, x)
+    want = theirs.clone(**evaluate).apply(their_variables, x)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
