@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax import lax
 from jax.sharding import AxisType
 from jax.test_util import check_grads
 
@@ -34,6 +33,11 @@ CASES = {
 }
 # With chunks of 2**6 elements, two images at a time and a rest.
 MANY = dict(shape=(5, 6, 5, 3), strides=(2, 1), kernel_dilation=(1, 2))
+
+
+@pytest.fixture(params=["conv", "shift", "auto"])
+def lowering(request):
+    return request.param
 
 
 def make_inputs(shape, kernel_size=(3, 3), dtype=np.float32, seed=0, **options):
@@ -65,7 +69,6 @@ def exact(x, kernel, strides=(1, 1), padding="SAME", kernel_dilation=(1, 1)):
     return y
 
 
-@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
 @pytest.mark.parametrize("case", CASES)
 def test_depthwise_conv_equals_exact_sum(case, lowering):
     x, kernel, options = make_inputs(**CASES[case])
@@ -99,7 +102,6 @@ def test_gradients_of_both_lowerings_agree(case, monkeypatch):
         assert relative_error(got, exact_gradient) <= bound
 
 
-@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
 def test_forward_mode_and_second_derivatives(lowering):
     x, kernel, _ = make_inputs((1, 4, 4, 2))
 
@@ -124,7 +126,6 @@ def test_forward_mode_and_second_derivatives(lowering):
     np.testing.assert_allclose(second, numeric, rtol=2e-2)
 
 
-@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
 def test_gradients_of_the_kernels_gradient(lowering):
     options = dict(strides=(2, 1), padding=((0, 3), (1, 0)), kernel_dilation=(2, 1))
     x, kernel, _ = make_inputs((2, 6, 5, 2))
@@ -140,33 +141,24 @@ def test_gradients_of_the_kernels_gradient(lowering):
         check_grads(g, (x.astype(np.float64), kernel.astype(np.float64)), order=1)
 
 
-@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
 @pytest.mark.parametrize("in_axes", [(0, None), (None, 0), (0, 0)])
-def test_gradients_under_vmap_equal_a_loop(in_axes, lowering):
+def test_vmap_equals_a_loop(in_axes, lowering):
     x, kernel, _ = make_inputs((2, 5, 5, 3))
     xs = np.stack([x, x[::-1]]) if in_axes[0] == 0 else x
     kernels = np.stack([kernel, 2 * kernel]) if in_axes[1] == 0 else kernel
 
     def f(x, kernel):
-        return jnp.sum(jnp.sin(ops.depthwise_conv(x, kernel, lowering=lowering)))
+        y = ops.depthwise_conv(x, kernel, lowering=lowering)
+        return jnp.sum(jnp.sin(y)), y
 
-    got = jax.vmap(jax.grad(f, (0, 1)), in_axes)(xs, kernels)
+    both = jax.value_and_grad(f, (0, 1), has_aux=True)
+    got = jax.tree.leaves(jax.vmap(both, in_axes)(xs, kernels))
     for i in range(2):
         pair = (v[i] if axis == 0 else v for v, axis in zip((xs, kernels), in_axes))
-        for many, one in zip(got, jax.grad(f, (0, 1))(*pair)):
+        for many, one in zip(got, jax.tree.leaves(both(*pair)), strict=True):
             np.testing.assert_allclose(many[i], one, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
-def test_vmap_over_kernels_equals_a_loop(lowering):
-    x, kernel, _ = make_inputs((2, 5, 5, 3))
-    kernels = np.stack([kernel, 2 * kernel, kernel[::-1]])
-    convolve = lambda k: ops.depthwise_conv(x, k, lowering=lowering)  # noqa: E731
-    want = np.stack([convolve(k) for k in kernels])
-    np.testing.assert_allclose(jax.vmap(convolve)(kernels), want, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
 def test_bfloat16_is_accumulated_in_float32(lowering):
     x = jnp.array([256.0, 1.0, 1.0], jnp.bfloat16).reshape(1, 1, 3, 1)
     kernel = jnp.ones((1, 3, 1, 1), jnp.bfloat16)
@@ -242,60 +234,27 @@ def test_sharded_inputs_give_the_same_result():
     np.testing.assert_array_equal(y, convolve(x))
 
 
-def test_pointwise_conv_equals_nn_conv():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
-    kernel = rng.normal(size=(1, 1, 5, 7)).astype(np.float32)
-    want = nn.Conv(7, (1, 1), use_bias=False).apply({"params": {"kernel": kernel}}, x)
-    np.testing.assert_allclose(ops.pointwise_conv(x, kernel), want, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("options", "message"),
     [
-        (lambda x, k: ops.depthwise_conv(x, k, lowering="fft"), "choose one of auto"),
-        (lambda x, k: ops.depthwise_conv(x, k, padding="FULL"), "not 'FULL'"),
-        (lambda x, k: ops.depthwise_conv(x, k, strides=0), "strides are one or two"),
-        (lambda x, k: ops.depthwise_conv(x, k, padding=((-1, 0), (0, 0))), ">= 0"),
-        (lambda x, k: ops.depthwise_conv(x, k, strides=(1.5, 1)), "not \\(1.5, 1\\)"),
-        (lambda x, k: ops.depthwise_conv(x, k[:0]), "is empty"),
-        (lambda x, k: ops.depthwise_conv(x[0], k), r"\(N, H, W, C\)"),
-        (
-            lambda x, k: ops.depthwise_conv(x, jnp.tile(k, (1, 1, 1, 2))),
-            "channel multiplier",
-        ),
-        (
-            lambda x, k: ops.depthwise_conv(x, k.astype(jnp.bfloat16)),
-            "float32 and bfloat16",
-        ),
-        (
-            lambda x, k: ops.depthwise_conv(
-                x, k, padding="VALID", kernel_dilation=(3, 1)
-            ),
-            "spans 7 pixels does not fit into 5",
-        ),
-        (lambda x, k: ops.pointwise_conv(x, k), r"\(1, 1, 2, F\), not"),
+        (dict(lowering="fft"), "choose one of auto"),
+        (dict(padding="FULL"), "not 'FULL'"),
+        (dict(strides=0), "strides are one or two"),
+        (dict(padding=((-1, 0), (0, 0))), ">= 0"),
+        (dict(strides=(1.5, 1)), "not \\(1.5, 1\\)"),
+        (dict(padding="VALID", kernel_dilation=(3, 1)), "7 pixels does not fit into 5"),
+        (dict(kernel=np.ones((0, 3, 1, 2), np.float32)), "is empty"),
+        (dict(kernel=np.ones((3, 3, 1, 4), np.float32)), "channel multiplier"),
+        (dict(kernel=jnp.ones((3, 3, 1, 2), jnp.bfloat16)), "float32 and bfloat16"),
+        (dict(x=np.ones((5, 5, 2), np.float32)), r"\(N, H, W, C\)"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_a_reason(call, message):
+def test_what_does_not_fit_is_refused_with_a_reason(options, message):
     x, kernel, _ = make_inputs((1, 5, 5, 2))
     with pytest.raises(ValueError, match=message):
-        call(jnp.asarray(x), jnp.asarray(kernel))
-
-
-def test_same_padding_is_that_of_lax():
-    x, kernel, _ = make_inputs((1, 8, 8, 2))
-    for strides in [(1, 1), (2, 2), (3, 3)]:
-        want = lax.conv_general_dilated(
-            x,
-            kernel,
-            strides,
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=2,
-        )
-        got = ops.depthwise_conv(x, kernel, strides=strides, lowering="shift")
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+        ops.depthwise_conv(**{"x": x, "kernel": kernel} | options)
+    with pytest.raises(ValueError, match=r"\(1, 1, 2, F\), not"):
+        ops.pointwise_conv(jnp.asarray(x), jnp.asarray(kernel))
 
 
 @pytest.mark.parametrize("activation", [None, nn.relu, nn.swish])
@@ -342,33 +301,23 @@ def test_gradient_of_normalize_takes_two_sums_over_the_elements():
     assert inputs.count(x.shape) == 2
 
 
-@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
-def test_gradients_inside_a_shard_map_are_those_of_the_whole(lowering):
+def test_gradients_on_a_mesh_are_those_on_one_device(lowering):
     x, kernel, _ = make_inputs((4, 5, 5, 3))
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 
     def loss(kernel, x):
         return jnp.sum(jnp.sin(ops.depthwise_conv(x, kernel, lowering=lowering)))
 
-    # The kernel is the same on both devices: its gradient is summed over them.
+    want = jax.grad(loss, (0, 1))(kernel, x)
+    # Both devices share the kernel: its gradient is summed over them.
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     specs = dict(in_specs=(jax.P(), jax.P("data")), out_specs=jax.P())
-    got = jax.shard_map(jax.grad(loss), mesh=mesh, **specs)(kernel, x)
-    np.testing.assert_allclose(got, jax.grad(loss)(kernel, x), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
-def test_gradients_on_an_explicit_mesh_are_those_of_the_whole(lowering):
-    x, kernel, _ = make_inputs((4, 5, 5, 3))
-
-    def loss(x, kernel):
-        return jnp.sum(jnp.sin(ops.depthwise_conv(x, kernel, lowering=lowering)))
-
-    want = jax.grad(loss, (0, 1))(x, kernel)
+    mapped = jax.shard_map(jax.grad(loss), mesh=mesh, **specs)(kernel, x)
+    np.testing.assert_allclose(mapped, want[0], rtol=1e-5, atol=1e-5)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
         sharded = jax.device_put(x, jax.P("data"))
-        got = jax.jit(jax.grad(loss, (0, 1)))(sharded, jnp.asarray(kernel))
-        assert jax.typeof(got[0]) == jax.typeof(sharded)
+        got = jax.jit(jax.grad(loss, (0, 1)))(jnp.asarray(kernel), sharded)
+        assert jax.typeof(got[1]) == jax.typeof(sharded)
     for a, b in zip(got, want):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
