@@ -17,7 +17,15 @@ from ml_collections import ConfigDict
 from dwsep_jax import console, data, errors
 from dwsep_jax.config import SWEEP
 from dwsep_jax.errors import ConfigError, DivergedError, UserError, choose
-from dwsep_jax.sweep.finals import format_setting, list_seeds, train_finals
+from dwsep_jax.sweep.results import (
+    DIVERGED,
+    count_states,
+    describe_state,
+    format_setting,
+    list_seeds,
+    train_finals,
+    write_trials,
+)
 from dwsep_jax.sweep.space import Axis, count_points, make_config_at, parse_space
 from dwsep_jax.sweep.study import (
     PRUNERS,
@@ -27,7 +35,6 @@ from dwsep_jax.sweep.study import (
     describe_failure,
     open_study,
 )
-from dwsep_jax.sweep.trials import DIVERGED, count_states, describe_state, write_trials
 from dwsep_jax.sweep.worker import work
 from dwsep_jax.train import loop
 from dwsep_jax.workdir import Row, evaluated_row, open_workdir, score
@@ -176,24 +183,16 @@ def end_trial(sweep: Sweep, trial: optuna.trial.FrozenTrial) -> None:
     # This worker takes the next trial at once.
     num_rounds = states["waiting"] / (1 + states["running"])
     left = sum(seconds) / max(1, len(seconds)) * num_rounds
+    settings = dict(trial.params)
+    if "learning_rate_factor" in settings:
+        settings["learning_rate"] = trial.user_attrs.get("learning_rate")
+    values = " ".join(f"{k}={format_setting(v)}" for k, v in settings.items())
     console.say(
         f"trial {done:>{len(str(total))}}/{total}  number {trial.number}, "
-        f"{format_params(trial)}: {format_result(trial)}  "
+        f"{values}: {format_result(trial)}  "
         f"{console.format_seconds(trial.duration.total_seconds())}, "
         f"{console.format_seconds(left)} left"
     )
-
-
-def format_params(trial: optuna.trial.FrozenTrial) -> str:
-    """Return the values of a trial in one line."""
-    texts = []
-    for name, value in trial.params.items():
-        text = format_setting(value)
-        if name == "learning_rate_factor":
-            rate = trial.user_attrs.get("learning_rate", float("nan"))
-            name, text = "learning_rate", f"{rate:.3g} (x{text})"
-        texts.append(f"{name}={text}")
-    return " ".join(texts)
 
 
 def format_result(trial: optuna.trial.FrozenTrial) -> str:

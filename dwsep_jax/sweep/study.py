@@ -21,7 +21,7 @@ from optuna import pruners, samplers, storages
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from dwsep_jax.config import SWEEP, format_value, identity
+from dwsep_jax.config import SWEEP, identity
 from dwsep_jax.errors import ConfigError, UserError, choose
 from dwsep_jax.lock import locked
 from dwsep_jax.sweep.space import Axis
@@ -220,7 +220,7 @@ def _claim(study, config):
     differences = ["it is not a sweep"]
     if there is not None:
         differences = [
-            f"{name}={_format(there.get(name))} there, {_format(here.get(name))} here"
+            f"{name}={there.get(name)} there, {here.get(name)} here"
             for name in sorted(here.keys() | there.keys())
             if there.get(name) != here.get(name)
         ]
@@ -230,10 +230,6 @@ def _claim(study, config):
             f"storage is another one: {'; '.join(differences)}; choose another "
             "--config.sweep.study"
         )
-
-
-def _format(value):
-    return format_value(tuple(value) if isinstance(value, list) else value)
 
 
 def is_queued(trial: FrozenTrial | optuna.Trial) -> bool:

@@ -144,12 +144,9 @@ def _retry(sweep, number):
 
 
 def _say_waiting(running, storage):
-    places = [
-        f"{t.number} ({t.user_attrs.get('host')}:{t.user_attrs.get('directory')})"
-        for t in running
-    ]
-    remedy = "; if its worker has died, run this command again on its machine"
-    console.say(
-        f"waiting for other workers to finish trial {', '.join(places)}"
-        f"{remedy if study.is_file(storage) else ''}"
-    )
+    names = ("host", "directory")
+    places = [[t.number, *map(t.user_attrs.get, names)] for t in running]
+    text = ", ".join(f"trial {n} ({host}:{path})" for n, host, path in places)
+    if study.is_file(storage):
+        text += "; if its worker has died, run this command again on its machine"
+    console.say(f"waiting for other workers to finish {text}")

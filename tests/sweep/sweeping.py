@@ -15,7 +15,7 @@ import types
 
 from dwsep_jax import data, report
 from dwsep_jax.errors import DivergedError
-from dwsep_jax.sweep import finals, search, study
+from dwsep_jax.sweep import results, search, study
 from dwsep_jax.train import loop, optim
 from dwsep_jax.workdir import open_workdir, write_rows
 from tests import tiny
@@ -44,7 +44,7 @@ class Quick:
         patch.setattr(loop, "resolve", lambda config, dataset: optim.resolve(config))
         patch.setattr(loop, "open_member", self.open_member)
         patch.setattr(loop, "train", self.train_trial)
-        patch.setattr(finals, "Trainer", lambda members_at_once, dataset: self)
+        patch.setattr(results, "Trainer", lambda members_at_once, dataset: self)
         patch.setattr(report, "write_report", self.write_report)
 
     @contextlib.contextmanager

@@ -10,8 +10,8 @@ from optuna.distributions import CategoricalDistribution
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.lock import locked
 from dwsep_jax.sweep import study, worker
+from dwsep_jax.sweep.results import choose_best
 from dwsep_jax.sweep.space import parse_space
-from dwsep_jax.sweep.trials import choose_best
 from dwsep_jax.workdir import load_config
 from tests.sweep import sweeping
 from tests.sweep.sweeping import by_optimizer, diverge, make_config, read_trials, run
@@ -132,7 +132,8 @@ def test_a_person_sees_the_plan_the_trials_and_the_result(tmp_path, capsys):
     )
     row = read_trials(tmp_path)[0]
     line = next(line for line in said.splitlines() if line.startswith("trial 1/3"))
-    assert f"number 0, optimizer={row['optimizer']} learning_rate=" in line
+    assert f"number 0, optimizer={row['optimizer']} learning_rate_factor=" in line
+    assert f" learning_rate={float(row['learning_rate']):.3g}: " in line
     assert f"validation accuracy {float(row['value']):.2%}" in line
     assert line.endswith(" left")
     assert "its test accuracy over 2 seeds: 85" in said

@@ -132,8 +132,8 @@ def test_another_study_of_the_same_name_is_refused(tmp_path):
         run(tmp_path / "b", storage=storage, space=space, growth_rate=6)
     assert str(error.value) == (
         "--config.sweep.study=sweep: the study of that name in the storage is another "
-        f"one: growth_rate=4 there, 6 here; space={','.join(sweeping.SPACE)} there, "
-        f"{','.join(space)} here; choose another --config.sweep.study"
+        f"one: growth_rate=4 there, 6 here; space={list(sweeping.SPACE)} there, "
+        f"{list(space)} here; choose another --config.sweep.study"
     )
     assert not (tmp_path / "b").exists()
     opened = study.open_storage(storage, tmp_path)

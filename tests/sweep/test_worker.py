@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from dwsep_jax.sweep import study, worker
-from dwsep_jax.sweep.trials import write_trials
+from dwsep_jax.sweep.results import write_trials
 from tests.sweep import one_worker, sweeping
 
 ROOT = pathlib.Path(__file__).parents[2]
