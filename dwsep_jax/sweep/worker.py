@@ -65,9 +65,9 @@ def _run_next(sweep, run_trial, after_trial, release):
             return None
         sweep.study.sampler = study.make_sampler(sweep, trial.number)
         try:
-            with _claimed_directory(sweep, trial) as directory:
-                release()
-                return run_trial(trial, directory)
+            directory = _claim_directory(sweep, trial, claim)
+            release()
+            return run_trial(trial, directory)
         except optuna.TrialPruned:
             raise
         except (Exception, KeyboardInterrupt) as error:
@@ -76,37 +76,37 @@ def _run_next(sweep, run_trial, after_trial, release):
 
     # A grid assigns a point before the objective is called.
     sweep.study.sampler = study.make_sampler(sweep, 0)
-    try:
-        sweep.study.optimize(objective, n_trials=1, catch=(BaseException,))
-    except _ENDED:
-        console.say(
-            f"trial {taken[0].number} was given to another worker: this one sent no "
-            f"heartbeat for {study.GRACE_SECONDS} s"
-        )
-        return
-    if errors:
-        _retry(sweep, taken[0].number)
-        raise errors[0]
+    # Locked until the result is stored: a running trial without a lock is a dead one.
+    with contextlib.ExitStack() as claim:
+        try:
+            sweep.study.optimize(objective, n_trials=1, catch=(BaseException,))
+        except _ENDED:
+            console.say(
+                f"trial {taken[0].number} was given to another worker: this one sent "
+                f"no heartbeat for {study.GRACE_SECONDS} s"
+            )
+            return
+        if errors:
+            _retry(sweep, taken[0].number)
+            raise errors[0]
     if study.is_queued(taken[0]):
         after_trial(sweep.study.get_trials(deepcopy=False)[taken[0].number])
 
 
-@contextlib.contextmanager
-def _claimed_directory(sweep, trial):
+def _claim_directory(sweep, trial, claim):
     """Create, lock and record the directory of a trial, or of the one it retries."""
     original = get_original(sweep.study.get_trials(deepcopy=False)[trial.number])
     directory = sweep.workdir / "trials" / str(original)
     directory.mkdir(exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(directory, wait=False))
-        except BlockingIOError:
-            raise UserError(
-                f"another process is using {directory}; wait until it has finished"
-            ) from None
-        trial.set_user_attr("host", socket.gethostname())
-        trial.set_user_attr("directory", str(directory.resolve()))
-        yield directory
+    try:
+        claim.enter_context(locked(directory, wait=False))
+    except BlockingIOError:
+        raise UserError(
+            f"another process is using {directory}; wait until it has finished"
+        ) from None
+    trial.set_user_attr("host", socket.gethostname())
+    trial.set_user_attr("directory", str(directory.resolve()))
+    return directory
 
 
 def requeue_dead_trials(sweep: Sweep) -> None:

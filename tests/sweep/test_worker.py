@@ -111,6 +111,15 @@ def test_a_trial_beyond_the_queue_is_not_run(sweep):
     assert [trial.number for trial in study.list_trials(sweep.study)] == [0]
 
 
+def test_a_trial_is_locked_until_its_result_is_stored(sweep, monkeypatch):
+    def after_trial(sampler, *args):
+        worker.requeue_dead_trials(sweep)  # As another worker may at any time.
+
+    monkeypatch.setattr(study.samplers.RandomSampler, "after_trial", after_trial)
+    worker.work(sweep, lambda *args: 0.5, lambda trial: None)
+    assert [t.state for t in sweep.study.trials] == [TrialState.COMPLETE]
+
+
 def test_a_worker_that_was_taken_for_dead_leaves_its_trial(sweep, capsys):
     attempts, ended = [], []
 
