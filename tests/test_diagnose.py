@@ -271,4 +271,4 @@ def test_diagnosis_needs_no_jax():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     loaded = {name.partition(".")[0] for name in result.stdout.split()}
-    assert not loaded & {"jax", "flax", "optax", "orbax", "tensorflow", "matplotlib"}
+    assert not loaded & {"jax", "flax", "optax", "orbax", "tensorflow"}

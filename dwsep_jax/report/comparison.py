@@ -26,6 +26,7 @@ from dwsep_jax.report.page import (
     Section,
     Table,
     Text,
+    write,
 )
 from dwsep_jax.report.run import (
     FLOPS_WORDS,
@@ -58,7 +59,8 @@ _MAX_BARS = 30
 def describe_comparison(comparison: Comparison) -> Section:
     """Return the report of a finished comparison."""
     content, costs = comparison.content, measure(comparison)
-    headline = text.answer(comparison, costs)
+    facts = text.find_facts(comparison, costs)
+    headline = text.answer(facts)
     references = Bullets(list(_REFERENCES), list(_REFERENCES.values()))
     parts = [
         Part("The variants", _show_variants(comparison, costs)),
@@ -68,9 +70,14 @@ def describe_comparison(comparison: Comparison) -> Section:
         Part("Loss curves", _show_curves(comparison)),
         Part("Where the cost is", _show_layers(comparison)),
         Part("Classes", _show_classes(content)),
-        Part("Discussion", [Bullets(text.discuss(comparison, costs))]),
-        Part("Limits", [Bullets(text.list_limits(comparison))]),
-        Part("What to try next", [Bullets(text.list_next_steps(comparison, costs))]),
+        *(
+            Part(title, [Bullets(write("comparison.jinja", block, facts))])
+            for title, block in (
+                ("Discussion", "discussion"),
+                ("Limits", "limits"),
+                ("What to try next", "steps"),
+            )
+        ),
         Part("How to reproduce it", _show_command(comparison)),
         Part("References", [references]),
     ]

@@ -237,7 +237,7 @@ def _read_predictions(path):
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {key: arrays[key] for key in ("id", "label", "probabilities")}
     except Exception as error:  # A damaged archive raises what it meets first.
         raise damaged(path, str(error)) from error

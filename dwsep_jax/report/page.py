@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jinja2
 import vl_convert
 
-from dwsep_jax.report.format import DASH
+from dwsep_jax.report.format import DASH, listing, percent, points, share, times
 
 # Colours in the light and the dark theme. Text has a contrast of at least 4.5 to the
 # background, series have at least 3 (WCAG 2.1). The series follow Okabe and Ito's
@@ -181,6 +181,13 @@ def figure_name(section: int, chart: Chart) -> str:
     return f"{chart.name}.png" if section == 0 else f"{section + 1}-{chart.name}.png"
 
 
+def write(template: str, block: str, values: dict[str, Any]) -> list[str]:
+    """Return the lines of a block of a template of prose, without empty ones."""
+    found = _environment(autoescape=False).get_template(template)
+    text = "".join(found.blocks[block](found.new_context(values)))
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def draw(spec: dict[str, Any], title: str) -> bytes:
     """Return a chart as a PNG in the light theme, its title above it."""
     # As a list, a title is broken into lines and stays plain text.
@@ -233,6 +240,11 @@ def _bundle():
 
 
 def _render(template, autoescape, **values):
+    return _environment(autoescape).get_template(template).render(values)
+
+
+@functools.cache
+def _environment(autoescape):
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dwsep_jax.report", "templates"),
         autoescape=autoescape,
@@ -244,7 +256,9 @@ def _render(template, autoescape, **values):
     environment.filters["kind"] = lambda block: type(block).__name__
     environment.filters["cell"] = _escape_markdown
     environment.filters["whole"] = _keep_units
-    return environment.get_template(template).render(**values)
+    for form in (percent, points, share, times, listing):
+        environment.filters[form.__name__] = form
+    return environment
 
 
 def _keep_units(text):

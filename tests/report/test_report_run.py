@@ -73,7 +73,7 @@ def headline(directory, **changes):
 
 def answer(directory):
     comparison = files.read_workdir(directory)
-    return text.answer(comparison, costs.measure(comparison))
+    return text.answer(text.find_facts(comparison, costs.measure(comparison)))
 
 
 def write(*directories):
@@ -137,15 +137,15 @@ def test_the_costs_are_those_of_the_files(workdir):
     path.write_text(json.dumps(efficiency))
     words = answer(workdir).text
     assert "Its inference speed, measured on this machine (cpu): 0.80" in words
-    assert "2.00\N{MULTIPLICATION SIGN} at batch size 32 and 2.00" in words
+    assert "2.00\N{MULTIPLICATION SIGN} at batch size 32, 2.00" in words
 
 
 def test_wide_intervals_say_how_many_seeds_would_do(tmp_path):
     report_files.write_comparison(tmp_path, difference=-0.004, spread=0.008, **SMALL)
     comparison = files.read_workdir(tmp_path)
-    std = comparison.content["paired"]["separable"]["std"]
-    needed = int(np.ceil((1.96 * std / 0.005) ** 2))
-    assert text.seeds_needed(comparison) == needed
+    pair = comparison.content["paired"]["separable"]
+    needed = int(np.ceil((1.96 * pair["std"] / 0.005) ** 2))
+    assert text.seeds_needed(pair, 0.005) == needed
     assert f"about {needed} would narrow the interval" in write(tmp_path)
 
 
