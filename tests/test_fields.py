@@ -217,7 +217,6 @@ def test_progress_shows_a_bar(monkeypatch, progress):
     assert ("epoch 1/2" in output.getvalue()) == progress
 
 
-
 IN_THE_COMPARISON = {
     "compare.variants": ("separable", "standard", "separable_macs"),
     "compare.num_seeds": 3,

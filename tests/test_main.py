@@ -18,7 +18,7 @@ from dwsep_jax.workdir import load_config, open_workdir
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py"
 WORK = (
-    *("train.loop.train_and_evaluate", "train.evaluation.evaluate_workdir"),
+    *("train.loop.train_and_evaluate", "evaluate.evaluate_workdir"),
     *("efficiency.cost.measure_workdir", "compare.runs.compare", "sweep.search.sweep"),
 )
 
@@ -223,7 +223,8 @@ DIGITS --config.num_sedes=3
     unknown field --config.num_sedes; did you mean --config.compare.num_seeds or
     --config.sweep.num_seeds or --config.num_epochs?
 DIGITS --config.compare.num_seed=3
-    unknown field --config.compare.num_seed; did you mean --config.compare.num_seeds[...]
+    unknown field --config.compare.num_seed; did you mean
+    --config.compare.num_seeds or [...]
 DIGITS --config.lr=0.1
     unknown field --config.lr; configs/default.py describes them all
 DIGITS --config.lock=1
