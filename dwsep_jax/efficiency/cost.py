@@ -154,13 +154,12 @@ def _count_flops(batch_size, state, image_shape, macs):
 def _itemize(batch_size, function, *args):
     """Return XLA's FLOPs per image, and what they are for; None where XLA is silent."""
     total = xla_flops(function, *args)
-    found = itemize_flops(list_operations(function, *args), _purpose)
-    items = {item: found.get(item, 0) for item in FLOP_ITEMS}
-    per_image = {item: count / batch_size for item, count in items.items()}
+    counts = itemize_flops(list_operations(function, *args), _purpose)
+    items = {item: counts.get(item, 0) / batch_size for item in FLOP_ITEMS}
     if total is None:
-        return None, {**per_image, "other": None}
-    other = (total - sum(items.values())) / batch_size
-    return total / batch_size, {**per_image, "other": other}
+        return None, {**items, "other": None}
+    other = total - sum(counts.get(item, 0) for item in FLOP_ITEMS)
+    return total / batch_size, {**items, "other": other / batch_size}
 
 
 def _purpose(operation: Operation) -> str:

@@ -231,7 +231,7 @@ def _conv_macs(eqn):
 def _elementwise_flops(eqn):
     """Return XLA's count for an operation that is not made of multiply-adds."""
     name, size = eqn.primitive.name, eqn.outvars[0].aval.size
-    if name in _REDUCTIONS:
+    if name.startswith("reduce_"):
         return eqn.invars[0].aval.size - size
     if name == "integer_pow":  # By repeated squaring.
         power = abs(eqn.params["y"])
@@ -243,18 +243,12 @@ def _elementwise_flops(eqn):
     return size * _FLOPS_PER_ELEMENT.get(name, 0)
 
 
-_REDUCTIONS = {
-    *("reduce_sum", "reduce_max", "reduce_min", "reduce_prod"),
-    *("reduce_and", "reduce_or", "reduce_xor"),
-}
 _ONE_FLOP = (
-    *("add", "add_any", "sub", "mul", "div", "rem", "max", "min", "neg", "abs", "sign"),
-    *("floor", "ceil", "round", "clamp", "square", "is_finite", "select_n"),
-    *("and", "or", "xor", "not", "eq", "ne", "lt", "le", "gt", "ge"),
-    *("shift_left", "shift_right_arithmetic", "shift_right_logical"),
-    "convert_element_type",
+    "add add_any sub mul div rem max min neg abs sign floor ceil round clamp square "
+    "is_finite select_n and or xor not eq ne lt le gt ge shift_left "
+    "shift_right_arithmetic shift_right_logical convert_element_type"
 )
-# one_minus_square: the gradient of tanh since jax 0.12, 1 - x**2 as (1 + x) * (1 - x).
-_THREE_FLOPS = ("logistic", "one_minus_square")
-_FLOPS_PER_ELEMENT = dict.fromkeys(_ONE_FLOP, 1) | dict.fromkeys(_THREE_FLOPS, 3)
+# The second is the gradient of tanh since jax 0.12: 1 - x**2 as (1 + x) * (1 - x).
+_THREE_FLOPS = {"logistic": 3, "one_minus_square": 3}
+_FLOPS_PER_ELEMENT = dict.fromkeys(_ONE_FLOP.split(), 1) | _THREE_FLOPS
 _THREEFRY_FLOPS = 121
