@@ -37,21 +37,6 @@ from dwsep_jax.report.run import (
 )
 from dwsep_jax.statistics import MIN_SEEDS
 
-_REFERENCES = {
-    "L. Sifre, Rigid-Motion Scattering for Image Classification, PhD thesis, 2014: "
-    "depthwise-separable convolutions": "https://www.di.ens.fr/data/publications/"
-    "papers/phd_sifre.pdf",
-    "F. Chollet, Xception: Deep Learning with Depthwise Separable Convolutions, "
-    "2017": "https://arxiv.org/abs/1610.02357",
-    "A. G. Howard et al., MobileNets: Efficient Convolutional Neural Networks for "
-    "Mobile Vision Applications, 2017": "https://arxiv.org/abs/1704.04861",
-    "G. Huang et al., Densely Connected Convolutional Networks, "
-    "2017": "https://arxiv.org/abs/1608.06993",
-    "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009: "
-    "CIFAR-10": "https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf",
-    "PyTorch, the measured comparator: benchmarks/ times the same networks in it, "
-    "on the same machine": "https://pytorch.org",
-}
 _COSTS_SHOWN = ("macs", "parameters", "latency", "memory")
 _MAX_BARS = 30
 
@@ -61,7 +46,8 @@ def describe_comparison(comparison: Comparison) -> Section:
     content, costs = comparison.content, measure(comparison)
     facts = text.find_facts(comparison, costs)
     headline = text.answer(facts)
-    references = Bullets(list(_REFERENCES), list(_REFERENCES.values()))
+    lines = write("comparison.jinja", "references", facts)
+    references, urls = zip(*(line.split(" | ") for line in lines), strict=True)
     parts = [
         Part("The variants", _show_variants(comparison, costs)),
         Part("Differences, paired", _show_differences(content)),
@@ -79,7 +65,7 @@ def describe_comparison(comparison: Comparison) -> Section:
             )
         ),
         Part("How to reproduce it", _show_command(comparison)),
-        Part("References", [references]),
+        Part("References", [Bullets(list(references), list(urls))]),
     ]
     main = content["variants"][content["main"]]["summary"].get("accuracy")
     name = comparison.directory.resolve().name

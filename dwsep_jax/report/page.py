@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 import jinja2
 import vl_convert
 
-from dwsep_jax.report.format import DASH, listing, percent, points, share, times
+from dwsep_jax.report.format import (
+    DASH,
+    fixed,
+    listing,
+    percent,
+    points,
+    share,
+    times,
+)
+from dwsep_jax.workdir import score
 
 # Colours in the light and the dark theme. Text has a contrast of at least 4.5 to the
 # background, series have at least 3 (WCAG 2.1). The series follow Okabe and Ito's
@@ -256,7 +265,7 @@ def _environment(autoescape):
     environment.filters["kind"] = lambda block: type(block).__name__
     environment.filters["cell"] = _escape_markdown
     environment.filters["whole"] = _keep_units
-    for form in (percent, points, share, times, listing):
+    for form in (fixed, listing, percent, points, score, share, times):
         environment.filters[form.__name__] = form
     return environment
 

@@ -43,8 +43,8 @@ from dwsep_jax.report.page import (
     Section,
     Table,
     Text,
+    write,
 )
-from dwsep_jax.workdir import score
 
 FLOPS_WORDS = (
     "FLOPs are a count of operations, two for each multiply-add (MAC); FLOP/s is a "
@@ -104,40 +104,27 @@ def wilson_interval(proportion: float, count: int) -> list[float]:
 
 def _summarize(run):
     """Return the headline: the diagnosis, and the numbers on test."""
-    evaluation, diagnosis = run.evaluation, run.diagnosis
-    sentences, numbers = [], ()
+    evaluation, diagnosis, numbers = run.evaluation, run.diagnosis, ()
     if evaluation:
-        count, accuracy = evaluation["num_examples"], evaluation["accuracy"]
-        weights = " with EMA weights" if evaluation["weights"] == "ema" else ""
-        sentences.append(
-            f"Measured on {count:,} test images after epoch {evaluation['epoch']}"
-            f"{weights}."
-        )
-        ends = interval(wilson_interval(accuracy, count), percent)
+        accuracy = evaluation["accuracy"]
+        ends = wilson_interval(accuracy, evaluation["num_examples"])
+        words = f"test accuracy (95 % interval {interval(ends, percent)})"
         numbers = (
-            (percent(accuracy), f"test accuracy (95 % interval {ends})"),
+            (
+                percent(accuracy),
+                f"test accuracy (95 % interval {interval(ends, percent)})",
+            ),
             (fixed(evaluation["precision"]["macro"]), "macro precision"),
             (fixed(evaluation["recall"]["macro"]), "macro recall"),
             (fixed(evaluation["f1"]["macro"]), "macro F1"),
             (fixed(evaluation["loss"]), "loss (nats)"),
         )
-    elif run.rows:
-        last = run.rows[-1]
-        sentences.append(
-            f"Not evaluated on test yet. Epoch {last['epoch']} is the latest, with "
-            f"{percent(score(last))} validation accuracy."
-        )
-    sentences += [
-        f"Accuracy on {other['split']}: {percent(other['accuracy'])}."
-        for other in run.others
-    ]
-    if diagnosis is None:
-        verdict, tone = ("Finished" if evaluation else "Under way"), "open"
-    else:
+    verdict, tone = ("Finished" if evaluation else "Under way"), "open"
+    if diagnosis:
         verdict = diagnosis["verdict"].replace("_", " ").capitalize()
         tone = _TONES.get(diagnosis["verdict"], "open")
-        sentences.append(diagnosis["advice"])
-    return Headline(verdict, tone, " ".join(sentences), numbers)
+    text = " ".join(write("run.jinja", "headline", run._asdict()))
+    return Headline(verdict, tone, text, numbers)
 
 
 def _show_curves(run):
@@ -211,15 +198,8 @@ def _show_calibration(evaluation):
     bins = [b for b in calibration["bins"] if b["count"]]
     total = sum(b["count"] for b in bins)
     confidence = sum(b["count"] * b["confidence"] for b in bins) / total
-    kind = "over" if confidence > evaluation["accuracy"] else "under"
-    text = (
-        f"The mean confidence is {percent(confidence)}: the network is {kind}confident "
-        f"on average. Expected calibration error (ECE) {fixed(calibration['ece'])}, "
-        f"Brier score {fixed(calibration['brier'])}, negative log likelihood "
-        f"{fixed(calibration['nll'])} nats; 0 is perfect. In the chart, thick lines "
-        "are the gaps between accuracy and confidence, and numbers count images."
-    )
-    return [Text(text), figures.reliability(evaluation)]
+    text = write("run.jinja", "calibration", evaluation | {"confidence": confidence})
+    return [Text(" ".join(text)), figures.reliability(evaluation)]
 
 
 def _show_cost(run):

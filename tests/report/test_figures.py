@@ -3,10 +3,6 @@
 import html
 import itertools
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,7 +13,6 @@ from dwsep_jax.errors import UserError
 from dwsep_jax.report import charts, figures, page
 from tests.report import report_files
 
-ROOT = pathlib.Path(__file__).parents[2]
 NASTY = ["$x_1$", "<b>a</b>", "**c**"]
 
 
@@ -182,16 +177,3 @@ def test_a_damaged_file_is_one_line_and_nothing_is_drawn(workdir, name, content,
         assert part in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (workdir / "figures").exists()
-
-
-def test_drawing_loads_no_jax(workdir):
-    code = (
-        "import sys; from dwsep_jax.report.figures import draw_run;"
-        f"assert len(draw_run({str(workdir)!r})) == 3;"
-        "print({'jax', 'flax'} & sys.modules.keys())"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
-    )
-    assert (result.stdout.strip(), result.returncode) == ("set()", 0), result.stderr
