@@ -1,9 +1,9 @@
-"""Which lowering is the faster one? The measurements that `lowering="auto"` follows.
+"""Which lowering is faster? The measurements behind `lowering="auto"`.
 
-Times a depthwise and a separable convolution, forward and with all gradients, by each
-lowering in turn, over shapes and dtypes, on the device that jax finds. Prints a
-Markdown table, which `ops` follows by platform and dtype. About 5 minutes on 2
-CPU cores; benchmarks/lowerings.md is what was measured there.
+Times a depthwise and a separable convolution, forward and with all gradients, with each
+lowering in turn, for several shapes and dtypes, on the device that JAX finds. Prints a
+Markdown table, which `ops` follows by platform and dtype. About 5 minutes on 2 CPU
+cores, whose table is in benchmarks/lowerings.md.
 
     python -m benchmarks.lowerings
 """
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.speed import compile_jax, time_in_turn
+from benchmarks.timing import compile_jax, time_in_turn
 from dwsep_jax.environment import keep_freed_memory
 from dwsep_jax.nn import ops
 
@@ -32,7 +32,7 @@ NUM_FEATURES = 24
 
 
 def depthwise(x, kernels, **options):
-    """Convolve depthwise; the pointwise kernel is left out."""
+    """Convolve depthwise; ignore the pointwise kernel."""
     return ops.depthwise_conv(x, kernels[0], **options)
 
 
@@ -66,11 +66,8 @@ def measure(function, shape, kernel_size, stride, dtype) -> list[str]:
             run = gradients if with_gradients else forward
             contenders[lowering] = compile_jax(run, x, kernels)
         timings = time_in_turn(contenders, num_rounds=5)
-        shift, conv = timings["shift"], timings["conv"]
-        cells.append(
-            f"{shift.median_ms:.2f} ± {shift.spread_ms / 2:.2f} | "
-            f"{conv.median_ms:.2f} ± {conv.spread_ms / 2:.2f} | {conv.ratio:.1f}x"
-        )
+        conv = timings["conv"]
+        cells.append(f"{timings['shift']} | {conv} | {conv.ratio:.1f}x")
     return cells
 
 

@@ -1,8 +1,8 @@
-"""Are the MACs right? Ours beside PyTorch's own count of the same network.
+"""Are the MACs right? Compares them with PyTorch's own count for the same network.
 
-Builds each network of `configs/` a second time, of plain `torch.nn` modules, and has
+Builds each network of `configs/` again from plain `torch.nn` modules and has
 `torch.utils.flop_counter` count its forward pass on one 32x32 image. Prints a Markdown
-table; nothing is computed, so it takes seconds. Needs the extra `bench`.
+table. Nothing is computed, so it takes seconds. Needs the extra `bench`.
 
     python -m benchmarks.macs
 """
@@ -21,7 +21,7 @@ NUM_CLASSES, IMAGE_SHAPE = 10, (32, 32, 3)
 
 
 def count_with_torch(config: ConfigDict) -> tuple[int, int]:
-    """Return parameters and MACs of an image, by PyTorch."""
+    """Return PyTorch's counts of parameters and of MACs per image."""
     height, width, channels = IMAGE_SHAPE
     with torch.device("meta"):
         like = create_model(config, NUM_CLASSES)

@@ -1,8 +1,7 @@
 """The dense network as most people write it in Flax: `nn.Conv` and `nn.BatchNorm`.
 
-A batch norm of its own in every reader of a channel. `plain_variables` turns weights
-of `dwsep_jax.DenseNet` into those of this one, so that the two can be held against
-each other.
+Every consumer of a channel has its own batch norm. `plain_variables` converts the
+weights of `dwsep_jax.DenseNet`, so that the two can be compared.
 """
 
 from functools import partial
@@ -75,7 +74,7 @@ class PlainDenseNet(nn.Module):
 
 
 def plain_variables(like: DenseNet, variables: dict[str, Any]) -> dict[str, Any]:
-    """Return the variables of `PlainDenseNet` that compute what these of ours do."""
+    """Convert variables of `DenseNet` to those of an equivalent `PlainDenseNet`."""
     return {
         "params": plain_params(variables["params"]),
         "batch_stats": consumer_stats(like, variables["batch_stats"]),
@@ -95,7 +94,7 @@ def plain_params(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def consumer_stats(like: DenseNet, producers: dict[str, Any]) -> dict[str, Any]:
-    """Return the running statistics of each reader, joined from those of its pieces."""
+    """Return the running statistics of each consumer, joined from its pieces."""
     plain, pieces = {}, []
 
     def join():

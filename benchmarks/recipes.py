@@ -1,8 +1,8 @@
-"""Do the default rates suit? Every optimizer with every schedule, and three rates each.
+"""Are the default rates good? Every optimizer with every schedule and three rates.
 
-Trains configs/digits.py for 15 epochs each time, 45 runs in all; prints two Markdown
-tables: accuracies on validation and test of the last epoch. About 20 minutes on 2 CPU
-cores. What `dwsep_jax/optim.py` says of its rates was found this way.
+Trains configs/digits.py for 15 epochs each time, 45 runs in all, and prints two
+Markdown tables of the validation and test accuracies after the last epoch. About 20
+minutes on 2 CPU cores. The default rates in `dwsep_jax/train/optim.py` come from here.
 
     python -m benchmarks.recipes
 """
@@ -25,7 +25,7 @@ RATE_FACTORS = (1 / 3, 1, 3)
 
 
 def make_config(**changes) -> ConfigDict:
-    """Return the digits configuration, shortened and with a running average."""
+    """Return the digits configuration, shortened, with an average of the weights."""
     config = digits.get_config()
     config.num_epochs = NUM_EPOCHS
     config.ema_decay = 0.99

@@ -1,11 +1,11 @@
 """Is a separable convolution as fast as its arithmetic promises? Ours, Flax, PyTorch.
 
 The same networks with the same weights: ours, plain Flax (`nn.Conv` with
-`feature_group_count`, `nn.BatchNorm`), PyTorch eager and compiled (channels_last), on
-as many threads. Their outputs are compared first, then they are timed in turn, round
-after round, in this one process; a ratio is the median of the rounds' ratios. On a CPU
-in float32; on a GPU in bfloat16, PyTorch's by autocast. Prints Markdown, and writes
-speed.json. About 20 minutes on 2 CPU cores.
+`feature_group_count`, `nn.BatchNorm`), PyTorch eager and compiled (channels_last), with
+the same number of threads. Their outputs are compared first; then they are timed in
+turn, in one process; a ratio is the median over the rounds. CPUs use float32, GPUs
+bfloat16 (PyTorch by autocast). Prints Markdown and writes speed.json. About 20 minutes
+on 2 CPU cores.
 
     python -m benchmarks.speed
 
@@ -20,7 +20,6 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -33,8 +32,14 @@ from flax import linen as nn
 from torch.nn import functional as F
 
 from benchmarks import plain, torch_net
+from benchmarks.timing import (
+    Contenders,
+    Timing,
+    compile_jax,
+    make_dataset,
+    time_in_turn,
+)
 from configs import cpu, separable
-from dwsep_jax.data import Dataset, Split
 from dwsep_jax.data.augment import make_augment
 from dwsep_jax.environment import describe_environment, keep_freed_memory
 from dwsep_jax.nn import ops
@@ -50,48 +55,6 @@ MAX_ERROR = 1e-4
 ON_GPU = jax.default_backend() == "gpu"
 DTYPE = "bfloat16" if ON_GPU else "float32"
 TORCH_DEVICE = "cuda" if ON_GPU else "cpu"
-
-Contenders = dict[str, Callable[[], Any]]
-
-
-@dataclasses.dataclass
-class Timing:
-    """Median and interquartile range; `ratio`: how many times the first one's time."""
-
-    median_ms: float
-    spread_ms: float
-    ratio: float
-    num_rounds: int
-
-
-def time_in_turn(contenders: Contenders, num_rounds: int) -> dict[str, Timing]:
-    """Time each once a round; the first of them is ours.
-
-    Each runs once more before it is timed: right after another program, caches and
-    memory are that one's, and a step of training comes right after a step of training.
-    """
-    for run in contenders.values():
-        run()
-    seconds = {name: [] for name in contenders}
-    for _ in range(num_rounds):
-        for name, run in contenders.items():
-            run()
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    ours = np.array(next(iter(seconds.values())))
-    timings = {}
-    for name, values in seconds.items():
-        low, middle, high = np.percentile(values, (25, 50, 75))
-        ratio = float(np.median(np.array(values) / ours))
-        timings[name] = Timing(1e3 * middle, 1e3 * (high - low), ratio, num_rounds)
-    return timings
-
-
-def compile_jax(function: Callable, *args: Any, **options: Any) -> Callable[[], Any]:
-    """Return a call that computes function(*args) and waits for it."""
-    compiled = jax.jit(function, **options).lower(*args).compile()
-    return lambda: jax.block_until_ready(compiled(*args))
 
 
 def to_torch(array: jax.Array) -> torch.Tensor:
@@ -148,7 +111,7 @@ class Network:
         return {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
 
     def compare_outputs(self) -> dict[str, float]:
-        """Return how far the logits are apart, relative to the largest of ours."""
+        """Return the largest differences from our logits, relative to our largest."""
         images = self.make_batch(32)["image"]
         ours = np.asarray(jax.jit(self.model.apply)(self.variables, images))
         flax = np.asarray(jax.jit(self.plain.apply)(self.plain_variables, images))
@@ -156,10 +119,8 @@ class Network:
         with torch.no_grad():
             pytorch = run_torch(lambda: self.torch(to_torch(images)))().cpu().numpy()
         scale = np.abs(ours).max()
-        return {
-            "plain Flax": float(np.abs(flax - ours).max() / scale),
-            "PyTorch": float(np.abs(pytorch - ours).max() / scale),
-        }
+        others = {"plain Flax": flax, "PyTorch": pytorch}
+        return {k: float(np.abs(v - ours).max() / scale) for k, v in others.items()}
 
     def inference(self, size: int) -> Contenders:
         """Return one forward pass of each, with running statistics."""
@@ -229,7 +190,7 @@ class Network:
 
 
 def depthwise_layers() -> dict[str, Contenders]:
-    """Return a 3x3 depthwise convolution of each kind: forward, and with gradients."""
+    """Return 3x3 depthwise convolutions: forward, and with gradients."""
     rng = np.random.default_rng(0)
     channels = LAYER_SHAPE[-1]
     x, g = (jnp.asarray(rng.normal(size=LAYER_SHAPE), DTYPE) for _ in range(2))
@@ -276,20 +237,18 @@ def depthwise_layers() -> dict[str, Contenders]:
 
 
 def measure_loop(network: Network, num_steps: int, num_rounds: int) -> dict[str, Any]:
-    """Time the loop's epochs against its compiled step alone, called as often.
+    """Time an epoch of the training loop against the same number of steps alone.
 
-    The step alone is `train_step` on a batch that is ready; "step with data" gathers
-    and augments it first, as the loop does.
+    "step alone" is `train_step` on a batch that is ready; "step with data" gathers and
+    augments the batch first, as the loop does.
     """
-    rng = np.random.default_rng(0)
     size = num_steps * BATCH_SIZE
-    images = rng.integers(0, 256, (size, 32, 32, 3), np.uint8)
-    labels = rng.integers(0, 10, size).astype(np.int32)
-    split = Split(images, labels, np.arange(size).astype(str))
-    names = tuple(map(str, range(10)))
-    dataset = Dataset("random", names, split, split, split, split)
+    dataset = make_dataset(size)
     config = loop.resolve(network.config, dataset)
-    arrays = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
+    images, labels = (
+        jnp.asarray(dataset.train.images),
+        jnp.asarray(dataset.train.labels),
+    )
     state = jax.tree.map(jnp.copy, network.state)
     compiled = programs.EpochPrograms(config, dataset, [state])
     permutation = jnp.arange(size, dtype=jnp.int32)
@@ -311,12 +270,7 @@ def measure_loop(network: Network, num_steps: int, num_rounds: int) -> dict[str,
     )
     key, batch = jax.random.key(0), permutation[:BATCH_SIZE]
     make_batch = compile_jax(
-        lambda key, arrays, batch: augment(
-            key, arrays["image"][batch], arrays["label"][batch]
-        ),
-        key,
-        arrays,
-        batch,
+        lambda *args: augment(args[0], images[args[1]], labels[args[1]]), key, batch
     )
 
     def bare():
@@ -360,7 +314,7 @@ print(time.perf_counter() - start)
 def measure_start(name: str) -> dict[str, float]:
     """Return seconds from the start of a program to the end of its first step.
 
-    The first finds an empty compilation cache, the second what that left in it.
+    The first run starts with an empty compilation cache, the second with a full one.
     """
     command = [sys.executable, "-c", START, name, DTYPE, str(BATCH_SIZE)]
     with tempfile.TemporaryDirectory() as cache:
@@ -378,7 +332,7 @@ def print_table(title: str, rows: dict[str, dict[str, Timing]]) -> None:
         cells = []
         for column, t in timings.items():
             ratio = "" if column == columns[0] else f" ({t.ratio:.2f}x)"
-            cells.append(f"{t.median_ms:.1f} ± {t.spread_ms / 2:.1f}{ratio}")
+            cells.append(f"{t}{ratio}")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
@@ -400,13 +354,8 @@ def measure_network(name: str, num_rounds: int) -> dict[str, Any]:
     print_table("inference, ms, batch size", inference)
     start = measure_start(name)
     print(f"\nstart to first step: {start}", flush=True)
-    return {
-        "errors": errors,
-        "inference": inference,
-        "training": training,
-        "loop": loop,
-        "start": start,
-    }
+    result = {"errors": errors, "inference": inference, "training": training}
+    return result | {"loop": loop, "start": start}
 
 
 def main() -> None:

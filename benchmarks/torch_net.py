@@ -18,7 +18,7 @@ _ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "silu": F.silu}
 
 
 class SamePad(nn.Module):
-    """Pad as XLA's SAME does, which for strides above 1 is not the same all around."""
+    """Pad as XLA's SAME does: unevenly for strides above 1."""
 
     def __init__(self, kernel_size: int, stride: int):
         super().__init__()
@@ -48,7 +48,7 @@ class SeparableConv(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """dropout(conv(act(norm(x)))), with the bottleneck before where there is one."""
+    """dropout(conv(act(norm(x)))), after a bottleneck if there is one."""
 
     def __init__(self, like: DenseNet, separable: bool, inputs: int):
         super().__init__()
@@ -123,9 +123,8 @@ def load(net: TorchDenseNet, plain: dict[str, Any]) -> None:
     state = net.state_dict()
     for collection in plain.values():
         for (*path, leaf), value in flatten_dict(collection).items():
-            name = (
-                ".".join(path).replace(".normalize", "").replace(".conv.conv", ".conv")
-            )
+            name = ".".join(path).replace(".normalize", "")
+            name = name.replace(".conv.conv", ".conv")
             for word in ("block", "transition"):
                 if name.startswith(word):
                     name = name.replace(".", "_", 1)

@@ -1,1 +1,1 @@
-"""Configurations of runs: `default` has every field, the others change a few."""
+"""Configurations: `default` defines every field, the others override a few."""

@@ -14,7 +14,7 @@ def get_config(dataset="cifar10"):
     if dataset != "digits":
         raise ValueError(f"{dataset!r} is unknown; choose one of cifar10, digits")
     c = digits.get_config()
-    c.validation_size = 200  # it chooses the rates
-    c.num_epochs = 12  # of 28 runs
-    c.learning_rate = 0.075  # so few epochs want three times the usual rate
+    c.validation_size = 200  # it selects the learning rates
+    c.num_epochs = 12  # there are 28 runs
+    c.learning_rate = 0.075  # a short run needs three times the usual rate
     return c

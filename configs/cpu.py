@@ -1,9 +1,8 @@
-"""The network for somebody without a GPU: at half the resolution, few wide layers.
+"""A network to train without a GPU: few, wide layers at half the resolution.
 
 145,690 parameters, 8.9 M multiply-adds per image. On CIFAR-10: 88.11 % test accuracy
-(one run, seed 0) in 37 minutes on 2 CPU cores that had other work besides. Since then,
-training became faster: about 1,130 images/s (jax 0.10.2, float32), and 310 with the
-network's twin of standard convolutions.
+(one run, seed 0) in 37 minutes on 2 busy CPU cores. Training has become faster since:
+about 1,130 images/s (jax 0.10.2, float32), and 310 with standard convolutions.
 
     python main.py --config=configs/cpu.py
 """
@@ -18,6 +17,6 @@ def get_config():
     c.block_sizes = (2, 3, 3, 2)
     c.stem_width = 1.0
     c.stem_stride = 2
-    c.dropout_rate = 0.0  # so small a network does not overfit in so few epochs
+    c.dropout_rate = 0.0  # such a small network does not overfit in 36 epochs
     c.num_epochs = 36
     return c

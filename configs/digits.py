@@ -14,11 +14,11 @@ def get_config():
     c = default.get_config()
     c.dataset = "digits"
     c.validation_size = 100
-    c.flip = False  # a mirrored digit is another thing
+    c.flip = False  # a mirrored digit is not the same digit
     c.growth_rate = 16
     c.block_sizes = (2, 2, 2, 2)
     c.stem_stride = 2
-    c.kernel_size = 5  # the digits are enlarged four times
+    c.kernel_size = 5  # the digits are enlarged by a factor of four
     c.batch_size = 32
     c.num_epochs = 30
     c.eval_batch_size = 360

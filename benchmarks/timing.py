@@ -1,0 +1,65 @@
+"""Times compiled programs side by side, and makes data for them."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from dwsep_jax.data import Dataset, Split
+
+Contenders = dict[str, Callable[[], Any]]
+
+
+@dataclasses.dataclass
+class Timing:
+    """Median and interquartile range; `ratio` to the time of the first contender."""
+
+    median_ms: float
+    spread_ms: float
+    ratio: float
+    num_rounds: int
+
+    def __str__(self) -> str:
+        return f"{self.median_ms:.2f} ± {self.spread_ms / 2:.2f}"
+
+
+def time_in_turn(contenders: Contenders, num_rounds: int) -> dict[str, Timing]:
+    """Time each contender once per round; ratios are medians over the rounds.
+
+    Each runs once more just before it is timed, so that caches and memory are its own,
+    not those of another program, as they are from one training step to the next.
+    """
+    for run in contenders.values():
+        run()
+    seconds = {name: [] for name in contenders}
+    for _ in range(num_rounds):
+        for name, run in contenders.items():
+            run()
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    first = np.array(next(iter(seconds.values())))
+    timings = {}
+    for name, values in seconds.items():
+        low, middle, high = 1e3 * np.percentile(values, (25, 50, 75))
+        ratio = float(np.median(np.array(values) / first))
+        timings[name] = Timing(middle, high - low, ratio, num_rounds)
+    return timings
+
+
+def compile_jax(function: Callable, *args: Any, **options: Any) -> Callable[[], Any]:
+    """Return a call that computes function(*args) and waits for it."""
+    compiled = jax.jit(function, **options).lower(*args).compile()
+    return lambda: jax.block_until_ready(compiled(*args))
+
+
+def make_dataset(size: int) -> Dataset:
+    """Return `size` random images of CIFAR-10's shape, the same in every split."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (size, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, 10, size).astype(np.int32)
+    split = Split(images, labels, np.arange(size).astype(str))
+    return Dataset("random", tuple("0123456789"), split, split, split, split)
