@@ -168,30 +168,28 @@ def _answer(sweep, duels, facts):
             values = [reason.partition("=")[2] for reason in final["reasons"]]
             named[duel.answer] += values
     name, seeds = _name(winner), len(best["finals"][0]["runs"])
-    if not facts["is_enough"]:
-        verdict, tone = f"{name}, but too few trials are complete", "open"
-    elif seeds < MIN_SEEDS:
-        verdict, tone = f"{name}, not yet confirmed over seeds", "open"
-    elif named["worse"]:
-        ahead = listing(named["worse"])
-        verdict, tone = f"{name} on validation, but behind {ahead} on test", "bad"
-    elif named["undecided"]:
-        level = listing(named["undecided"])
-        verdict, tone = f"{name}, not clearly ahead of {level}", "open"
-    else:
-        verdict, tone = f"{name}{', clearly' if duels else ''}", "good"
+    ahead, level = listing(named["worse"]), listing(named["undecided"])
+    verdicts = [
+        (not facts["is_enough"], ", but too few trials are complete", "open"),
+        (seeds < MIN_SEEDS, ", not yet confirmed over seeds", "open"),
+        (ahead, f" on validation, but behind {ahead} on test", "bad"),
+        (level, f", not clearly ahead of {level}", "open"),
+        (duels, ", clearly", "good"),
+        (True, "", "good"),
+    ]
+    words, tone = next((words, tone) for holds, words, tone in verdicts if holds)
+    verdict = name + words
+    reached = best["validation"]
+    tested = mean_and_interval(best["finals"][0]["summary"]["accuracy"])
     text = (
         f"Trial {winner.number} reached the highest validation accuracy of "
-        f"{sum(best['num_trials'].values())} trials, after {winner.epochs} epochs. It "
+        f"{sum(best['num_trials'].values())} trials, at epoch {reached['epoch']}. It "
         "was retrained with new seeds and evaluated once on the test set."
     )
-    reached = mean_and_interval(best["finals"][0]["summary"]["accuracy"])
-    words = (
-        f"test accuracy over {seeds} seeds" if seeds > 1 else "test accuracy, 1 seed"
-    )
+    over = f"{seeds} seeds, 95 % interval" if seeds > 1 else "1 seed"
     figures = [
-        (percent(best["validation"]["accuracy"]), "validation accuracy in the search"),
-        (reached, f"{words}{', 95 % interval' if seeds > 1 else ''}"),
+        (percent(reached["accuracy"]), "validation accuracy in the search"),
+        (tested, f"test accuracy over {over}"),
     ]
     return Headline(verdict, tone, text, tuple(figures))
 
@@ -276,23 +274,15 @@ def _show_search(sweep):
         for t in found
     ]
     slices = [
-        Chart(
-            f"slice_{axis.name}",
-            f"Validation accuracy by {axis.label}",
-            sweep_charts.by_setting(trials, axis, scope),
-        )
+        Chart(f"slice_{axis.name}", f"Validation accuracy by {axis.label}", spec)
         for axis in sweep.axes
+        for spec in [sweep_charts.by_setting(trials, axis, scope)]
     ]
-    history = Chart(
-        "history",
-        "Validation accuracy of each trial, and the best so far",
-        sweep_charts.history(trials, scope),
-    )
-    parallel = Chart(
-        "parallel",
-        "Each trial as a line through its settings to its validation accuracy",
-        sweep_charts.parallel(trials, [*sweep.axes, scope]),
-    )
+    title = "Validation accuracy of each trial, and the best so far"
+    history = Chart("history", title, sweep_charts.history(trials, scope))
+    title = "Each trial as a line through its settings to its validation accuracy"
+    spec = sweep_charts.parallel(trials, [*sweep.axes, scope])
+    parallel = Chart("parallel", title, spec)
     marks = (
         "A ring marks the winner. A pruned trial is drawn at the last accuracy that it "
         f"had, and one below {scope.low:.2f} % at the lower end of the axis."

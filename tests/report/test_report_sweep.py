@@ -123,7 +123,7 @@ def test_the_page_has_each_part_and_a_figure_of_each_chart(clear):
     slices = {f"slice_{name}" for name in sweep_files.NAMES}
     assert names == slices | {"finals", "history", "parallel", "importance"}
     for words in (
-        "Trial 2 reached the highest validation accuracy of 16 trials, after 12 epochs",
+        "Trial 2 reached the highest validation accuracy of 16 trials, at epoch 12.",
         f"- 98.00 {PLUS_MINUS} 0.50 % test accuracy over 3 seeds, 95 % interval",
         "| dropout_rate | 0.12 | 0 to 0.3 |",
         "| learning_rate | 0.0045 (0.9 \N{MULTIPLICATION SIGN} default) | 0.1 to 10",
@@ -222,12 +222,16 @@ def test_an_unfinished_sweep_shows_the_trials_that_it_has(tmp_path):
     assert "No trial has a validation accuracy yet." in text
 
 
-def test_hopeless_trials_do_not_flatten_the_others(clear):
-    _, parts = describe(clear)
+def test_hopeless_trials_do_not_flatten_the_others(workdir):
+    rows = make_trials()
+    rows[0]["value"] = 0.1
+    write_trials(workdir, rows)
+    _, parts = describe(workdir)
     accuracy = parts["Search"][0].spec["layer"][1]["encoding"]["y"]["scale"]
     assert 90 < accuracy["domain"][0] < 98.5 == accuracy["domain"][1]
     assert accuracy["clamp"]
     parallel = parts["All settings together"][0].spec
+    assert all(0 <= value["x"] <= 1 for value in parallel["data"]["values"])
     xs = {value["row"]: value["x"] for value in parallel["data"]["values"]}
     # The last of each row is the winner, at log10(9) / 2 and 0.12 / 0.3.
     assert [round(x, 3) for x in xs.values()] == [0.833, 0.167, 0.477, 0.5, 0.4, 1.0]
