@@ -9,6 +9,7 @@ from dwsep_jax.report.format import amount, mebibytes, milliseconds
 
 # Times that differ by less count as equal; clocks are not steadier than this.
 TOLERANCE = 0.05
+_LATENCY = "latency_"
 
 
 class Measure(NamedTuple):
@@ -36,55 +37,57 @@ def measure(comparison: Comparison) -> dict[str, Measure]:
     Keys: parameters, macs, formula, flops, latency_<batch size> (of the batch sizes
     that all measured variants share), train, memory.
     """
-    times = {
-        name: {row["batch_size"]: row["median_ms"] for row in efficiency["latency"]}
-        for name, efficiency in comparison.efficiency.items()
-        if efficiency
-    }
     found = {
-        "parameters": ("parameters", amount, lambda v, _: v["parameters"]),
-        "macs": ("MACs", amount, lambda v, _: v["macs"]),
+        name: _list_costs(variant, comparison.efficiency[name])
+        for name, variant in comparison.content["variants"].items()
     }
-    for key, words in (("formula", "formula"), ("flops", "XLA")):
-        field = f"{words.lower()}_forward"
-        read = lambda _, e, field=field: e["flops"][field]  # noqa: E731
-        found[key] = (f"FLOPs ({words})", amount, read)
-    for size in sorted(set.intersection(*map(set, times.values())) if times else ()):
-        words = f"time for a batch of {size}"
-        found[f"latency_{size}"] = (words, milliseconds, _read_latency(size))
-    found["train"] = ("training time per image", milliseconds, _read_training)
-    found["memory"] = ("peak memory", mebibytes, lambda _, e: e["memory"]["peak_bytes"])
-    measures = {}
-    for key, (label, form, read) in found.items():
-        measures[key] = Measure(label, form, {})
-        for name, variant in comparison.content["variants"].items():
-            try:
-                value = read(variant, comparison.efficiency[name])
-            except (LookupError, TypeError):  # Not measured.
-                continue
-            if value is not None:
-                measures[key].values[name] = value
-    return measures
+    measured = [found[name] for name, e in comparison.efficiency.items() if e]
+    shared = set.intersection(*map(set, measured)) if measured else set()
+    sizes = [
+        int(key.removeprefix(_LATENCY)) for key in shared if key.startswith(_LATENCY)
+    ]
+    looks = {
+        "parameters": ("parameters", amount),
+        "macs": ("MACs", amount),
+        "formula": ("FLOPs (formula)", amount),
+        "flops": ("FLOPs (XLA)", amount),
+    }
+    for size in sorted(sizes):
+        looks[f"{_LATENCY}{size}"] = f"time for a batch of {size}", milliseconds
+    looks["train"] = "training time per image", milliseconds
+    looks["memory"] = "peak memory", mebibytes
+    return {
+        key: Measure(
+            *look, {n: costs[key] for n, costs in found.items() if key in costs}
+        )
+        for key, look in looks.items()
+    }
 
 
-def _read_latency(size):
-    def read(_, efficiency):
-        rows = {row["batch_size"]: row for row in efficiency["latency"]}
-        return rows[size]["median_ms"]
-
-    return read
-
-
-def _read_training(_, efficiency):
-    return 1e3 / efficiency["train"]["images_per_second"]
+def _list_costs(variant, efficiency):
+    """Return the costs of one variant, without those that were not measured."""
+    efficiency = efficiency or {}
+    flops = efficiency.get("flops", {})
+    rate = (efficiency.get("train") or {}).get("images_per_second")
+    costs = {
+        "parameters": variant["parameters"],
+        "macs": variant["macs"],
+        "formula": flops.get("formula_forward"),
+        "flops": flops.get("xla_forward"),
+        "train": rate and 1e3 / rate,
+        "memory": (efficiency.get("memory") or {}).get("peak_bytes"),
+    }
+    for row in efficiency.get("latency", []):
+        costs[f"{_LATENCY}{row['batch_size']}"] = row["median_ms"]
+    return {key: cost for key, cost in costs.items() if cost is not None}
 
 
 def speeds(costs: dict[str, Measure], name: str, baseline: str) -> dict[int, float]:
     """Return how many times as fast inference is, by batch size."""
     found = {
-        int(key.removeprefix("latency_")): cost.ratio(baseline, name)
+        int(key.removeprefix(_LATENCY)): cost.ratio(baseline, name)
         for key, cost in costs.items()
-        if key.startswith("latency_")
+        if key.startswith(_LATENCY)
     }
     return {size: ratio for size, ratio in found.items() if ratio}
 

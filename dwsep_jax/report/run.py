@@ -110,10 +110,7 @@ def _summarize(run):
         ends = wilson_interval(accuracy, evaluation["num_examples"])
         words = f"test accuracy (95 % interval {interval(ends, percent)})"
         numbers = (
-            (
-                percent(accuracy),
-                f"test accuracy (95 % interval {interval(ends, percent)})",
-            ),
+            (percent(accuracy), words),
             (fixed(evaluation["precision"]["macro"]), "macro precision"),
             (fixed(evaluation["recall"]["macro"]), "macro recall"),
             (fixed(evaluation["f1"]["macro"]), "macro F1"),
