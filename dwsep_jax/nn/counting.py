@@ -71,6 +71,11 @@ def list_operations(function: Callable, *args: Any) -> list[Operation]:
     return list(_walk(jax.make_jaxpr(function)(*args).jaxpr, "", 1))
 
 
+def count_macs(function: Callable, *args: Any) -> list[Operation]:
+    """Return those operations of `list_operations` that have multiply-adds."""
+    return [op for op in list_operations(function, *args) if op.macs]
+
+
 def list_layers(
     operations: Sequence[Operation], params: Mapping[str, Any]
 ) -> list[Layer]:

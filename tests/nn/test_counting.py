@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from dwsep_jax.nn.counting import (
+    count_macs,
     itemize_flops,
     list_layers,
     list_operations,
@@ -23,7 +24,7 @@ def shapes_of(*shapes):
 
 
 def total(function, *shapes):
-    operations = list_operations(function, *shapes_of(*shapes))
+    operations = count_macs(function, *shapes_of(*shapes))
     return sum(operation.macs for operation in operations)
 
 
