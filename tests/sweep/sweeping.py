@@ -13,6 +13,8 @@ import tempfile
 import time
 import types
 
+import pytest
+
 from dwsep_jax import data, report
 from dwsep_jax.errors import DivergedError
 from dwsep_jax.sweep import results, search, study
@@ -115,38 +117,24 @@ def read_trials(workdir):
         return list(csv.DictReader(file))
 
 
-def find_postgresql():
-    """Return the directory of initdb and postgres, and a user who may run them."""
-    places = [
-        shutil.which("initdb"),
-        *pathlib.Path("/usr/lib/postgresql").glob("*/bin"),
-    ]
-    place = next((pathlib.Path(p) for p in places if p), None)
-    if place is not None and place.name == "initdb":
-        place = place.parent
-    if os.geteuid() != 0:
-        return place, pwd.getpwuid(os.geteuid())
-    for name in ("postgres", "nobody"):
-        with contextlib.suppress(KeyError):
-            return place, pwd.getpwnam(name)
-    return place, None
-
-
 @contextlib.contextmanager
 def postgresql():
-    """Start a server of its own on a socket in a temporary directory; yield its URL."""
-    place, user = find_postgresql()
+    """Start a server on a socket in a temporary directory; yield its URL."""
+    places = map(str, pathlib.Path("/usr/lib/postgresql").glob("*/bin"))
+    path = os.pathsep.join([os.environ["PATH"], *places])
+    if shutil.which("initdb", path=path) is None:
+        pytest.skip("no initdb of PostgreSQL here")
     home = pathlib.Path(tempfile.mkdtemp(prefix="pg"))
-    os.chown(home, user.pw_uid, user.pw_gid)
-    options = {}
-    if os.geteuid() == 0:
-        options = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    options |= {"cwd": home, "stdout": subprocess.DEVNULL}
-    words = [place / "initdb", "-D", home / "data", "-U", "tester", "-A", "trust", "-N"]
+    options = {"cwd": home, "stdout": subprocess.DEVNULL}
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root.
+        nobody = pwd.getpwnam("nobody")
+        os.chown(home, nobody.pw_uid, nobody.pw_gid)
+        options |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    initdb, postgres = (shutil.which(n, path=path) for n in ("initdb", "postgres"))
+    words = [initdb, "-D", home / "data", "-U", "tester", "-A", "trust", "-N"]
     words += ["--locale=C", "--encoding=UTF8"]
     subprocess.run(words, check=True, **options)
-    words = [place / "postgres", "-D", home / "data", "-k", home, "-F"]
-    words += ["-c", "listen_addresses="]
+    words = [postgres, "-D", home / "data", "-k", home, "-F", "-c", "listen_addresses="]
     server = subprocess.Popen(words, stderr=subprocess.DEVNULL, **options)
     try:
         while not (home / ".s.PGSQL.5432").exists():
