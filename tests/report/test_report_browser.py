@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 SECONDS = 60
 LIGHT, DARK = "rgb(255, 255, 255)", "rgb(18, 22, 28)"
 SERIES = {LIGHT: "rgb(213, 94, 0)", DARK: "rgb(245, 130, 49)"}
-CHARTS = {"page": 14, "sweep_page": 10}
+PAGES = ("page", "sweep_page")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def check_theme(browser, background):
     assert found == {SERIES[background]}
 
 
-@pytest.mark.parametrize("name", CHARTS)
+@pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (400, "dark")])
 def test_every_chart_is_drawn_and_fits(browser, request, name, width, theme):
     address = request.getfixturevalue(name)
@@ -103,9 +103,11 @@ def test_every_chart_is_drawn_and_fits(browser, request, name, width, theme):
     sent = [m for m in messages if '"Network.requestWillBeSent"' in m]
     assert sent  # The page itself.
     assert not any('"url":"http' in message for message in sent)
-    for selector in (".chart", ".chart svg.marks"):
-        script = f"document.querySelectorAll('{selector}').length"
-        assert read(browser, script) == CHARTS[name]
+    places, drawn = (
+        read(browser, f"document.querySelectorAll('{selector}').length")
+        for selector in (".chart", ".chart svg.marks")
+    )
+    assert places == drawn >= 9
     assert read(browser, "document.documentElement.scrollWidth") <= width
     script = (
         "[...document.querySelectorAll('.chart')].filter((place) =>"
