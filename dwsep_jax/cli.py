@@ -2,9 +2,7 @@
 
 import copy
 import difflib
-import importlib.util
 import os
-import pathlib
 import re
 import sys
 import traceback
@@ -15,20 +13,10 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dwsep_jax.config import (
-    FIELDS,
-    RUN,
-    SECTIONS,
-    check_fields,
-    default_workdir,
-    describe,
-    unknown_field,
-    validate,
-)
+from dwsep_jax.config import default_workdir, list_configs, load_file, validate
 from dwsep_jax.errors import ConfigError, UserError, choose, is_out_of_memory
+from dwsep_jax.fields import FIELDS, RUN, SECTIONS, describe, unknown_field
 from dwsep_jax.workdir import load_requested
-
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 # What the workdir of --mode=compare or --mode=sweep holds; that of others, a run.
 _KINDS = {mode: kind for kind, mode in SECTIONS.items()}
@@ -108,7 +96,7 @@ def make_command(values: flags.FlagValues, rest: list[str]) -> Command:
     elif workdir is not None:
         base = load_requested(workdir, kind)
     else:
-        raise ConfigError(f"--config is missing{_list_configs()}")
+        raise ConfigError(f"--config is missing{list_configs()}")
     config = override(base, rest)
     validate(config)
     workdir = workdir or default_workdir(values.config, config, base, kind)
@@ -124,38 +112,6 @@ def _make_report_command(workdir: str | None, rest: list[str]) -> Command:
     if rest[1:]:
         raise ConfigError(f"{rest[1]}: --mode=report only reads files; leave it out")
     return Command("report", None, workdir, None)
-
-
-def load_file(config_path: str) -> ConfigDict:
-    """Return the config of a `file[:arg]`, with the names of its fields checked.
-
-    Raises:
-      ConfigError: if there is no such file, or `get_config` fails or returns something
-        else.
-    """
-    path, colon, argument = config_path.partition(":")
-    path = os.path.expanduser(path)
-    if not os.path.isfile(path):
-        raise ConfigError(f"--config={path}: no such file{_list_configs()}")
-    spec = importlib.util.spec_from_file_location("config_file", path)
-    if spec is None:
-        raise ConfigError(f"--config={path}: must be a Python file, *.py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config(*([argument] if colon else []))
-    except Exception as error:
-        raise ConfigError(
-            f"--config={config_path}: {type(error).__name__}: {error}"
-            f"{_find_line(error, path)}"
-        ) from error
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(
-            f"--config={config_path}: get_config() must return a ConfigDict, "
-            f"not {type(config).__name__}"
-        )
-    check_fields(config, f"--config={config_path}")
-    return config
 
 
 def check_names(arguments: list[str], known: Iterable[str]) -> None:
@@ -264,19 +220,6 @@ def _parse(
         return values(argv, known_only=known_only)
     except ValueError as error:  # absl raises it only for --noflag=value.
         raise ConfigError(f"{error}; leave =... out") from None
-
-
-def _list_configs() -> str:
-    paths = sorted(os.path.relpath(path) for path in CONFIGS.glob("[!_]*.py"))
-    return f"; there are {', '.join(paths)}" if paths else ""
-
-
-def _find_line(error: Exception, path: str) -> str:
-    """Return ` (line N)` of the config file, if the traceback passes through it."""
-    path = os.path.abspath(path)
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if os.path.abspath(f.filename) == path]
-    return f" (line {lines[-1]})" if lines else ""
 
 
 def _describe_error(error: BaseException) -> tuple[str, int]:

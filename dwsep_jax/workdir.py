@@ -15,7 +15,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dwsep_jax.config import (
+from dwsep_jax.config import from_dict, set_field, to_dict, upgrade, validate
+from dwsep_jax.errors import ConfigError, UserError
+from dwsep_jax.fields import (
     COMPARISON,
     FIELDS,
     MAY_CHANGE,
@@ -24,13 +26,7 @@ from dwsep_jax.config import (
     SWEEP,
     fields_of,
     format_value,
-    from_dict,
-    set_field,
-    to_dict,
-    upgrade,
-    validate,
 )
-from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.schema import damaged, parse
 
 Row = dict[str, float]

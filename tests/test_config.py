@@ -9,21 +9,16 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from dwsep_jax.cli import load_file
 from dwsep_jax.config import (
-    ADDED,
-    COMPARISON,
-    FIELDS,
-    MAY_CHANGE,
-    RUN,
-    SWEEP,
     default_workdir,
     flatten,
     from_dict,
+    load_file,
     to_dict,
     validate,
 )
 from dwsep_jax.errors import ConfigError, UserError
+from dwsep_jax.fields import ADDED, COMPARISON, FIELDS, MAY_CHANGE, RUN, SWEEP
 from dwsep_jax.workdir import load_config, load_requested, open_workdir
 
 ROOT = pathlib.Path(__file__).parents[1]

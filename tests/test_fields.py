@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dwsep_jax import console, data
-from dwsep_jax.config import FIELDS
+from dwsep_jax.fields import FIELDS
 from dwsep_jax.train import evaluation, loop, programs
 from dwsep_jax.train.metrics import Metrics
 from tests import tiny

@@ -11,8 +11,8 @@ import types
 import pytest
 
 from dwsep_jax import cli, report
-from dwsep_jax.config import COMPARISON, FIELDS
 from dwsep_jax.errors import ConfigError, DataError, UserError
+from dwsep_jax.fields import COMPARISON, FIELDS
 from dwsep_jax.workdir import load_config, open_workdir
 
 ROOT = pathlib.Path(__file__).parents[1]

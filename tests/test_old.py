@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from dwsep_jax.cli import load_file
-from dwsep_jax.config import COMPARISON, RUN, SWEEP, flatten, upgrade
+from dwsep_jax.config import flatten, load_file, upgrade
 from dwsep_jax.errors import ConfigError
+from dwsep_jax.fields import COMPARISON, RUN, SWEEP
 from dwsep_jax.workdir import load_requested, open_workdir, read_json
 from main import main
 

@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 from dwsep_jax import console, data
 from dwsep_jax.compare.result import Trial, build_comparison, choose_rate
 from dwsep_jax.compare.variants import BASELINE, MAIN, Variant, make_variants
-from dwsep_jax.config import COMPARISON, validate
+from dwsep_jax.config import validate
 from dwsep_jax.errors import ConfigError, DivergedError
+from dwsep_jax.fields import COMPARISON
 from dwsep_jax.train import loop
 from dwsep_jax.train.runs import Progress, Run, Trainer
 from dwsep_jax.workdir import (

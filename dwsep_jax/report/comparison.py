@@ -1,6 +1,6 @@
 """The report of a comparison."""
 
-from dwsep_jax.config import COMPARISON
+from dwsep_jax.fields import COMPARISON
 from dwsep_jax.report import charts, text
 from dwsep_jax.report.costs import measure, pareto_front
 from dwsep_jax.report.files import Comparison, Unfinished

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dwsep_jax.config import SWEEP
 from dwsep_jax.errors import UserError
+from dwsep_jax.fields import SWEEP
 from dwsep_jax.report.trials import (
     Axis,
     Trial,

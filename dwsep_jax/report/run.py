@@ -6,17 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from dwsep_jax import cli
-from dwsep_jax.config import (
-    CHANGE_NOTHING,
-    RUN,
-    SECTIONS,
-    fields_of,
-    flatten,
-    format_value,
-    from_dict,
-)
+from dwsep_jax.config import CONFIGS, flatten, from_dict, load_file
 from dwsep_jax.errors import ConfigError, UserError
+from dwsep_jax.fields import CHANGE_NOTHING, RUN, SECTIONS, fields_of, format_value
 from dwsep_jax.report import charts, figures
 from dwsep_jax.report.files import Run
 from dwsep_jax.report.format import (
@@ -304,7 +296,7 @@ def build_command(
         the fields that differ from it.
     """
     try:
-        base = cli.load_file(str(cli.CONFIGS.parent / config))
+        base = load_file(str(CONFIGS.parent / config))
     except ConfigError:
         base = {}  # Installed without the repository.
     mode = f" --mode={SECTIONS[kind]}" if SECTIONS[kind] else ""

@@ -5,7 +5,7 @@ from collections import Counter
 import jinja2
 import numpy as np
 
-from dwsep_jax.config import SWEEP
+from dwsep_jax.fields import SWEEP
 from dwsep_jax.report import sweep_charts
 from dwsep_jax.report.files import Sweep
 from dwsep_jax.report.format import (

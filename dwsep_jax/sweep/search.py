@@ -15,8 +15,8 @@ import optuna
 from ml_collections import ConfigDict
 
 from dwsep_jax import console, data, errors
-from dwsep_jax.config import SWEEP
 from dwsep_jax.errors import ConfigError, DivergedError, UserError, choose
+from dwsep_jax.fields import SWEEP
 from dwsep_jax.sweep.results import (
     DIVERGED,
     count_states,

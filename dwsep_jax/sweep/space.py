@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from dwsep_jax.config import (
+from dwsep_jax.config import validate
+from dwsep_jax.errors import ConfigError
+from dwsep_jax.fields import (
     CHANGE_NOTHING,
     FIELDS,
     describe,
     format_value,
     unknown_field,
-    validate,
 )
-from dwsep_jax.errors import ConfigError
 
 _NOT_AXES = {
     **dict.fromkeys((name for name in FIELDS if "." in name), "no single run reads it"),

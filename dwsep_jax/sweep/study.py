@@ -21,8 +21,9 @@ from optuna import pruners, samplers, storages
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from dwsep_jax.config import SWEEP, identity
+from dwsep_jax.config import identity
 from dwsep_jax.errors import ConfigError, UserError, choose
+from dwsep_jax.fields import SWEEP
 from dwsep_jax.lock import locked
 from dwsep_jax.sweep.space import Axis
 

@@ -6,8 +6,7 @@ import pathlib
 
 import numpy as np
 
-from dwsep_jax.cli import CONFIGS, load_file
-from dwsep_jax.config import to_dict
+from dwsep_jax.config import CONFIGS, load_file, to_dict
 from tests.report import report_files
 
 CHOICES = {

@@ -3,8 +3,8 @@
 import pytest
 
 from configs import default
-from dwsep_jax.config import CHANGE_NOTHING, FIELDS, format_value
 from dwsep_jax.errors import ConfigError
+from dwsep_jax.fields import CHANGE_NOTHING, FIELDS, format_value
 from dwsep_jax.sweep.space import Axis, count_points, make_config_at, parse_space
 
 
