@@ -254,16 +254,16 @@ IN_THE_SWEEP = {
 
 @pytest.mark.parametrize("field", IN_THE_SWEEP)
 def test_a_sweep_changes(monkeypatch, tmp_path, field):
-    trained = sweeping.train_quickly(monkeypatch)
+    trained = sweeping.Quick(monkeypatch)
     # Ever worse, so that the pruner has something to do.
-    trained.score = lambda config: [1 - 0.1 * len(trained.runs)] * 2
+    trained.score = lambda config: [1 - 0.1 * len(trained.trials)] * 2
     monkeypatch.chdir(tmp_path)
 
     def sweep(name, **changes):
-        trained.runs.clear()
+        trained.trials.clear()
         changes = {"space": ("optimizer=adam|sgd", "kernel_size=3..5")} | changes
         best = sweeping.run(tmp_path / name, **{"num_trials": 6} | changes)
-        drawn = [config.to_dict() for _, config in trained.runs]
+        drawn = [config.to_dict() for _, config in trained.trials]
         states = [row["state"] for row in sweeping.read_trials(tmp_path / name)]
         num_seeds = len(best["finals"][0]["runs"])
         return drawn, states, best["study"], num_seeds
