@@ -18,22 +18,22 @@ Flags:
               without it, the config that --workdir was started with.
   --config.FIELD
               Replaces one field. configs/default.py describes every field.
-  --mode      train (the default): train, or go on with a run that was broken off, and
-              evaluate on test.
-              evaluate: count every example of --split once, with the latest weights, or
-              the best with early stopping, of a run that is finished or under way.
+  --mode      train (the default): train, or resume an interrupted run, and evaluate on
+              test.
+              evaluate: evaluate a finished or running run on --split, with its latest
+              weights, or its best ones with early stopping.
               efficiency: count parameters, MACs and FLOPs, and measure time and memory,
               without training.
-              compare: train the config's variants over several seeds, or go on with
-              that, and say whether separable convolutions are worth it.
-              sweep: search the config's space for the best on validation, or go on
-              with that, or join those who do; train the best over several seeds, and
-              evaluate it on test.
-              report: draw report.html, report.md and figures/ from the files of
-              --workdir, or of several with commas, into the first; without jax.
-  --workdir   Where the run's files are; default: runs/, a name from the config file,
-              and the fields replaced.
-  --split     What --mode=evaluate reads: test (the default), validation or train.
+              compare: train several variants over several seeds, and report whether
+              separable convolutions are worth it; resumes where it was interrupted.
+              sweep: search hyperparameters on validation, then retrain the best with
+              new seeds and evaluate them on test; resumes where it was interrupted, and
+              further processes join the search.
+              report: write report.html, report.md and figures/ into --workdir, from the
+              files of one workdir or of several separated by commas; needs no jax.
+  --workdir   Directory of the run's files; by default runs/ and a name made of the
+              config file and the fields replaced.
+  --split     Split for --mode=evaluate: test (the default), validation or train.
   --debug     Show the traceback of an error.
 
 Exit codes: 0; 1 failure; 2 usage; 130 interrupted.
@@ -62,14 +62,14 @@ def define_flags() -> flags.FlagValues:
 
 
 def run_train(command: cli.Command) -> None:
-    """Train, or go on training, and evaluate on test."""
+    """Train a run, or resume it, and evaluate it on test."""
     from dwsep_jax.train import loop
 
     loop.train_and_evaluate(command.config, command.workdir)
 
 
 def run_evaluate(command: cli.Command) -> None:
-    """Evaluate what a run has trained."""
+    """Evaluate a run on a split."""
     from dwsep_jax import evaluate, workdir
 
     resolved = workdir.load_config(command.workdir, command.config)
@@ -77,21 +77,21 @@ def run_evaluate(command: cli.Command) -> None:
 
 
 def run_efficiency(command: cli.Command) -> None:
-    """Count and measure what the network costs."""
+    """Count and measure the cost of a network."""
     from dwsep_jax.efficiency import cost
 
     cost.measure_workdir(command.config, command.workdir)
 
 
 def run_compare(command: cli.Command) -> None:
-    """Train variants over several seeds, or go on with that, and compare them."""
+    """Train variants over several seeds, and compare them."""
     from dwsep_jax.compare import runs
 
     runs.compare(command.config, command.workdir)
 
 
 def run_sweep(command: cli.Command) -> None:
-    """Search a space of configs, or go on with that, and evaluate the best."""
+    """Search hyperparameters, and evaluate the best."""
     from dwsep_jax.sweep import search
 
     search.sweep(command.config, command.workdir)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: tables, and a progress bar where there is a terminal."""
+"""Console output: lines, tables, and a progress bar on a terminal."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-# What FLOPs are for, by the names in efficiency.json; the rest is "other".
+# Labels of the itemized FLOPs in efficiency.json; the rest is "other".
 FLOP_ITEMS = {
     "conv_and_dense": "convolutions and dense, 2 x MACs",
     "padding": "their taps on padding",
@@ -27,19 +27,19 @@ FLOP_ITEMS = {
 
 
 def _make_console(**options):
-    """Return a console that prints text as it is, and long lines whole."""
+    """Return a console that neither styles, parses nor wraps what it prints."""
     return Console(
         highlight=False, emoji=False, markup=False, soft_wrap=True, **options
     )
 
 
 _console = _make_console()
-_log = None  # Where lines and tables go instead, within `logged`.
+_log = None  # Within `logged`, the console that writes to the file.
 
 
 @contextlib.contextmanager
 def logged(path: str | os.PathLike) -> Iterator[None]:
-    """Append lines and tables to a file instead; a progress bar is still shown."""
+    """Append lines and tables to a file; progress bars stay on the terminal."""
     global _log
     before = _log
     with open(path, "a", encoding="utf-8") as file:
@@ -51,7 +51,7 @@ def logged(path: str | os.PathLike) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print a line as it is."""
+    """Print a line verbatim."""
     (_log or _console).print(text)
 
 
@@ -61,7 +61,7 @@ def print_table(
     rows: list[list[Any]],
     text_columns: Sequence[int] = (0,),
 ) -> None:
-    """Print a table: columns of text to the left, numbers to the right."""
+    """Print a table, with text columns left-aligned and numbers right-aligned."""
     table = Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(
@@ -73,15 +73,15 @@ def print_table(
     console = _log or _console
     unlimited = console.options.update(max_width=10_000)
     width = console.measure(table, options=unlimited).maximum
-    # A console never prints wider than itself: a table would be cut, or wrapped.
+    # rich would cut or wrap a table that is wider than its console.
     wide = _make_console(file=console.file, width=max(console.width, width))
     wide.print(table)
 
 
 class EpochProgress:
-    """A bar over the steps of each epoch, where there is a terminal and it is wanted.
+    """A progress bar over the steps of each epoch, if enabled and on a terminal.
 
-    Use as a context manager around the whole run.
+    A context manager around the whole run.
     """
 
     def __init__(self, config: ConfigDict, steps_per_epoch: int):

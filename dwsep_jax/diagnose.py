@@ -25,7 +25,7 @@ Evidence = dict[str, float | None]
 # The end of a curve is its last sixth; trends are measured over its last half.
 PARTS = 6
 # Changes of the validation loss since its best epoch, and those expected if training
-# goes on: as fractions of the loss of guessing, and of the validation loss itself.
+# continues: as fractions of the loss of guessing, and of the validation loss itself.
 MIN_RISE, MIN_RELATIVE_RISE = 0.03, 0.15
 MIN_GAIN, MIN_RELATIVE_GAIN = 0.04, 0.1
 # In standard errors of the end of a curve.
@@ -328,7 +328,7 @@ _STUCK = (
 )
 _GOOD = (
     "Train is ahead of validation by {gap}, and validation loss is level: there is "
-    "nothing to mend."
+    "nothing to fix."
 )
 _MORE = " For more accuracy raise growth_rate together with cutout or mixup."
 _DECAYED = " The learning rate has decayed, so a higher num_epochs may still gain."

@@ -1,4 +1,4 @@
-"""The machine of a run: its devices, versions, memory and compiler."""
+"""The machine that a run uses: devices, versions, memory and compiler."""
 
 import ctypes
 import importlib.metadata
@@ -12,7 +12,7 @@ import jax
 
 from dwsep_jax.data.cache import user_cache
 
-# Of glibc's malloc.h.
+# From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "dwsep_jax")
@@ -21,7 +21,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "dwsep_jax")
 def describe_environment(dtype: str, seed: int) -> dict[str, Any]:
     """Return device kind and count, platform, versions, dtype, seed, and git commit.
 
-    The commit is null where this package is not in a git checkout.
+    The commit is None if this package is not in a git checkout.
     """
     device = jax.devices()[0]
     return {
@@ -38,31 +38,31 @@ def describe_environment(dtype: str, seed: int) -> dict[str, Any]:
 
 
 def compiler_options(deterministic: bool) -> dict[str, Any] | None:
-    """Return what has XLA compute the same bits each time on a GPU.
+    """Return XLA's options for bit-reproducible results on a GPU.
 
-    A CPU takes the option too, and has no need of it.
+    A CPU accepts the option and does not need it.
     """
     return {"xla_gpu_deterministic_ops": True} if deterministic else None
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache, for the next start to find.
+    """Cache compiled programs on disk, so that later starts compile nothing.
 
-    Does nothing where JAX_COMPILATION_CACHE_DIR names a place, or jax has one already.
+    An existing setting, such as JAX_COMPILATION_CACHE_DIR, takes precedence.
     """
     if jax.config.jax_compilation_cache_dir:
         return
-    # Else the directory's own path would be a part of every key.
+    # Otherwise the path of the directory becomes part of every key.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled"))
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what XLA frees, for the next call to find.
+    """Make glibc keep freed memory for the next call; other C libraries are left alone.
 
-    XLA:CPU takes its buffers anew for each call, and the system clears each page before
-    its first use: that was a quarter of an inference of 128 images. With glibc alone;
-    the process keeps the most that it has used.
+    XLA:CPU allocates its buffers at every call, and the kernel zeroes each page before
+    its first use, which took a quarter of an inference of 128 images. The process never
+    returns its peak memory to the system.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -72,7 +72,7 @@ def keep_freed_memory() -> None:
 
 
 def memory_bytes() -> int:
-    """Return the memory of the device, or of the machine where the device shares it."""
+    """Return the memory of the device in bytes, or of the machine if they share it."""
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     return limit or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 

@@ -1,4 +1,4 @@
-"""Errors that the user can mend: each names the thing, its value and the remedy."""
+"""Errors that the user can fix; each names the field or file, and the remedy."""
 
 
 class UserError(Exception):

@@ -119,7 +119,7 @@ _REMEDIES = {
     "config": "choose another --workdir, or delete this one and train again",
     "metrics": "--mode=train on this workdir writes it again from the checkpoint",
     "predictions": "write it again with --mode=evaluate",
-    "diagnosis": "delete it, and --mode=report goes on without the diagnosis",
+    "diagnosis": "delete it, and --mode=report will leave the diagnosis out",
     "efficiency": "write it again with --mode=efficiency",
     "comparison": "repeat the command of the comparison to write it again",
     "best": "repeat the command of the sweep to write it again",

@@ -100,7 +100,7 @@ COLLAPSE = {"train_eval_loss": 4.0, "val_loss": 4.0}
         (
             make_rows(0.6 + FALL, 0.6 + FALL, 0.98 - FALL / 3, 0.95 - FALL / 3),
             "well_fitted",
-            "nothing to mend",
+            "nothing to fix",
         ),
         (
             GOOD[:-1] + [GOOD[-1] | {"val_loss": math.nan}],

@@ -142,7 +142,7 @@ class Comparison:
         )
 
     def run(self) -> dict[str, Any]:
-        """Train what is left to train; write and return comparison.json.
+        """Train the remaining runs; write and return comparison.json.
 
         All rates are tried first. Then the variants take turns, seed by seed, so that
         they have equally many wherever the comparison is interrupted.
