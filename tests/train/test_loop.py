@@ -340,7 +340,7 @@ def test_a_refused_config_leaves_no_workdir(tmp_path, monkeypatch, changes, mess
 
 
 @pytest.mark.usefixtures("recompiled")
-@pytest.mark.parametrize(("bad_step", "size"), [(2, 1), (5, 3), (8, 3)])
+@pytest.mark.parametrize(("bad_step", "size"), [(2, 1), (8, 3)])
 def test_divergence_stops_the_run_and_names_the_step(
     tmp_path, monkeypatch, bad_step, size
 ):
@@ -405,15 +405,6 @@ def test_rows_hold_what_their_names_say(tmp_path, dataset, monkeypatch):
     assert row["elapsed_seconds"] == 6.0
     best = {row["epoch"]: row["val_accuracy"] for row in member.history}
     assert scores == [{1: best[1]}, best]
-
-
-def test_a_run_trains_in_64_bits_with_the_same_dtypes(tmp_path, dataset):
-    config = tiny.make_resolved(num_epochs=1, steps_per_dispatch=2)
-    with jax.enable_x64(True):
-        member = train(config, tmp_path, dataset)
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(member.state.params)}
-    assert dtypes == {np.dtype("float32")}
-    assert np.isfinite(member.history[0]["train_loss"])
 
 
 @pytest.mark.usefixtures("no_figures")

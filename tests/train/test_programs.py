@@ -100,6 +100,25 @@ def test_the_training_step_lowers_for_tpu(dataset):
     assert "stablehlo.convolution" in exported.mlir_module()
 
 
+def test_steps_keep_their_dtypes_in_64_bits(dataset):
+    config = tiny.make_resolved()
+    steps = programs.make_steps(config, tiny.NUM_CLASSES)
+    arrays = {"image": dataset.train.images, "label": dataset.train.labels}
+
+    def take(state, arrays, order):
+        return steps(state, Metrics.empty(), arrays, order, num_steps=2)
+
+    with jax.enable_x64(True):
+        state = loop.make_state(config, dataset, abstract=True)
+        order = jax.ShapeDtypeStruct((44,), np.int32)
+        after, _, losses = jax.eval_shape(take, state, arrays, order)
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(
+        lambda x: x.dtype, state
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {losses.dtype}
+    assert losses.dtype == np.float32
+
+
 @pytest.mark.usefixtures("recompiled")
 def test_runs_share_a_program_unless_a_static_field_differs(dataset, tmp_path):
     def last_bits(name, **changes):
