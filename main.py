@@ -99,9 +99,10 @@ def run_sweep(command: cli.Command) -> None:
 
 def run_report(command: cli.Command) -> None:
     """Report the files of one or several workdirs."""
-    from dwsep_jax import console, report
+    from dwsep_jax import console
+    from dwsep_jax.report import write
 
-    path = report.write_report([w for w in command.workdir.split(",") if w])
+    path = write.write_report([w for w in command.workdir.split(",") if w])
     console.say(f"report: {path}")
 
 

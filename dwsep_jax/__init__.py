@@ -25,7 +25,7 @@ _MODULES = {
     "train_many": "train.step",
     "eval_step": "train.step",
     "count_macs": "nn.counting",
-    "write_report": "report",
+    "write_report": "report.write",
 }
 __all__ = sorted(_MODULES)
 

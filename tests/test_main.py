@@ -10,9 +10,10 @@ import types
 
 import pytest
 
-from dwsep_jax import cli, report
+from dwsep_jax import cli
 from dwsep_jax.errors import ConfigError, DataError, UserError
 from dwsep_jax.fields import COMPARISON, FIELDS
+from dwsep_jax.report import write
 from dwsep_jax.workdir import load_config, open_workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -550,7 +551,7 @@ def test_main_runs_from_any_directory(tmp_path):
 
 def test_report_gets_the_workdirs_and_no_config(run, monkeypatch):
     noted = []
-    monkeypatch.setattr(report, "write_report", lambda w: noted.append(list(w)) or "x")
+    monkeypatch.setattr(write, "write_report", lambda w: noted.append(list(w)) or "x")
     result = run("--mode=report", "--workdir=a,b")
     assert (result.code, result.out) == (0, "report: x\n")
     assert run("--mode=report", DIGITS).code == 0

@@ -59,7 +59,7 @@ def compare(config: ConfigDict, workdir: str | os.PathLike) -> None:
         comparison = Comparison(config, workdir, dataset)
         comparison.print_plan()
         print_result(comparison.run())
-        from dwsep_jax.report import write_report  # It takes a second to import.
+        from dwsep_jax.report.write import write_report
 
         console.say(f"report: {write_report([workdir])}")
         console.say(f"files: {workdir}")

@@ -1,5 +1,1 @@
-"""What runs, comparisons and sweeps show, from their files, for people; without jax."""
-
-from dwsep_jax.report.write import write_report
-
-__all__ = ["write_report"]
+"""Reports for people, from the files of runs, comparisons and sweeps; without jax."""

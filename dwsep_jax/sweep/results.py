@@ -176,7 +176,7 @@ def train_finals(sweep: Sweep, dataset: data.Dataset) -> None:
         console.say("all trials have ended; another worker is training the best")
         return
     print_result(best)
-    from dwsep_jax.report import write_report  # It takes a second to import.
+    from dwsep_jax.report.write import write_report
 
     console.say(f"report: {write_report([sweep.workdir])}")
     console.say(f"files: {sweep.workdir}")

@@ -5,10 +5,11 @@ import types
 
 import numpy as np
 
-from dwsep_jax import data, report
+from dwsep_jax import data
 from dwsep_jax.compare import runs
 from dwsep_jax.efficiency import cost
 from dwsep_jax.errors import DivergedError
+from dwsep_jax.report import write
 from dwsep_jax.report.figures import LAST_FIGURE
 from dwsep_jax.train import loop
 from dwsep_jax.train.metrics import calibration, classification_report
@@ -31,7 +32,7 @@ def stand_in(patch):
         return workdirs[0] / "report.html"
 
     patch.setattr(cost, "write_efficiency", write_efficiency)
-    patch.setattr(report, "write_report", write_report)
+    patch.setattr(write, "write_report", write_report)
     patch.setattr(data, "load", lambda config: tiny.make_dataset())
     return written
 

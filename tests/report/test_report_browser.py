@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dwsep_jax import report
+from dwsep_jax.report import write
 from tests.report import report_files, sweep_files
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -24,7 +24,7 @@ def page(tmp_path_factory):
     directory = tmp_path_factory.mktemp("browser")
     sizes = {"num_seeds": 3, "num_examples": 500, "num_epochs": 30}
     report_files.write_comparison(directory, **sizes)
-    return report.write_report([directory, directory / "separable/seed0"]).as_uri()
+    return write.write_report([directory, directory / "separable/seed0"]).as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def sweep_page(tmp_path_factory):
     directory = tmp_path_factory.mktemp("sweep")
     importance = {name: 0.2 for name in sweep_files.NAMES}
     sweep_files.write_sweep(directory, importance=importance, num_examples=300)
-    return report.write_report([directory]).as_uri()
+    return write.write_report([directory]).as_uri()
 
 
 @pytest.fixture(scope="module")

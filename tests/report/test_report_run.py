@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dwsep_jax import report
 from dwsep_jax.data.read import Split
 from dwsep_jax.errors import UserError
-from dwsep_jax.report import charts, costs, files, mistakes, page, text
+from dwsep_jax.report import charts, costs, files, mistakes, page, text, write
 from dwsep_jax.report.comparison import describe_comparison
 from dwsep_jax.report.format import (
     amount,
@@ -40,7 +39,7 @@ def win(tmp_path_factory):
     """Return the workdir of a comparison that the separable network wins."""
     directory = tmp_path_factory.mktemp("win")
     report_files.write_comparison(directory, difference=0.012, **SMALL)
-    report.write_report([directory])
+    write.write_report([directory])
     return directory
 
 
@@ -76,9 +75,9 @@ def answer(directory):
     return text.answer(text.find_facts(comparison, costs.measure(comparison)))
 
 
-def write(*directories):
+def write_markdown(*directories):
     """Return the Markdown of the workdirs' report."""
-    report.write_report(directories)
+    write.write_report(directories)
     return (directories[0] / "report.md").read_text()
 
 
@@ -146,7 +145,7 @@ def test_wide_intervals_say_how_many_seeds_would_do(tmp_path):
     pair = comparison.content["paired"]["separable"]
     needed = int(np.ceil((1.96 * pair["std"] / 0.005) ** 2))
     assert text.seeds_needed(pair, 0.005) == needed
-    assert f"about {needed} would narrow the interval" in write(tmp_path)
+    assert f"about {needed} would narrow the interval" in write_markdown(tmp_path)
 
 
 def test_pareto_front():
@@ -226,7 +225,7 @@ def test_the_same_files_make_the_same_bytes(workdir, monkeypatch):
     monkeypatch.setattr(page, "draw", DRAW)
     again = shutil.copytree(workdir, workdir.parent / "again" / workdir.name)
     for directory in (workdir, again):
-        report.write_report([directory])
+        write.write_report([directory])
     for name in ("report.html", "report.md", "figures/promise.png"):
         assert (workdir / name).read_bytes() == (again / name).read_bytes()
 
@@ -234,7 +233,7 @@ def test_the_same_files_make_the_same_bytes(workdir, monkeypatch):
 def test_text_of_files_is_escaped(tmp_path):
     report_files.write_comparison(tmp_path, names=NASTY, **SMALL)
     for directory in (tmp_path, tmp_path / "separable/seed0"):
-        assert r"a\|b" in write(directory)
+        assert r"a\|b" in write_markdown(directory)
         for name in ("report.html", "report.md"):
             content = (directory / name).read_text()
             assert "alert(1)" in content
@@ -250,7 +249,7 @@ def test_what_is_missing_is_named(tmp_path):
     content = json.loads((tmp_path / "comparison.json").read_text())
     content["variants"]["standard"]["runs"].pop()
     (tmp_path / "comparison.json").write_text(json.dumps(content | {"per_class": {}}))
-    markdown = write(tmp_path)
+    markdown = write_markdown(tmp_path)
     for words in (
         "Its speed was not measured.",
         "Left out: no efficiency.json",
@@ -262,7 +261,7 @@ def test_what_is_missing_is_named(tmp_path):
         assert words in markdown
     assert "Loss curves of" not in markdown
     change(tmp_path / "comparison.json", paired={}, answer="undecided")
-    assert "have no finished runs in common" in write(tmp_path)
+    assert "have no finished runs in common" in write_markdown(tmp_path)
 
 
 def test_flops_never_stand_without_a_time(win):
@@ -286,14 +285,14 @@ def test_flops_never_stand_without_a_time(win):
 def test_a_comparison_under_way_shows_how_far_it_is(workdir):
     (workdir / "comparison.json").unlink()
     (workdir / "standard/seed2/evaluation.json").unlink()
-    markdown = write(workdir)
+    markdown = write_markdown(workdir)
     assert "11 of the 12 runs begun are evaluated" in markdown
     assert "| standard/seed2 | 4 |" in markdown
 
 
 def test_a_run_shows_what_its_files_hold(run):
     change(run / "diagnosis.json", verdict="still_improving")
-    markdown = write(run)
+    markdown = write_markdown(run)
     for words in (
         "**Still improving.** Measured on 1,000 test images after epoch 4. Raise",
         "98.30 % test accuracy (95 % interval 97.29 % to 98.94 %)",
@@ -315,7 +314,7 @@ def test_a_run_under_way_shows_its_curves_alone(run):
     names = ("evaluation.json", "predictions.npz", "diagnosis.json", "efficiency.json")
     for name in names:
         (run / name).unlink()
-    markdown = write(run)
+    markdown = write_markdown(run)
     for words in (
         "**Under way.** Not evaluated on test yet. Epoch 4 is the latest",
         "Without a diagnosis.json",
@@ -362,7 +361,7 @@ def test_the_mistakes_have_their_own_pictures(run, monkeypatch):
     monkeypatch.setattr(mistakes, "find_official", lambda *args: ((), splits))
     (image,) = mistakes.find_images(files.read_workdir(run), ["test_00123"])
     assert image[0, 0, 0] == 123
-    report.write_report([run])
+    write.write_report([run])
     assert (run / "report.html").read_text().count("data:image/png") == 12
     monkeypatch.setattr(page, "draw", DRAW)
     [chart] = [
@@ -372,7 +371,7 @@ def test_the_mistakes_have_their_own_pictures(run, monkeypatch):
     ]
     assert len(page.draw(chart.spec, chart.title)) > 10_000
     splits["test"] = splits["test"]._replace(ids=np.array(list("abc")))
-    assert "holds other images of digits than the run had" in write(run)
+    assert "holds other images of digits than the run had" in write_markdown(run)
 
 
 def test_variants_come_in_the_order_of_the_config(workdir):
@@ -396,13 +395,13 @@ def test_commands_name_the_fields_that_differ(workdir, run):
         "--config.dataset=digits --config.growth_rate=16 --workdir=runs/again",
     }
     for directory, command in commands.items():
-        [shown] = re.findall(r"```bash\n(.*?)```", write(directory), re.DOTALL)
+        [shown] = re.findall(r"```bash\n(.*?)```", write_markdown(directory), re.DOTALL)
         assert sorted(shown.replace("\\\n", "").split()) == sorted(command.split())
 
 
 def test_several_workdirs_become_sections_of_the_first(workdir, run):
     other = workdir / "standard/seed0"
-    markdown = write(run, other, workdir)
+    markdown = write_markdown(run, other, workdir)
     assert markdown.startswith("# Overview")
     for row in ("| separable/seed0 |", "| standard/seed0 |", "| copy | digits | comp"):
         assert row in markdown
@@ -430,7 +429,7 @@ def test_a_damaged_file_is_one_line_that_names_it(workdir, name, content, parts)
     else:
         (workdir / name).write_bytes(content)
     with pytest.raises(UserError) as raised:
-        report.write_report([workdir])
+        write.write_report([workdir])
     for part in (str(workdir / name), *parts):
         assert part in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -455,21 +454,21 @@ def test_a_wrong_value_is_named_with_its_place(run, name, changes, problem):
     else:
         (run / name).write_bytes((run / name).read_bytes()[:200])
     with pytest.raises(UserError) as raised:
-        report.write_report([run])
+        write.write_report([run])
     assert str(run / name) in str(raised.value)
     assert problem in str(raised.value)
 
 
 def test_what_cannot_be_read_or_written_is_one_line(workdir, tmp_path):
     with pytest.raises(UserError, match="no such directory"):
-        report.write_report([tmp_path / "nowhere"])
+        write.write_report([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="nothing to report yet"):
-        report.write_report([workdir, tmp_path / "empty"])
+        write.write_report([workdir, tmp_path / "empty"])
     shutil.rmtree(workdir / "figures")
     (workdir / "figures").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written there"):
-        report.write_report([workdir])
+        write.write_report([workdir])
 
 
 def luminance(color):

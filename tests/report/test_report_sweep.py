@@ -10,9 +10,8 @@ import sys
 
 import pytest
 
-from dwsep_jax import report
 from dwsep_jax.errors import UserError
-from dwsep_jax.report import files, page
+from dwsep_jax.report import files, page, write
 from dwsep_jax.report.sweep import describe_sweep
 from dwsep_jax.report.trials import read_axes
 from tests.report import sweep_files
@@ -58,7 +57,7 @@ def read_limits(directory):
 
 
 def markdown_of(directory):
-    report.write_report([directory])
+    write.write_report([directory])
     text = (directory / "report.md").read_text()
     return re.sub(r"\\([\\`*_\[\]<>|#])", r"\1", text)
 
@@ -248,7 +247,7 @@ def test_hopeless_trials_do_not_flatten_the_others(workdir):
 
 def test_workdirs_of_all_kinds_stand_together(workdir, tmp_path):
     write_trials(tmp_path / "other", make_trials())
-    report.write_report([workdir, workdir / "final/trial2/seed1", tmp_path / "other"])
+    write.write_report([workdir, workdir / "final/trial2/seed1", tmp_path / "other"])
     text = (workdir / "report.md").read_text()
     assert f"| copy | digits | sweep | 98.00 {PLUS_MINUS} 0.50 % | adam" in text
     assert "| trial2/seed1 |" in text
@@ -312,7 +311,7 @@ def test_a_damaged_table_is_one_line_that_says_where(workdir, content, problem):
         problem = re.escape(problem)
         problem = rf"{path} is damaged \(.*{problem}.*; repeat the command of the sweep"
     with pytest.raises(UserError, match=problem) as raised:
-        report.write_report([workdir])
+        write.write_report([workdir])
     assert "\n" not in str(raised.value)
 
 
@@ -329,14 +328,14 @@ def test_a_damaged_table_is_one_line_that_says_where(workdir, content, problem):
 def test_a_wrong_value_of_best_is_named(workdir, changes, problem):
     change(workdir / "best.json", **changes)
     with pytest.raises(UserError, match=re.escape(problem)):
-        report.write_report([workdir])
+        write.write_report([workdir])
 
 
 def test_notes_of_trials_are_no_markup(workdir):
     rows = make_trials()
     rows[15]["note"] = "<script>alert(1)</script> a|b"
     write_trials(workdir, rows)
-    assert "<script>alert" not in report.write_report([workdir]).read_text()
+    assert "<script>alert" not in write.write_report([workdir]).read_text()
     assert r"a\|b" in (workdir / "report.md").read_text()
 
 

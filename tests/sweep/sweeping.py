@@ -15,8 +15,9 @@ import types
 
 import pytest
 
-from dwsep_jax import data, report
+from dwsep_jax import data
 from dwsep_jax.errors import DivergedError
+from dwsep_jax.report import write
 from dwsep_jax.sweep import results, search, study
 from dwsep_jax.train import loop, optim
 from dwsep_jax.workdir import open_workdir, write_rows
@@ -47,7 +48,7 @@ class Quick:
         patch.setattr(loop, "open_member", self.open_member)
         patch.setattr(loop, "train", self.train_trial)
         patch.setattr(results, "Trainer", lambda members_at_once, dataset: self)
-        patch.setattr(report, "write_report", self.write_report)
+        patch.setattr(write, "write_report", self.write_report)
 
     @contextlib.contextmanager
     def open_member(self, config, workdir, dataset):
