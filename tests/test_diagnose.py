@@ -114,7 +114,7 @@ COLLAPSE = {"train_eval_loss": 4.0, "val_loss": 4.0}
         ),
         # A collapse counts in the last epoch, but not in another one.
         (GOOD[:-1] + [GOOD[-1] | COLLAPSE], "diverged", "is 4 at the end"),
-        (GOOD[:25] + [GOOD[25] | COLLAPSE] + GOOD[26:], "well_fitted", "to mend"),
+        (GOOD[:25] + [GOOD[25] | COLLAPSE] + GOOD[26:], "well_fitted", "to fix"),
         # The losses alone do not say that this has diverged.
         (make_rows(WILD, WILD, ERRATIC, ERRATIC), "diverged", "lower learning_rate"),
         (without_accuracies(make_rows(WILD, WILD)), "underfitting", "guessing"),
