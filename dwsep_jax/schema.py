@@ -37,11 +37,12 @@ def _object(numbers: str = "", maybe_numbers: str = "", texts: str = "", **other
 
 
 _RUNS = [_object("seed accuracy", texts="workdir")]
-_MEAN = _object("n", "mean")
+_MEAN = _object("n", "mean", ci95=_Maybe([_NUMBER]))
 # A shape is a dict (these keys, and others), a list (items like its only one), a tuple
 # of types or of texts to choose from, or one of the classes above.
 _SHAPES = {
     "config": _object(requested={}, resolved=_object(texts="dataset")),
+    "sweep": _object(texts="sampler pruner", space=[_TEXT]),
     "metrics": _object(
         "epoch learning_rate train_loss train_accuracy train_eval_loss "
         "train_eval_accuracy val_loss val_accuracy"
@@ -155,6 +156,14 @@ def parse(content: bytes, path: pathlib.Path, line: int | None = None) -> dict:
     except ValueError as error:
         raise damaged(path, str(error), line) from error
     return value
+
+
+def check_sweep(resolved: dict[str, Any], path: pathlib.Path) -> None:
+    """Raise `UserError` unless the resolved fields of a config.json are a sweep's."""
+    try:
+        _check(resolved.get("sweep"), _SHAPES["sweep"], "resolved.sweep")
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
 
 
 def _refuse(constant):

@@ -14,7 +14,8 @@ from dwsep_jax.report.trials import (
     read_axes,
     read_trials,
 )
-from dwsep_jax.workdir import damaged, read_json, read_rows
+from dwsep_jax.schema import check_sweep, damaged
+from dwsep_jax.workdir import read_json, read_rows
 
 
 class Run(NamedTuple):
@@ -189,8 +190,14 @@ def _read_sweep(directory):
             f"{directory}: without best.json and config.json, the space that "
             "trials.csv searched is unknown; put config.json back"
         )
+    source = directory / ("best.json" if best else "config.json")
+    if not best:
+        check_sweep(config["resolved"], source)
     space = best["space"] if best else config["resolved"]["sweep"]["space"]
-    axes = read_axes(space)
+    try:
+        axes = read_axes(space)
+    except ValueError as error:
+        raise damaged(source, f"space: {error}") from error
     _check_belonging(directory, best, axes, trials)
     runs = {final["number"]: final["runs"] for final in (best or {}).get("finals", [])}
     correct = {
@@ -213,6 +220,12 @@ def _check_belonging(directory, best, axes, trials):
     for number in (best["number"], *(final["number"] for final in best["finals"])):
         if number not in numbers:
             raise damaged(path, f"it lacks trial {number} of best.json")
+    if best["importance"]:
+        for axis in axes:
+            if axis.name not in best["importance"]:
+                raise damaged(
+                    directory / "best.json", f"it lacks importance.{axis.name}"
+                )
 
 
 def _find_correct(workdirs):

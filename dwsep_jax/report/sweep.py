@@ -195,8 +195,9 @@ def _answer(sweep, duels, facts):
 
 
 def _answer_so_far(sweep, facts):
-    wanted = sweep.config["resolved"]["sweep"]["num_trials"]
-    text = f"{facts['num_ended']} of {wanted} trials have ended."
+    wanted = sweep.config["resolved"]["sweep"].get("num_trials")
+    total = f" of {wanted}" if wanted else ""
+    text = f"{facts['num_ended']}{total} trials have ended."
     if winner := _find_winner(sweep):
         text += (
             f" The best so far is trial {winner.number}, with {percent(winner.value)} "

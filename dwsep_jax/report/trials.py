@@ -139,10 +139,15 @@ def read_axes(space: Sequence[str]) -> list[Axis]:
 
     Args:
       space: texts such as `optimizer=adam|sgd` and `learning_rate=x0.1..x10 log`.
+
+    Raises:
+      ValueError: if a text has another form.
     """
     axes = []
     for text in space:
         field, _, searched = (part.strip() for part in text.partition("="))
+        if not searched:
+            raise ValueError(f"{text!r} is not FIELD=VALUES")
         is_factor = field == "learning_rate" and searched.startswith("x")
         axis = Axis(f"{field}_factor" if is_factor else field, field, searched)
         values = searched.replace("x", "") if is_factor else searched

@@ -321,6 +321,8 @@ def test_a_damaged_table_is_one_line_that_says_where(workdir, content, problem):
         ({"number": 99}, "trials.csv is damaged (it lacks trial 99 of best.json)"),
         ({"number": True}, "best.json is damaged (number must be a number"),
         ({"importance": {"optimizer": "high"}}, "importance.optimizer must be a num"),
+        ({"importance": {"optimizer": 1.0}}, "it lacks importance."),
+        ({"space": ["optimizer"]}, "space: 'optimizer' is not FIELD=VALUES"),
         ({"finals": [{"number": 1}]}, "it lacks finals[0].overrides"),
         ({"schema": 2}, "its schema is 2, not 1"),
     ],
@@ -329,6 +331,29 @@ def test_a_wrong_value_of_best_is_named(workdir, changes, problem):
     change(workdir / "best.json", **changes)
     with pytest.raises(UserError, match=re.escape(problem)):
         write.write_report([workdir])
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"num_trials": None}, "**In progress.** 16 trials have ended."),
+        ({"sampler": None}, "resolved.sweep.sampler must be a text"),
+        ({"space": [3]}, "resolved.sweep.space[0] must be a text"),
+        ({"space": ["lr=low..high"]}, "space: could not convert string to float"),
+    ],
+)
+def test_the_configuration_of_an_unfinished_sweep_is_checked(tmp_path, changes, shown):
+    write_trials(tmp_path, make_trials())
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    content["resolved"]["sweep"] |= changes
+    path.write_text(json.dumps(content))
+    try:
+        text = markdown_of(tmp_path)
+    except UserError as error:
+        text = str(error)
+        assert text.startswith(f"{path} is damaged (")
+    assert shown in text
 
 
 def test_notes_of_trials_are_no_markup(workdir):
