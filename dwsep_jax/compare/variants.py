@@ -4,6 +4,7 @@ A smaller network is no fair comparison, so two variants of it are widened until
 have as many parameters, or take as many MACs, as the network of standard convolutions.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -14,11 +15,32 @@ from dwsep_jax.errors import ConfigError, choose
 
 # The answer of a comparison is about the first against the second.
 MAIN, BASELINE = "separable", "standard"
+
+
+def _use_standard(config, *shapes):
+    # A standard convolution has no inside.
+    inner = [field for field in ("inner_norm", "inner_activation") if config[field]]
+    return {"conv": "standard", **dict.fromkeys(inner, False)}
+
+
+def _match_standard(quantity, config, *shapes):
+    standard = measure_size(config, *shapes, **_use_standard(config))
+    return match_size(config, quantity, getattr(standard, quantity), *shapes)
+
+
+# {name: (description, function that returns the fields to change)}. The function takes
+# the config, the number of classes and the image shape (H, W, C).
 VARIANTS = {
-    MAIN: "separable convolutions",
-    BASELINE: "standard convolutions in their place",
-    "separable_parameters": "separable, widened to the parameters of standard",
-    "separable_macs": "separable, widened to the MACs of standard",
+    MAIN: ("separable convolutions", lambda config, *shapes: {}),
+    BASELINE: ("standard convolutions in their place", _use_standard),
+    "separable_parameters": (
+        "separable, widened to the parameters of standard",
+        partial(_match_standard, "parameters"),
+    ),
+    "separable_macs": (
+        "separable, widened to the MACs of standard",
+        partial(_match_standard, "macs"),
+    ),
 }
 
 
@@ -48,7 +70,7 @@ def make_variants(config: ConfigDict, dataset: Dataset) -> list[Variant]:
         for another `conv` than the variants start from.
     """
     names = config.compare.variants
-    descriptions = {name: choose("variants", name, VARIANTS) for name in names}
+    recipes = {name: choose("variants", name, VARIANTS) for name in names}
     if missing := [name for name in (MAIN, BASELINE) if name not in names]:
         raise ConfigError(
             f"--config.compare.variants={','.join(names)} lacks "
@@ -61,23 +83,10 @@ def make_variants(config: ConfigDict, dataset: Dataset) -> list[Variant]:
         )
     shapes = (len(dataset.class_names), dataset.train.images.shape[1:])
     variants = []
-    for name, description in descriptions.items():
-        overrides = _find_overrides(name, config, *shapes)
+    for name, (description, find_overrides) in recipes.items():
+        overrides = find_overrides(config, *shapes)
         changed = config.copy_and_resolve_references()
         changed.update(overrides)
         size = measure_size(changed, *shapes)
         variants.append(Variant(name, description, overrides, changed, size))
     return variants
-
-
-def _find_overrides(name, config, *shapes):
-    if name == MAIN:
-        return {}
-    # A standard convolution has no inside.
-    inner = [field for field in ("inner_norm", "inner_activation") if config[field]]
-    standard = {"conv": "standard", **dict.fromkeys(inner, False)}
-    if name == BASELINE:
-        return standard
-    quantity = name.removeprefix("separable_")
-    target = getattr(measure_size(config, *shapes, **standard), quantity)
-    return match_size(config, quantity, target, *shapes)
