@@ -70,8 +70,8 @@ _SHAPES = {
         ),
         latency=[
             _object(
-                "batch_size median_ms",
-                maybe_numbers="p95_ms spread_ms images_per_second",
+                "batch_size",
+                maybe_numbers="median_ms p95_ms spread_ms images_per_second",
                 texts="dtype",
             )
         ],

@@ -280,7 +280,7 @@ IN_THE_LOOP = {
     *("early_stopping", "min_change", "plateau_factor", "plateau_patience"),
     *("steps_per_dispatch", "deterministic", "eval_batch_size"),
     *("tensorboard", "progress", "platform"),
-    "sweep.members_at_once",  # as compare.members_at_once; no test of its own yet
+    "sweep.members_at_once",  # tests/sweep/test_search.py
 }
 
 

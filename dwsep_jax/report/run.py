@@ -207,10 +207,12 @@ def _show_cost(run):
 
 def _tabulate_counts(efficiency):
     """Return the counts per image, with the measured time beside them."""
-    flops, latency = efficiency["flops"], efficiency["latency"]
+    flops = efficiency["flops"]
+    # A batch that does not fit into memory has no time.
+    timed = [row for row in efficiency["latency"] if row["median_ms"] is not None]
     forward = step = "not timed"
-    if latency:
-        first = min(latency, key=lambda row: row["batch_size"])
+    if timed:
+        first = min(timed, key=lambda row: row["batch_size"])
         forward = milliseconds(first["median_ms"])
         forward += f" at batch size {first['batch_size']}"
     if rate := (efficiency.get("train") or {}).get("images_per_second"):

@@ -415,9 +415,9 @@ def evaluate_on_test(member: Member, dataset: data.Dataset) -> None:
     epoch = int(state.step) // dataset.steps_per_epoch(config.batch_size)
     if config.early_stopping:
         output.print_stop(config, member.history, epoch)
-    # Where this process has trained, another may have evaluated an earlier epoch.
-    was_trained = len(member.history) == member.num_resumed
-    evaluation = read_evaluation(workdir, epoch) if was_trained else None
+    # If this process has trained, what is there may be of an earlier epoch.
+    has_trained = len(member.history) > member.num_resumed
+    evaluation = None if has_trained else read_evaluation(workdir, epoch)
     last_figure = workdir / LAST_FIGURE
     if evaluation is None:
         evaluation = evaluate_and_write(config, workdir, dataset, state, "test")

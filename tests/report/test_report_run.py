@@ -310,6 +310,21 @@ def test_a_run_shows_what_its_files_hold(run):
     assert all(f"(figures/{name})" in markdown for name in figures)
 
 
+def test_a_batch_that_did_not_fit_into_memory_has_no_time(workdir):
+    path = workdir / "separable/seed0/efficiency.json"
+    efficiency = json.loads(path.read_text())
+    times = ("median_ms", "p95_ms", "spread_ms", "images_per_second")
+    for i in (0, -1):  # The smallest is the one that the counts are shown beside.
+        efficiency["latency"][i] |= dict.fromkeys(times)
+    path.write_text(json.dumps(efficiency))
+    markdown = write_markdown(workdir / "separable/seed0")
+    sizes = [row["batch_size"] for row in efficiency["latency"]]
+    assert f"ms at batch size {sizes[1]} |" in markdown
+    dashes = " \N{EN DASH} |" * 4
+    assert f"| {sizes[-1]} (float32) |{dashes}" in markdown
+    assert "## FLOPs and the clock" in write_markdown(workdir)
+
+
 def test_a_run_under_way_shows_its_curves_alone(run):
     names = ("evaluation.json", "predictions.npz", "diagnosis.json", "efficiency.json")
     for name in names:

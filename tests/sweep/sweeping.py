@@ -47,8 +47,12 @@ class Quick:
         patch.setattr(loop, "resolve", lambda config, dataset: optim.resolve(config))
         patch.setattr(loop, "open_member", self.open_member)
         patch.setattr(loop, "train", self.train_trial)
-        patch.setattr(results, "Trainer", lambda members_at_once, dataset: self)
+        patch.setattr(results, "Trainer", self.make_trainer)
         patch.setattr(write, "write_report", self.write_report)
+
+    def make_trainer(self, members_at_once, dataset):
+        self.members_at_once = members_at_once
+        return self
 
     @contextlib.contextmanager
     def open_member(self, config, workdir, dataset):

@@ -145,7 +145,8 @@ def test_a_finished_sweep_is_left_alone_and_can_be_extended(tmp_path, quick):
     quick.trials.clear()
     assert run(tmp_path, num_trials=1) == first
     assert quick.trials == []
-    extended = run(tmp_path, num_trials=3, num_seeds=3)
+    extended = run(tmp_path, num_trials=3, num_seeds=3, members_at_once=2)
+    assert quick.members_at_once == 2
     assert [number for number, _ in quick.trials] == [1, 2]
     assert [one["seed"] for one in extended["finals"][0]["runs"]] == [1, 2, 3]
 
