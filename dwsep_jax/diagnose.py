@@ -8,19 +8,17 @@ thresholds fits any number of classes. The thresholds were set on synthetic curv
 tested on others, of other formulas (tests/curves.py), and on real runs.
 """
 
-import json
 import math
 import os
 import pathlib
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from dwsep_jax.errors import UserError
-from dwsep_jax.workdir import Row, read_rows, write_atomically
-
-Evidence = dict[str, float | None]
+from dwsep_jax.workdir import Row, read_intact, read_rows, write_json
 
 # The end of a curve is its last sixth; trends are measured over its last half.
 PARTS = 6
@@ -52,22 +50,15 @@ def write_diagnosis(workdir: str | os.PathLike) -> dict[str, Any]:
     Raises:
       UserError: if metrics.jsonl has no epoch, or is damaged.
     """
-    workdir = pathlib.Path(workdir)
     rows = read_rows(workdir)
     if not rows:
         raise UserError(f"{workdir} has no epoch to diagnose; train it first")
-    try:
-        evaluation = json.loads((workdir / "evaluation.json").read_bytes())
-        num_classes = len(evaluation["per_class"])
-    except (OSError, ValueError, LookupError, TypeError):
-        num_classes = None
+    evaluation = read_intact(workdir, "evaluation")
+    num_classes = len(evaluation["per_class"]) if evaluation else None
     diagnosis = {"schema": 1, **diagnose(rows, num_classes)}
-    text = json.dumps(diagnosis, indent=2, sort_keys=True, allow_nan=False)
-    content = f"{text}\n".encode()
-    path = workdir / "diagnosis.json"
     # Diagnosing a finished run again leaves its file alone.
-    if not path.exists() or path.read_bytes() != content:
-        write_atomically(path, content)
+    if read_intact(workdir, "diagnosis") != diagnosis:
+        write_json(pathlib.Path(workdir, "diagnosis.json"), diagnosis)
     return diagnosis
 
 
@@ -91,15 +82,7 @@ def diagnose(rows: Sequence[Row], num_classes: int | None = None) -> dict[str, A
     """
     by_epoch = {row["epoch"]: row for row in rows if _is_finite(row.get("epoch"))}
     evidence = _measure([by_epoch[epoch] for epoch in sorted(by_epoch)], num_classes)
-    verdict, _, advice = next(
-        rule for rule in RULES if all(holds(evidence) for holds in rule[1])
-    )
-    if evidence["accuracy_gap"] is None:
-        gap = f"{evidence['loss_gap']:.2g} in loss"
-    else:
-        gap = f"{100 * evidence['accuracy_gap']:.1f} points of accuracy"
-    share = evidence["train_eval_loss"] / evidence["guessing_loss"]
-    advice = advice.format(**evidence, gap=gap, share=share)
+    verdict, advice = _judge(SimpleNamespace(**evidence))
     return {"verdict": verdict, "evidence": evidence, "advice": advice}
 
 
@@ -124,13 +107,14 @@ def _measure(rows, num_classes):
     first, size = rows[0]["epoch"], _part_size(len(rows))
     levels, gaps = _levels(val, size), _levels(val - train, size)
     rates = [r["learning_rate"] for r in rows if _is_finite(r.get("learning_rate"))]
-    ends = {name: _levels(curve, size)[-1] for name, curve in curves.items()}
-    # A level may be better than any running median.
-    best = {
-        name: (min if name.endswith("loss") else max)([*_smooth(curve, size), end])
-        for (name, curve), end in zip(curves.items(), ends.values(), strict=True)
-    }
+    ends, best = {}, {}
+    for name, curve in curves.items():
+        ends[name] = _levels(curve, size)[-1]
+        # A level may be better than any running median.
+        best_of = min if name.endswith("loss") else max
+        best[name] = best_of([*_smooth(curve, size), ends[name]])
     best_epoch = first + int(curves["val_accuracy"].argmax())
+    has_accuracy = not math.isnan(best["val_accuracy"])
     evidence = ends | {
         "num_epochs": len(rows),
         "guessing_loss": math.log(num_classes or 1) or max(train[0], val[0]),
@@ -149,9 +133,7 @@ def _measure(rows, num_classes):
         "learning_rate_share": rates[-1] / max(rates) if any(rates) else None,
         "num_not_finite_at_end": _count_not_finite_at_end(rows),
         "train_eval_accuracy_best": best["train_eval_accuracy"],
-        "val_accuracy_best_epoch": None
-        if math.isnan(best["val_accuracy"])
-        else best_epoch,
+        "val_accuracy_best_epoch": best_epoch if has_accuracy else None,
         "val_accuracy_drop": best["val_accuracy"] - ends["val_accuracy"],
         "accuracy_gap": ends["train_eval_accuracy"] - ends["val_accuracy"],
     }
@@ -233,86 +215,6 @@ def _count_not_finite_at_end(rows):
     return next((i for i, row in enumerate(rows[::-1]) if is_finite(row)), len(rows))
 
 
-def _is_not_finite(e: Evidence) -> bool:
-    return e["num_not_finite_at_end"] > 0
-
-
-def _has_diverged(e: Evidence) -> bool:
-    """Most of what was learned has been lost."""
-    if e["num_epochs"] < 2:
-        return False
-    best, guessing = e["train_eval_loss_best"], e["guessing_loss"]
-    lost = best + UNLEARNED * max(guessing - best, guessing / 2)
-    if e["train_eval_loss"] > lost or e["train_eval_loss_last"] > max(lost, guessing):
-        return True
-    if e["train_eval_accuracy"] is None:
-        return False
-    # If the learning rate is far too high, losses are wild; accuracies tell more.
-    learned = e["train_eval_accuracy_best"] - math.exp(-guessing)
-    left = e["train_eval_accuracy"] - math.exp(-guessing)
-    is_worse = e["train_eval_loss_rise"] > MIN_LEARNED * guessing
-    return is_worse and learned > MIN_LEARNED and left < (1 - UNLEARNED) * learned
-
-
-def _has_risen(e: Evidence) -> bool:
-    """The validation loss got worse since its best, and the training loss did not."""
-    error = (e["val_loss_noise"] or 0.0) / math.sqrt(_part_size(e["num_epochs"]))
-    return e["val_loss_rise"] > max(
-        MIN_RISE * e["guessing_loss"],
-        MIN_RELATIVE_RISE * e["val_loss_best"],
-        MIN_SIGNIFICANCE * error,
-        2 * e["train_eval_loss_rise"],
-    )
-
-
-def _has_kept_accuracy(e: Evidence) -> bool:
-    return e["val_accuracy_drop"] is not None and e["val_accuracy_drop"] < MIN_DROP
-
-
-def _has_gap(e: Evidence) -> bool:
-    """Much of the error is a gap that more training would not close."""
-    if e["val_loss_gain_ahead"] >= 0.5 * e["loss_gap"]:
-        return False
-    if e["accuracy_gap"] is None:
-        return e["loss_gap"] > max(
-            2 * MIN_GAP * e["guessing_loss"], MIN_RELATIVE_GAP * e["val_loss"]
-        )
-    error = 1 - e["val_accuracy"]
-    return (
-        e["accuracy_gap"] > max(MIN_GAP, MIN_RELATIVE_GAP * error)
-        and e["loss_gap"] > MIN_GAP * e["guessing_loss"]
-    )
-
-
-def _is_short(e: Evidence) -> bool:
-    return e["num_epochs"] < MIN_EPOCHS
-
-
-def _min_gain(e: Evidence) -> float:
-    return max(MIN_GAIN * e["guessing_loss"], MIN_RELATIVE_GAIN * e["val_loss"])
-
-
-def _is_improving(e: Evidence) -> bool:
-    return e["val_loss_gain_ahead"] > _min_gain(e)
-
-
-def _is_underfitted(e: Evidence) -> bool:
-    accuracy = e["train_eval_accuracy"]
-    return e["train_eval_loss"] > UNDERFITTED * e["guessing_loss"] and (
-        accuracy is None or 1 - accuracy > UNDERFITTED
-    )
-
-
-def _is_guessing(e: Evidence) -> bool:
-    return e["train_eval_loss"] > (1 - UNDERFITTED / 2) * e["guessing_loss"]
-
-
-def _has_decayed(e: Evidence) -> bool:
-    """The learning rate has decayed, which flattens a curve that could fall further."""
-    share = e["learning_rate_share"]
-    return not (share is None or share > 0.1 or e["val_loss_fall"] < _min_gain(e))
-
-
 _AUGMENT = (
     "augment more (shift, cutout, mixup; flip where mirrored images mean the same)"
 )
@@ -320,71 +222,126 @@ _LOWER_RATE = (
     ": lower learning_rate to a third or less, then try a longer warmup_epochs or "
     "clip_norm=1."
 )
-_ROSE = "Validation loss rose by {val_loss_rise:.3g} since epoch {val_loss_best_epoch}"
-_STUCK = (
-    "Even on train the loss stays at {train_eval_loss:.3g}, {share:.0%} of that of "
-    "guessing: lower dropout_rate, weight_decay or mixup, or raise growth_rate or "
-    "block_sizes."
-)
-_GOOD = (
-    "Train is ahead of validation by {gap}, and validation loss is level: there is "
-    "nothing to fix."
+_OVERCONFIDENT = (
+    " while validation accuracy held: the network grows overconfident, not worse. Try "
+    "label_smoothing, mixup or a higher weight_decay, or fewer num_epochs."
 )
 _MORE = " For more accuracy raise growth_rate together with cutout or mixup."
 _DECAYED = " The learning rate has decayed, so a higher num_epochs may still gain."
 
-# Verdict, conditions that must all hold, and advice: a format string with names of the
-# evidence, `gap` and `share`. The first rule that holds counts, so the order is that in
-# which to act.
-RULES = (
-    ("diverged", [_is_not_finite], f"The loss is no longer a number{_LOWER_RATE}"),
-    (
-        "diverged",
-        [_has_diverged],
-        "Train loss was {train_eval_loss_best:.3g} at its best and is "
-        f"{{train_eval_loss_last:.3g}} at the end{_LOWER_RATE}",
-    ),
-    (
-        "overfitting",
-        [_has_risen, _has_kept_accuracy],
-        f"{_ROSE} while validation accuracy held: the network grows overconfident, not "
-        "worse. Try label_smoothing, mixup or a higher weight_decay, or fewer "
-        "num_epochs.",
-    ),
-    (
-        "overfitting",
-        [_has_risen],
-        f"{_ROSE}: raise dropout_rate or weight_decay, or {_AUGMENT}. Failing that, "
-        "set early_stopping, or shrink growth_rate or block_sizes.",
-    ),
-    (
-        "overfitting",
-        [_has_gap],
-        "Train is ahead of validation by {gap}: raise dropout_rate or weight_decay, "
-        f"{_AUGMENT}, or shrink growth_rate or block_sizes.",
-    ),
-    (
-        "still_improving",
-        [_is_short],
-        "Too few epochs to tell ({num_epochs}): raise num_epochs to "
-        f"{4 * MIN_EPOCHS} or more before anything else.",
-    ),
-    (
-        "still_improving",
-        [_is_improving],
-        "Validation loss, now {val_loss:.3g}, may fall by another "
-        "{val_loss_gain_ahead:.2g} in as many epochs again: raise num_epochs before "
-        "anything else, or learning_rate if each epoch is dear.",
-    ),
-    (
-        "underfitting",
-        [_is_underfitted, _is_guessing],
-        "Train loss is {train_eval_loss:.3g} after {num_epochs} epochs, about that of "
-        "guessing: try a learning_rate ten times as high and one a tenth as high, then "
-        "a lower dropout_rate or weight_decay, or a larger growth_rate.",
-    ),
-    ("underfitting", [_is_underfitted, _has_decayed], _STUCK + _DECAYED),
-    ("underfitting", [_is_underfitted], _STUCK),
-    ("well_fitted", [_has_decayed], _GOOD + _DECAYED),
-    ("well_fitted", [], _GOOD + _MORE),
-)
+
+def _judge(e: SimpleNamespace) -> tuple[str, str]:
+    """Return verdict and advice by the evidence, in the order in which to act on it."""
+    if e.num_not_finite_at_end:
+        return "diverged", f"The loss is no longer a number{_LOWER_RATE}"
+    if _has_diverged(e):
+        return "diverged", (
+            f"Train loss was {e.train_eval_loss_best:.3g} at its best and is "
+            f"{e.train_eval_loss_last:.3g} at the end{_LOWER_RATE}"
+        )
+    if _has_risen(e):
+        text = f"Validation loss rose by {e.val_loss_rise:.3g} since epoch "
+        text += str(e.val_loss_best_epoch)
+        if e.val_accuracy_drop is not None and e.val_accuracy_drop < MIN_DROP:
+            return "overfitting", text + _OVERCONFIDENT
+        return "overfitting", (
+            f"{text}: raise dropout_rate or weight_decay, or {_AUGMENT}. Failing that, "
+            "set early_stopping, or shrink growth_rate or block_sizes."
+        )
+    ahead = f"Train is ahead of validation by {_describe_gap(e)}"
+    if _has_gap(e):
+        return "overfitting", (
+            f"{ahead}: raise dropout_rate or weight_decay, {_AUGMENT}, or shrink "
+            "growth_rate or block_sizes."
+        )
+    if e.num_epochs < MIN_EPOCHS:
+        return "still_improving", (
+            f"Too few epochs to tell ({e.num_epochs}): raise num_epochs to "
+            f"{4 * MIN_EPOCHS} or more before anything else."
+        )
+    min_gain = max(MIN_GAIN * e.guessing_loss, MIN_RELATIVE_GAIN * e.val_loss)
+    if e.val_loss_gain_ahead > min_gain:
+        return "still_improving", (
+            f"Validation loss, now {e.val_loss:.3g}, may fall by another "
+            f"{e.val_loss_gain_ahead:.2g} in as many epochs again: raise num_epochs "
+            "before anything else, or learning_rate if each epoch is expensive."
+        )
+    # A decayed learning rate flattens a curve that could fall further.
+    share = e.learning_rate_share
+    has_decayed = share is not None and share <= 0.1 and e.val_loss_fall >= min_gain
+    if _is_underfitted(e):
+        return "underfitting", _advise_underfitted(e, has_decayed)
+    good = f"{ahead}, and validation loss is level: there is nothing to fix."
+    return "well_fitted", good + (_DECAYED if has_decayed else _MORE)
+
+
+def _has_diverged(e):
+    """Return whether most of what was learned has been lost."""
+    if e.num_epochs < 2:
+        return False
+    best, guessing = e.train_eval_loss_best, e.guessing_loss
+    lost = best + UNLEARNED * max(guessing - best, guessing / 2)
+    if e.train_eval_loss > lost or e.train_eval_loss_last > max(lost, guessing):
+        return True
+    if e.train_eval_accuracy is None:
+        return False
+    # If the learning rate is far too high, losses are wild; accuracies tell more.
+    learned = e.train_eval_accuracy_best - math.exp(-guessing)
+    left = e.train_eval_accuracy - math.exp(-guessing)
+    is_worse = e.train_eval_loss_rise > MIN_LEARNED * guessing
+    return is_worse and learned > MIN_LEARNED and left < (1 - UNLEARNED) * learned
+
+
+def _has_risen(e):
+    """Return whether validation loss is worse than its best, unlike training loss."""
+    error = (e.val_loss_noise or 0.0) / math.sqrt(_part_size(e.num_epochs))
+    return e.val_loss_rise > max(
+        MIN_RISE * e.guessing_loss,
+        MIN_RELATIVE_RISE * e.val_loss_best,
+        MIN_SIGNIFICANCE * error,
+        2 * e.train_eval_loss_rise,
+    )
+
+
+def _has_gap(e):
+    """Return whether much of the error is a gap that more training would not close."""
+    if e.val_loss_gain_ahead >= 0.5 * e.loss_gap:
+        return False
+    if e.accuracy_gap is None:
+        return e.loss_gap > max(
+            2 * MIN_GAP * e.guessing_loss, MIN_RELATIVE_GAP * e.val_loss
+        )
+    error = 1 - e.val_accuracy
+    return (
+        e.accuracy_gap > max(MIN_GAP, MIN_RELATIVE_GAP * error)
+        and e.loss_gap > MIN_GAP * e.guessing_loss
+    )
+
+
+def _describe_gap(e):
+    if e.accuracy_gap is None:
+        return f"{e.loss_gap:.2g} in loss"
+    return f"{100 * e.accuracy_gap:.1f} points of accuracy"
+
+
+def _is_underfitted(e):
+    accuracy = e.train_eval_accuracy
+    return e.train_eval_loss > UNDERFITTED * e.guessing_loss and (
+        accuracy is None or 1 - accuracy > UNDERFITTED
+    )
+
+
+def _advise_underfitted(e, has_decayed):
+    if e.train_eval_loss > (1 - UNDERFITTED / 2) * e.guessing_loss:
+        return (
+            f"Train loss is {e.train_eval_loss:.3g} after {e.num_epochs} epochs, about "
+            "that of guessing: try a learning_rate ten times as high and one a tenth "
+            "as high, then a lower dropout_rate or weight_decay, or a larger "
+            "growth_rate."
+        )
+    stuck = (
+        f"Even on train the loss stays at {e.train_eval_loss:.3g}, "
+        f"{e.train_eval_loss / e.guessing_loss:.0%} of that of guessing: lower "
+        "dropout_rate, weight_decay or mixup, or raise growth_rate or block_sizes."
+    )
+    return stuck + (_DECAYED if has_decayed else "")

@@ -77,6 +77,14 @@ def read_json(directory: str | os.PathLike, name: str) -> dict[str, Any] | None:
     return content
 
 
+def read_intact(directory: str | os.PathLike, name: str) -> dict[str, Any] | None:
+    """Return what `read_json` returns, or None where the file is damaged."""
+    try:
+        return read_json(directory, name)
+    except UserError:
+        return None
+
+
 _PARTS = ("requested", "resolved")
 
 

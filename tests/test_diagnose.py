@@ -4,16 +4,15 @@ import collections
 import json
 import math
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from configs import default
-from dwsep_jax.diagnose import RULES, diagnose, write_diagnosis
+from dwsep_jax.diagnose import diagnose, write_diagnosis
 from dwsep_jax.errors import UserError
 from tests import curves
+from tests.report import report_files
 
 
 def make_rows(train, val, train_accuracy=None, val_accuracy=None, **others):
@@ -53,82 +52,82 @@ ERRATIC = np.array([40, 61, 60, 49, 82, 32, 56, 53, 58, 65, 75, 18, 11, 24, 27])
 COLLAPSE = {"train_eval_loss": 4.0, "val_loss": 4.0}
 
 
-@pytest.mark.parametrize(
-    ("rows", "verdict", "advice"),
-    [
-        (SHAPES["overfitting"], "overfitting", "raise dropout_rate or weight_decay"),
-        (SHAPES["underfitting"], "underfitting", "raise growth_rate or block_sizes"),
-        (GOOD, "well_fitted", "raise growth_rate together with cutout or mixup"),
-        (SHAPES["still_improving"], "still_improving", "raise num_epochs"),
-        (SHAPES["diverged"], "diverged", "lower learning_rate .* warmup_epochs"),
-        # A gap is overfitting even if validation never got worse.
-        (GAP, "overfitting", "ahead of validation by 27.0 points"),
-        (without_accuracies(GAP), "overfitting", "by 0.69 in loss"),
-        # More training would not close this one.
-        (
-            make_rows(0.01 + FALL, 0.9 + 1.4 * np.exp(-T / 15)),
-            "overfitting",
-            "ahead of validation",
+CASES = [
+    (SHAPES["overfitting"], "overfitting", "raise dropout_rate or weight_decay"),
+    (SHAPES["underfitting"], "underfitting", "raise growth_rate or block_sizes"),
+    (GOOD, "well_fitted", "raise growth_rate together with cutout or mixup"),
+    (SHAPES["still_improving"], "still_improving", "raise num_epochs"),
+    (SHAPES["diverged"], "diverged", "lower learning_rate .* warmup_epochs"),
+    # A gap is overfitting even if validation never got worse.
+    (GAP, "overfitting", "ahead of validation by 27.0 points"),
+    (without_accuracies(GAP), "overfitting", "by 0.69 in loss"),
+    # More training would not close this one.
+    (
+        make_rows(0.01 + FALL, 0.9 + 1.4 * np.exp(-T / 15)),
+        "overfitting",
+        "ahead of validation",
+    ),
+    # The loss rises, the accuracy holds.
+    (
+        make_rows(
+            FALL,
+            0.3 + FALL + 0.02 * np.maximum(0, T - 12),
+            val_accuracy=0.9 - FALL / 3,
         ),
-        # The loss rises, the accuracy holds.
-        (
-            make_rows(
-                FALL,
-                0.3 + FALL + 0.02 * np.maximum(0, T - 12),
-                val_accuracy=0.9 - FALL / 3,
-            ),
-            "overfitting",
-            "since epoch 1[1-4] while validation accuracy held.*label_smoothing",
-        ),
-        # A decayed learning rate flattens curves that could fall further.
-        (
-            make_rows(FLATTENED, FLATTENED, learning_rate=1 - DECAY),
-            "underfitting",
-            "The learning rate has decayed",
-        ),
-        (
-            make_rows(FLATTENED, FLATTENED, learning_rate=0 * T + 1),
-            "underfitting",
-            r"block_sizes\.$",
-        ),
-        (
-            make_rows(0 * T + 2.31, 0 * T + 2.32),
-            "underfitting",
-            "about that of guessing: try a learning_rate",
-        ),
-        # A high loss with few mistakes, as mixup and label smoothing cause it.
-        (
-            make_rows(0.6 + FALL, 0.6 + FALL, 0.98 - FALL / 3, 0.95 - FALL / 3),
-            "well_fitted",
-            "nothing to fix",
-        ),
-        (
-            GOOD[:-1] + [GOOD[-1] | {"val_loss": math.nan}],
-            "diverged",
-            "no longer a num",
-        ),
-        (
-            GOOD[:-1] + [GOOD[-1] | {"val_loss": math.inf}],
-            "diverged",
-            "no longer a num",
-        ),
-        # A collapse counts in the last epoch, but not in another one.
-        (GOOD[:-1] + [GOOD[-1] | COLLAPSE], "diverged", "is 4 at the end"),
-        (GOOD[:25] + [GOOD[25] | COLLAPSE] + GOOD[26:], "well_fitted", "to fix"),
-        # The losses alone do not say that this has diverged.
-        (make_rows(WILD, WILD, ERRATIC, ERRATIC), "diverged", "lower learning_rate"),
-        (without_accuracies(make_rows(WILD, WILD)), "underfitting", "guessing"),
-        # Few epochs.
-        (make_rows([0.5, 0.1, 0.0], [0.8, 0.7, 0.9]), "overfitting", ""),
-        (make_rows([1.0, 0.8, 9.0], [1.0, 0.8, 9.0]), "diverged", ""),
-        (make_rows([7.0, 1.2, 0.5], [7.0, 1.2, 0.6]), "still_improving", "Too few"),
-        *[
-            (SHAPES[verdict][:n], "still_improving", rf"Too few epochs to tell \({n}\)")
-            for verdict in ("underfitting", "well_fitted", "still_improving")
-            for n in (1, 4)
-        ],
+        "overfitting",
+        "since epoch 1[1-4] while validation accuracy held.*label_smoothing",
+    ),
+    # A decayed learning rate flattens curves that could fall further.
+    (
+        make_rows(FLATTENED, FLATTENED, learning_rate=1 - DECAY),
+        "underfitting",
+        "The learning rate has decayed",
+    ),
+    (
+        make_rows(FLATTENED, FLATTENED, learning_rate=0 * T + 1),
+        "underfitting",
+        r"block_sizes\.$",
+    ),
+    (
+        make_rows(0 * T + 2.31, 0 * T + 2.32),
+        "underfitting",
+        "about that of guessing: try a learning_rate",
+    ),
+    # A high loss with few mistakes, as mixup and label smoothing cause it.
+    (
+        make_rows(0.6 + FALL, 0.6 + FALL, 0.98 - FALL / 3, 0.95 - FALL / 3),
+        "well_fitted",
+        "nothing to fix",
+    ),
+    (
+        GOOD[:-1] + [GOOD[-1] | {"val_loss": math.nan}],
+        "diverged",
+        "no longer a num",
+    ),
+    (
+        GOOD[:-1] + [GOOD[-1] | {"val_loss": math.inf}],
+        "diverged",
+        "no longer a num",
+    ),
+    # A collapse counts in the last epoch, but not in another one.
+    (GOOD[:-1] + [GOOD[-1] | COLLAPSE], "diverged", "is 4 at the end"),
+    (GOOD[:25] + [GOOD[25] | COLLAPSE] + GOOD[26:], "well_fitted", "to fix"),
+    # The losses alone do not say that this has diverged.
+    (make_rows(WILD, WILD, ERRATIC, ERRATIC), "diverged", "lower learning_rate"),
+    (without_accuracies(make_rows(WILD, WILD)), "underfitting", "guessing"),
+    # Few epochs.
+    (make_rows([0.5, 0.1, 0.0], [0.8, 0.7, 0.9]), "overfitting", ""),
+    (make_rows([1.0, 0.8, 9.0], [1.0, 0.8, 9.0]), "diverged", ""),
+    (make_rows([7.0, 1.2, 0.5], [7.0, 1.2, 0.6]), "still_improving", "Too few"),
+    *[
+        (SHAPES[verdict][:n], "still_improving", rf"Too few epochs to tell \({n}\)")
+        for verdict in ("underfitting", "well_fitted", "still_improving")
+        for n in (1, 4)
     ],
-)
+]
+
+
+@pytest.mark.parametrize(("rows", "verdict", "advice"), CASES)
 def test_verdict_and_advice(rows, verdict, advice):
     diagnosis = diagnose(rows, 10)
     assert diagnosis["verdict"] == verdict
@@ -149,10 +148,9 @@ def test_most_verdicts_on_synthetic_curves_are_right(with_classes):
 
 
 def test_advice_names_fields_of_the_configuration():
-    fields = {*default.get_config(), *diagnose(GOOD)["evidence"]}
-    for verdict, _, advice in RULES:
-        assert verdict in curves.VERDICTS
-        assert set(re.findall(r"[a-z]+_[a-z_]+", advice)) <= fields
+    for rows, _, _ in CASES:
+        words = re.findall(r"[a-z]+_[a-z_]+", diagnose(rows, 10)["advice"])
+        assert set(words) <= {*default.get_config()}
 
 
 @pytest.mark.parametrize("verdict", curves.VERDICTS)
@@ -228,8 +226,8 @@ def write_metrics(workdir, rows):
 
 def test_workdir_is_diagnosed_by_its_files(tmp_path):
     rows, path = SHAPES["underfitting"], tmp_path / "diagnosis.json"
+    report_files.write_run(tmp_path, names=list("abcd"), verdict=None)
     write_metrics(tmp_path, rows)
-    (tmp_path / "evaluation.json").write_text(json.dumps({"per_class": [{}] * 4}))
     diagnosis = write_diagnosis(tmp_path)
     assert json.loads(path.read_text()) == diagnosis
     assert diagnosis["schema"] == 1
@@ -263,12 +261,3 @@ def test_very_long_run_is_diagnosed():
     t = np.arange(1, 100_001) / 100_000
     val = 0.2 + 2 * np.exp(-t / 0.05)
     assert diagnose(make_rows(val, val), 10)["verdict"] == "well_fitted"
-
-
-def test_diagnosis_needs_no_jax():
-    code = "import sys; import dwsep_jax.diagnose; print(*sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    loaded = {name.partition(".")[0] for name in result.stdout.split()}
-    assert not loaded & {"jax", "flax", "optax", "orbax", "tensorflow"}
