@@ -26,8 +26,8 @@ from dwsep_jax.fields import (
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
-# These schedules do not depend on `num_epochs`.
-STEADY_SCHEDULES = frozenset({"constant", "plateau"})
+# These schedules do not depend on `num_epochs`; `train.optim` has the others.
+STEADY_SCHEDULES = ("constant", "plateau")
 
 
 def load_file(config_path: str) -> ConfigDict:
@@ -127,38 +127,11 @@ def flatten(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def set_field(config: ConfigDict, name: str, value: Any) -> None:
-    """Set a field by its name, which for a field of a section has a dot."""
-    section, _, last = name.rpartition(".")
-    (config[section] if section else config)[last] = value
+def from_dict(stored: dict[str, Any]) -> ConfigDict:
+    """Return the locked config that a config.json of any version holds.
 
-
-def to_dict(config: ConfigDict) -> dict[str, Any]:
-    """Return a nested dict that JSON can hold: tuples become lists."""
-    return _nest(
-        {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in flatten(config).items()
-        }
-    )
-
-
-def from_dict(values: dict[str, Any]) -> ConfigDict:
-    """Return the locked config that `to_dict` was given: lists become tuples."""
-    fields = {}
-    for name, value in flatten(values).items():
-        if value is None and name in FIELDS:
-            # Without its type, a flag could not replace it.
-            value = config_dict.placeholder(FIELDS[name].unset_type or object)
-        fields[name] = tuple(value) if isinstance(value, list) else value
-    return ConfigDict(_nest(fields)).lock()
-
-
-def upgrade(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a config.json of any version, as `to_dict` would today.
-
-    A field that has since moved into sections has its value in each of them, and one
-    that is newer than the file the value of `ADDED`.
+    Lists become tuples. A field that has since moved into sections has its value in
+    each of them, and one that is newer than the file has the value of `ADDED`.
 
     Raises:
       ConfigError: for a field that no version has had.
@@ -167,18 +140,13 @@ def upgrade(stored: dict[str, Any]) -> dict[str, Any]:
     for name, value in flatten(stored).items():
         if name not in FIELDS and name not in BY_LAST_NAME:
             raise ConfigError(unknown_field(name))
-        places = [name] if name in FIELDS else BY_LAST_NAME[name]
-        fields |= dict.fromkeys(places, value)
-    return _nest(fields)
-
-
-def _nest(fields):
-    """Undo `flatten`."""
-    nested = {}
-    for name, value in fields.items():
-        section, _, last = name.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[last] = value
-    return nested
+        for place in [name] if name in FIELDS else BY_LAST_NAME[name]:
+            if value is None:  # Without its type, a flag could not replace it.
+                value = config_dict.placeholder(FIELDS[place].unset_type or object)
+            fields[place] = tuple(value) if isinstance(value, list) else value
+    config = ConfigDict({section: {} for section in SECTIONS.values() if section})
+    config.update_from_flattened_dict(fields)
+    return config.lock()
 
 
 def run_fields(config: ConfigDict) -> dict[str, Any]:

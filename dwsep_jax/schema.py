@@ -2,119 +2,96 @@
 
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 from dwsep_jax.errors import UserError
+from dwsep_jax.fields import COMPARISON, RUN, SWEEP
 
 ANSWERS = ("better", "not_worse", "worse", "undecided")
 VERDICTS = ("overfitting", "underfitting", "well_fitted", "still_improving", "diverged")
 
 
-class _Each(NamedTuple):
-    """A JSON object of any keys, each of whose values is like `value`."""
-
-    value: Any
-
-
-class _Maybe(NamedTuple):
-    """`value`, or null."""
-
-    value: Any
+def _is_number(value, low=-1e100, high=1e100):
+    # Not a bool, and not too large for the arithmetic of a report.
+    return type(value) in (int, float) and low <= value <= high
 
 
-_NUMBER, _TEXT = (int, float), (str,)
-_TYPE_NAMES = {_NUMBER: "a number", _TEXT: "a text"}
-
-
-def _object(numbers: str = "", maybe_numbers: str = "", texts: str = "", **others: Any):
-    """Return the shape of a JSON object: the keys of each type, then the other keys."""
-    return {
-        **dict.fromkeys(numbers.split(), _NUMBER),
-        **dict.fromkeys(maybe_numbers.split(), _Maybe(_NUMBER)),
-        **dict.fromkeys(texts.split(), _TEXT),
-        **others,
-    }
-
-
-_RUNS = [_object("seed accuracy", texts="workdir")]
-_MEAN = _object("n", "mean", ci95=_Maybe([_NUMBER]))
-# A shape is a dict (these keys, and others), a list (items like its only one), a tuple
-# of types or of texts to choose from, or one of the classes above.
-_SHAPES = {
-    "config": _object(requested={}, resolved=_object(texts="dataset")),
-    "sweep": _object(texts="sampler pruner", space=[_TEXT]),
-    "metrics": _object(
-        "epoch learning_rate train_loss train_accuracy train_eval_loss "
-        "train_eval_accuracy val_loss val_accuracy"
+# Kinds of values: the check, and the words of an error.
+_VALUES = {
+    "number": (_is_number, "a number"),
+    "share": (lambda value: _is_number(value, 0, 1), "a number from 0 to 1"),
+    "count": (lambda value: type(value) is int and _is_number(value, 0), "a count"),
+    "interval": (
+        lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_number, v)),
+        "a list of two numbers",
     ),
-    "evaluation": _object(
-        "epoch num_examples accuracy loss",
-        texts="split weights",
-        **dict.fromkeys(("precision", "recall", "f1"), _object("macro")),
-        per_class=[_object("precision recall f1 support", texts="name")],
-        confusion_matrix=[[_NUMBER]],
-        calibration=_object(
-            "ece nll brier", bins=[_object("low high count", "confidence accuracy")]
-        ),
-        environment={},
-    ),
-    "diagnosis": _object(
-        texts="advice", verdict=VERDICTS, evidence=_Each(_Maybe(_NUMBER))
-    ),
-    "efficiency": _object(
-        "parameters macs",
-        layers=[_object("parameters macs", texts="name kind", output_shape=[_NUMBER])],
-        flops=_object(
-            maybe_numbers="xla_forward xla_train_step formula_forward",
-            itemized=_Each(_Maybe(_NUMBER)),
-        ),
-        latency=[
-            _object(
-                "batch_size",
-                maybe_numbers="median_ms p95_ms spread_ms images_per_second",
-                texts="dtype",
-            )
-        ],
-        environment={},
-    ),
-    "comparison": _object(
-        "num_examples margin num_epochs",
-        texts="dataset baseline main reason",
-        class_names=[_TEXT],
-        seeds=[_NUMBER],
-        recipe={},
-        variants=_Each(
-            _object(
-                "parameters macs",
-                texts="description",
-                runs=_RUNS,
-                summary=_Each(_MEAN),
-            )
-        ),
-        paired=_Each(_object("n", texts="against", answer=ANSWERS)),
-        per_class=_Each([_object(maybe_numbers="f1_mean", texts="name")]),
-        answer=ANSWERS,
-        environment={},
-    ),
-    "best": _object(
-        "number",
-        texts="dataset sampler pruner command",
-        space=[_TEXT],
-        num_trials=_object("complete pruned failed"),
-        overrides={},
-        validation=_object("accuracy epoch"),
-        importance=_Maybe(_Each(_NUMBER)),
-        finals=[
-            _object(
-                "number",
-                overrides={},
-                reasons=[_TEXT],
-                runs=_RUNS,
-                summary=_object(accuracy=_MEAN),
-            )
-        ],
-        environment={},
-    ),
+    "text": (lambda value: isinstance(value, str), "a text"),
+    "setting": (lambda value: not isinstance(value, dict), "the value of a field"),
+    **{
+        name: (choices.__contains__, f"one of {', '.join(choices)}")
+        for name, choices in (
+            ("answer", ANSWERS),
+            ("verdict", VERDICTS),
+            ("kind", (RUN, COMPARISON, SWEEP)),
+        )
+    },
+}
+# Kinds of objects: "key:kind" for each key that is read; others may be beside them. Of
+# a kind, [kind] is a list, {kind} an object of any keys, kind? may be null, and key?
+# may be missing. The files are named like their kinds.
+_OBJECTS = {
+    "config": "requested:fields resolved:fields kind?:kind",
+    "fields": "",  # see `dwsep_jax.fields`
+    "environment": "device_kind:text device_count:count platform:text machine:text "
+    "python:text versions:{text?} dtype:text git_commit:text?",
+    "metrics": "epoch:count train_loss:number train_accuracy:share "
+    "train_eval_loss:number train_eval_accuracy:share val_loss:number "
+    "val_accuracy:share ema_val_loss?:number ema_val_accuracy?:share "
+    "learning_rate:number images_per_second?:number elapsed_seconds?:number",
+    "evaluation": "split:text weights:text epoch:count num_examples:count loss:number "
+    "accuracy:share precision:averages recall:averages f1:averages "
+    "per_class:[class] confusion_matrix:[[count]] calibration:calibration "
+    "environment:environment",
+    "averages": "macro:share weighted:share micro:share",
+    "class": "name:text precision:share recall:share f1:share support:count",
+    "calibration": "ece:number nll:number brier:number bins:[bin]",
+    "bin": "low:share high:share count:count confidence:share? accuracy:share?",
+    "diagnosis": "verdict:verdict evidence:{number?} advice:text",
+    "efficiency": "parameters:number macs:number layers:[layer] flops:flops "
+    "latency:[latency] train:training memory:memory machine:machine "
+    "achieved_flops_per_second:number? achieved_bytes_per_second:number? "
+    "environment:environment",
+    "layer": "name:text kind:text output_shape:[count] parameters:number macs:number",
+    "flops": "xla_forward:number? xla_train_step:number? formula_forward:number "
+    "itemized:{number?}",
+    "latency": "batch_size:count dtype:text median_ms:number? p95_ms:number? "
+    "spread_ms:number? images_per_second:number?",
+    "training": "images_per_second:number?",
+    "memory": "parameters_bytes:number optimizer_bytes:number "
+    "activations_bytes:number? peak_bytes:number? source:{text}",
+    "machine": "matmul_flops_per_second:number? copy_bytes_per_second:number?",
+    "run": "seed:count workdir:text accuracy:share val_accuracy?:share f1?:share "
+    "train_seconds?:number",
+    "summary": "n:count mean:number std:number? ci95:interval?",
+    "comparison": "dataset:text num_examples:count num_epochs:count margin:share "
+    "baseline:text main:text class_names:[text] seeds:[count] recipe:{setting} "
+    "variants:{variant} paired:{pair} per_class:{[mean]} answer:answer reason:text "
+    "environment:environment",
+    "variant": "description:text parameters:number macs:number overrides:{setting} "
+    "learning_rate:number rates:[rate] efficiency:text? runs:[run] summary:{summary}",
+    "rate": "learning_rate:number val_accuracy:share?",
+    "pair": "n:count mean:number std:number? ci95:interval? bootstrap:bootstrap "
+    "against:text answer:answer",
+    "bootstrap": "ci95:interval",
+    "mean": "name:text f1_mean:share?",
+    "best": "dataset:text sampler:text pruner:text command:text space:[text] "
+    "number:count num_trials:states overrides:{setting} validation:reached "
+    "importance:{number}? finals:[final] environment:environment",
+    "states": "complete:count pruned:count failed:count",
+    "reached": "accuracy:share epoch:count",
+    "final": "number:count overrides:{setting} reasons:[text] runs:[run] "
+    "diverged?:[count] summary:accuracies",
+    "accuracies": "accuracy:summary val_accuracy:summary",
 }
 _REMEDIES = {
     "config": "choose another --workdir, or delete this one and train again",
@@ -148,53 +125,49 @@ def parse(content: bytes, path: pathlib.Path, line: int | None = None) -> dict:
       line: the number of the line.
 
     Raises:
-      UserError: if it is not JSON, lacks a key, or has a value of another type.
+      UserError: if it is not JSON, lacks a key, or has a value of another kind.
     """
     try:
         value = json.loads(content, parse_constant=_refuse)
-        _check(value, _SHAPES[path.stem.partition("-")[0]], "")
-    except ValueError as error:
+        _check(value, path.stem.partition("-")[0], "")
+    except (ValueError, RecursionError) as error:
         raise damaged(path, str(error), line) from error
     return value
-
-
-def check_sweep(resolved: dict[str, Any], path: pathlib.Path) -> None:
-    """Raise `UserError` unless the resolved fields of a config.json are a sweep's."""
-    try:
-        _check(resolved.get("sweep"), _SHAPES["sweep"], "resolved.sweep")
-    except ValueError as error:
-        raise damaged(path, str(error)) from error
 
 
 def _refuse(constant):
     raise ValueError(f"{constant} is not a number")
 
 
-def _check(value: Any, shape: Any, where: str) -> None:
-    """Raise ValueError, with the place in the file, where a value does not fit."""
-    if isinstance(shape, _Maybe):
+def _check(value: Any, kind: str, where: str) -> None:
+    """Raise ValueError, with its place in the file, for a value of another kind."""
+    prefix = f"{where}." if where else ""
+    if kind.endswith("?"):
         if value is not None:
-            _check(value, shape.value, where)
-    elif isinstance(shape, list):
-        if not isinstance(value, list):
-            raise ValueError(f"{where} must be a list")
+            _check(value, kind[:-1], where)
+    elif kind.startswith("["):
+        _check_type(value, list, where)
         for i, item in enumerate(value):
-            _check(item, shape[0], f"{where}[{i}]")
-    elif isinstance(shape, dict | _Each):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where or 'it'} must be an object")
-        keys = shape if isinstance(shape, dict) else dict.fromkeys(value, shape.value)
-        prefix = f"{where}." if where else ""
-        if missing := sorted(keys - value.keys()):
+            _check(item, kind[1:-1], f"{where}[{i}]")
+    elif kind.startswith("{"):
+        _check_type(value, dict, where)
+        for key, item in value.items():
+            _check(item, kind[1:-1], f"{prefix}{key}")
+    elif kind in _OBJECTS:
+        _check_type(value, dict, where)
+        keys = dict(pair.split(":") for pair in _OBJECTS[kind].split())
+        if missing := sorted(k for k in keys if k[-1] != "?" and k not in value):
             raise ValueError(f"it lacks {prefix}{', '.join(missing)}")
         for key, inner in keys.items():
-            _check(value[key], inner, f"{prefix}{key}")
-    elif not _fits(value, shape):
-        must_be = _TYPE_NAMES.get(shape) or f"one of {', '.join(shape)}"
-        raise ValueError(f"{where} must be {must_be}, not {str(value)[:40]!r}")
+            if (name := key.removesuffix("?")) in value:
+                _check(value[name], inner, f"{prefix}{name}")
+    else:
+        is_valid, must_be = _VALUES[kind]
+        if not is_valid(value):
+            raise ValueError(f"{where} must be {must_be}, not {str(value)[:40]!r}")
 
 
-def _fits(value, shape):
-    if isinstance(shape[0], str):
-        return value in shape
-    return isinstance(value, shape) and not isinstance(value, bool)
+def _check_type(value, needed, where):
+    if not isinstance(value, needed):
+        words = "an object" if needed is dict else "a list"
+        raise ValueError(f"{where or 'it'} must be {words}")

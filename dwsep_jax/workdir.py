@@ -10,12 +10,12 @@ import fnmatch
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from dwsep_jax.config import from_dict, set_field, to_dict, upgrade, validate
+from dwsep_jax.config import from_dict, validate
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.fields import (
     COMPARISON,
@@ -27,6 +27,7 @@ from dwsep_jax.fields import (
     fields_of,
     format_value,
 )
+from dwsep_jax.lock import locked
 from dwsep_jax.schema import damaged, parse
 
 Row = dict[str, float]
@@ -57,7 +58,8 @@ def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
 def read_json(directory: str | os.PathLike, name: str) -> dict[str, Any] | None:
     """Return `<name>.json` of a workdir, checked; None where there is no such file.
 
-    The fields of a config.json are those of today, whatever version wrote it.
+    The `requested` and `resolved` of a config.json are valid configs of today, whatever
+    version wrote it.
 
     Raises:
       UserError: if it is damaged.
@@ -70,8 +72,11 @@ def read_json(directory: str | os.PathLike, name: str) -> dict[str, Any] | None:
     if content.get("schema") != 1:
         raise damaged(path, f"its schema is {content.get('schema')}, not 1")
     if name == "config":
+        content.setdefault("kind", RUN)
         try:
-            content |= {part: upgrade(content[part]) for part in _PARTS}
+            for part in ("requested", "resolved"):
+                content[part] = from_dict(content[part])
+                validate(content[part])
         except ConfigError as error:
             raise damaged(path, str(error)) from error
     return content
@@ -83,9 +88,6 @@ def read_intact(directory: str | os.PathLike, name: str) -> dict[str, Any] | Non
         return read_json(directory, name)
     except UserError:
         return None
-
-
-_PARTS = ("requested", "resolved")
 
 
 def open_workdir(
@@ -130,7 +132,20 @@ def open_workdir(
         raise
     with _usable(workdir):
         _write_config(directory, requested, resolved, kind)
-    return from_dict(to_dict(resolved))
+    return from_dict(resolved.to_dict())
+
+
+@contextlib.contextmanager
+def claimed(workdir: str | os.PathLike) -> Iterator[None]:
+    """Hold a workdir exclusively; raise `UserError` if another process holds it."""
+    try:
+        with locked(workdir, wait=False):
+            yield
+    except BlockingIOError:
+        raise UserError(
+            f"another process is at work in {workdir}; wait for it, or choose another "
+            "--workdir"
+        ) from None
 
 
 def load_config(
@@ -159,8 +174,10 @@ def load_requested(workdir: str | os.PathLike, kind: str = RUN) -> ConfigDict:
 
 
 def _write_config(directory, requested, resolved, kind):
-    content = {"schema": 1, "requested": to_dict(requested)}
-    content |= {"resolved": to_dict(resolved)} | ({} if kind == RUN else {"kind": kind})
+    content = {"schema": 1, "requested": requested.to_dict()}
+    content |= {"resolved": resolved.to_dict()} | (
+        {} if kind == RUN else {"kind": kind}
+    )
     write_json(directory / "config.json", content)
 
 
@@ -180,8 +197,9 @@ def _continue(
             f"--workdir={workdir} belongs to another {kind}: {'; '.join(differences)}; "
             "choose another --workdir, or delete this one"
         )
-    for name in FIELDS.keys() - kept:
-        set_field(resolved, name, requested[name])
+    resolved.update_from_flattened_dict(
+        {name: requested[name] for name in FIELDS.keys() - kept}
+    )
     return stored, resolved
 
 
@@ -194,22 +212,12 @@ def _read_config(workdir: str | os.PathLike, kind: str) -> list[ConfigDict]:
             f"--workdir={workdir}: no run was started there (no config.json); give "
             "--config=FILE, or another --workdir"
         )
-    path = pathlib.Path(workdir) / "config.json"
-    found = content.get("kind", RUN)
-    if found not in _REMEDIES:
-        raise damaged(path, f"kind must be one of {', '.join(_REMEDIES)}")
-    configs = [from_dict(content[part]) for part in _PARTS]
-    try:
-        for config in configs:
-            validate(config)
-    except ConfigError as error:
-        raise damaged(path, str(error)) from error
-    if found != kind:
+    if content["kind"] != kind:
         raise ConfigError(
-            f"--workdir={workdir}: holds a {found}, and a {kind} is asked for; "
-            f"{_REMEDIES[found]}"
+            f"--workdir={workdir}: holds a {content['kind']}, and a {kind} is asked "
+            f"for; {_REMEDIES[content['kind']]}"
         )
-    return configs
+    return [content["requested"], content["resolved"]]
 
 
 def _refuse_other_files(directory: pathlib.Path) -> None:

@@ -14,7 +14,6 @@ from dwsep_jax.config import (
     flatten,
     from_dict,
     load_file,
-    to_dict,
     validate,
 )
 from dwsep_jax.errors import ConfigError, UserError
@@ -188,9 +187,7 @@ def test_unknown_and_missing_fields_are_named():
 
 def test_json_gives_back_the_same_config():
     config = make_config(block_sizes=(2, 3), learning_rate=1e-3)
-    assert to_dict(config)["block_sizes"] == [2, 3]
-    text = json.dumps(to_dict(config), allow_nan=False)
-    again = from_dict(json.loads(text))
+    again = from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False)))
     assert again.to_dict() == config.to_dict()
     assert again.block_sizes == (2, 3)
     assert again.is_locked

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from dwsep_jax.config import flatten, load_file, upgrade
+from dwsep_jax.config import flatten, from_dict, load_file
 from dwsep_jax.errors import ConfigError
 from dwsep_jax.fields import COMPARISON, RUN, SWEEP
 from dwsep_jax.workdir import load_requested, open_workdir, read_json
@@ -33,13 +33,12 @@ def test_old_fields_are_read_as_those_of_today(old, kind, changes):
     assert {field: requested[field] for field in changes} == changes
     assert flatten(requested).keys() == flatten(load_file("configs/default.py")).keys()
     open_workdir(old / kind, requested, None, kind)
-    fields = read_json(old / kind, "config")["requested"]
-    assert upgrade(fields) == fields
+    assert read_json(old / kind, "config")["requested"].to_dict() == requested.to_dict()
 
 
 def test_an_unknown_field_is_named():
     with pytest.raises(ConfigError, match=r"unknown field --config\.nesterov;"):
-        upgrade({"nesterov": True})
+        from_dict({"nesterov": True})
 
 
 def test_an_old_run_is_resumed_evaluated_and_reported(old):

@@ -25,6 +25,7 @@ from dwsep_jax.fields import COMPARISON
 from dwsep_jax.train import loop
 from dwsep_jax.train.runs import Progress, Run, Trainer
 from dwsep_jax.workdir import (
+    claimed,
     evaluated_row,
     load_config,
     open_workdir,
@@ -55,7 +56,7 @@ def compare(config: ConfigDict, workdir: str | os.PathLike) -> None:
     workdir, dataset = pathlib.Path(workdir), data.load(config)
     check = partial(resolve, dataset=dataset)
     config = open_workdir(workdir, config, check, COMPARISON)
-    with loop.claimed(workdir):
+    with claimed(workdir):
         comparison = Comparison(config, workdir, dataset)
         comparison.print_plan()
         print_result(comparison.run())

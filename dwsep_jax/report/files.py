@@ -14,7 +14,7 @@ from dwsep_jax.report.trials import (
     read_axes,
     read_trials,
 )
-from dwsep_jax.schema import check_sweep, damaged
+from dwsep_jax.schema import damaged
 from dwsep_jax.workdir import read_json, read_rows
 
 
@@ -113,7 +113,7 @@ def read_workdir(workdir: str | os.PathLike) -> Run | Comparison | Unfinished | 
     if (directory / "trials.csv").exists() or (directory / "best.json").exists():
         return _read_sweep(directory)
     run = read_run(directory)
-    if (run.config or {}).get("kind") == SWEEP:
+    if run.config and run.config["kind"] == SWEEP:
         return _read_sweep(directory)
     if run.rows or run.evaluation or run.others or run.efficiency:
         return run
@@ -158,7 +158,7 @@ def _read_comparison(directory):
     # The keys of the file are sorted; the report starts with the two variants that the
     # question is about, and keeps the order of the config.
     config = read_json(directory, "config")
-    asked = config["resolved"].get("compare", {}).get("variants", []) if config else []
+    asked = config["resolved"].compare.variants if config else []
     order = dict.fromkeys([content["main"], content["baseline"], *asked, *variants])
     variants = content["variants"] = {n: variants[n] for n in order if n in variants}
     efficiency = {
@@ -191,9 +191,7 @@ def _read_sweep(directory):
             "trials.csv searched is unknown; put config.json back"
         )
     source = directory / ("best.json" if best else "config.json")
-    if not best:
-        check_sweep(config["resolved"], source)
-    space = best["space"] if best else config["resolved"]["sweep"]["space"]
+    space = best["space"] if best else config["resolved"].sweep.space
     try:
         axes = read_axes(space)
     except ValueError as error:

@@ -5,8 +5,9 @@ import shlex
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from dwsep_jax.config import CONFIGS, flatten, from_dict, load_file
+from dwsep_jax.config import CONFIGS, flatten, load_file
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.fields import CHANGE_NOTHING, RUN, SECTIONS, fields_of, format_value
 from dwsep_jax.report import charts, figures
@@ -74,7 +75,7 @@ def describe_run(run: Run) -> Section:
     path = run.directory.resolve()
     # A run of a comparison is named with its variant.
     name = "/".join(path.parts[-2:]) if path.name.startswith("seed") else path.name
-    dataset = ((run.config or {}).get("resolved") or {}).get("dataset", "")
+    dataset = run.config["resolved"].dataset if run.config else ""
     headline = _summarize(run)
     accuracy = percent(evaluation and evaluation["accuracy"])
     return Section(
@@ -287,12 +288,12 @@ def _show_command(run):
 
 
 def build_command(
-    requested: dict[str, Any], kind: str = RUN, config: str = "configs/default.py"
+    requested: ConfigDict, kind: str = RUN, config: str = "configs/default.py"
 ) -> str:
     """Return the command that repeats a run, a comparison or a sweep elsewhere.
 
     Args:
-      requested: fields, as config.json holds them.
+      requested: the config, with fields unset.
       kind: `RUN`, `COMPARISON` or `SWEEP` of `config`.
       config: a config file of the repository, with its `:arg`; the command names only
         the fields that differ from it.
@@ -305,7 +306,7 @@ def build_command(
     # With the same storage it would continue the same study.
     names = fields_of(kind) - CHANGE_NOTHING - {"sweep.storage", "sweep.study"}
     words = [f"python main.py{mode} --config={config}"]
-    for name, value in flatten(from_dict(requested)).items():
+    for name, value in flatten(requested).items():
         if value is not None and name in names and base.get(name) != value:
             words.append(f"--config.{name}={shlex.quote(format_value(value))}")
     return " \\\n  ".join([*words, "--workdir=runs/again"])

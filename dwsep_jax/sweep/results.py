@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from optuna.trial import FrozenTrial, TrialState
 
 from dwsep_jax import console, data
-from dwsep_jax.config import to_dict
 from dwsep_jax.environment import describe_environment
 from dwsep_jax.errors import ConfigError, DivergedError, UserError
 from dwsep_jax.lock import locked
@@ -273,7 +272,7 @@ def describe_search(sweep: Sweep, winner: Choice) -> dict[str, Any]:
         "num_trials": {name: states[name] for name in ("complete", "pruned", "failed")},
         "number": trial.number,
         "overrides": _list_overrides(run_config, sweep.axes),
-        "command": build_command(to_dict(run_config)),
+        "command": build_command(run_config),
         "validation": {"accuracy": trial.value, "epoch": trial.user_attrs["epoch"]},
         "importance": measure_importance(sweep),
         "finals": [],
@@ -282,8 +281,7 @@ def describe_search(sweep: Sweep, winner: Choice) -> dict[str, Any]:
 
 
 def _list_overrides(config, axes):
-    values = to_dict(config)
-    return {axis.field: values[axis.field] for axis in axes}
+    return {axis.field: config[axis.field] for axis in axes}
 
 
 def print_result(best: dict[str, Any]) -> None:

@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 from dwsep_jax.data import Dataset, Split
 from dwsep_jax.data.augment import normalize
 from dwsep_jax.environment import compiler_options, describe_environment
-from dwsep_jax.errors import UserError, choose
+from dwsep_jax.errors import choose
 from dwsep_jax.train.checkpoint import Checkpoints
 from dwsep_jax.train.metrics import calibration, classification_report
 from dwsep_jax.train.step import TrainState, averaged, eval_step
-from dwsep_jax.workdir import read_json, score, write_atomically, write_json
+from dwsep_jax.workdir import read_intact, score, write_atomically, write_json
 
 
 @functools.cache
@@ -115,10 +115,7 @@ def evaluate_and_write(
 
 def read_evaluation(workdir: str | os.PathLike, epoch: int) -> dict[str, Any] | None:
     """Return evaluation.json, or None unless it is intact and of this epoch."""
-    try:
-        evaluation = read_json(workdir, "evaluation")
-    except UserError:
-        return None
+    evaluation = read_intact(workdir, "evaluation")
     return evaluation if evaluation and evaluation["epoch"] == epoch else None
 
 

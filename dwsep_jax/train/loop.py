@@ -21,8 +21,7 @@ from dwsep_jax import console, data
 from dwsep_jax.data import order
 from dwsep_jax.diagnose import write_diagnosis
 from dwsep_jax.environment import memory_bytes
-from dwsep_jax.errors import ConfigError, DivergedError, UserError
-from dwsep_jax.lock import locked
+from dwsep_jax.errors import ConfigError, DivergedError
 from dwsep_jax.report.figures import LAST_FIGURE, draw_run
 from dwsep_jax.train import optim, output
 from dwsep_jax.train.checkpoint import Checkpoints
@@ -43,6 +42,7 @@ from dwsep_jax.train.step import (
 from dwsep_jax.workdir import (
     Row,
     append_row,
+    claimed,
     is_settled,
     open_workdir,
     score,
@@ -251,19 +251,6 @@ def open_member(
 
 def _logged(log):
     return console.logged(log) if log else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def claimed(workdir: str | os.PathLike) -> Iterator[None]:
-    """Hold a workdir exclusively; raise `UserError` if another process holds it."""
-    try:
-        with locked(workdir, wait=False):
-            yield
-    except BlockingIOError:
-        raise UserError(
-            f"another process is at work in {workdir}; wait for it, or choose another "
-            "--workdir"
-        ) from None
 
 
 def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from dwsep_jax.config import CONFIGS, load_file
 from dwsep_jax.statistics import answer as decide
 from dwsep_jax.statistics import summarize_sample as summarize
 
@@ -35,6 +36,14 @@ def write_json(path: pathlib.Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"schema": 1, **content}, sort_keys=True, allow_nan=False)
     path.write_text(text)
+
+
+def write_config(directory: pathlib.Path, config: str, **fields) -> None:
+    """Write a config.json: a file of the repository, and fields that differ."""
+    config = load_file(str(CONFIGS.parent / config)).copy_and_resolve_references()
+    config.update_from_flattened_dict(fields)
+    parts = dict.fromkeys(("requested", "resolved"), config.to_dict())
+    write_json(directory / "config.json", parts)
 
 
 def make_rows(num_epochs: int, accuracy: float, seed: int = 0) -> list[dict]:
@@ -179,10 +188,9 @@ def write_comparison(
     rng = np.random.default_rng(0)
     content = make_comparison(names, num_examples, num_epochs, num_seeds)
     fields = {"dataset": "digits", "num_epochs": num_epochs, "growth_rate": 12}
-    fields |= {"progress": False, "compare": {"num_seeds": num_seeds, "margin": 0.5}}
-    fields["compare"]["variants"] = list(variants)
-    config = {"requested": fields, "resolved": fields}
-    write_json(directory / "config.json", config)
+    fields |= {"progress": False, "compare.num_seeds": num_seeds}
+    fields["compare.variants"] = tuple(variants)
+    write_config(directory, "configs/compare.py:digits", **fields)
     accuracies = {}
     for name, (parameters, macs, ms, gain) in variants.items():
         better = gain + (difference if name == "separable" else 0)

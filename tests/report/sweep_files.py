@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from dwsep_jax.config import CONFIGS, load_file, to_dict
+from dwsep_jax.config import CONFIGS, load_file
 from tests.report import report_files
 
 CHOICES = {
@@ -72,7 +72,7 @@ def write_trials(directory: pathlib.Path, rows: list[dict]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     if not (directory / "config.json").exists():
-        fields = to_dict(load_file(str(CONFIGS / "sweep.py") + ":digits"))
+        fields = load_file(str(CONFIGS / "sweep.py") + ":digits").to_dict()
         fields |= {"num_epochs": 12}
         fields["sweep"] |= {"space": SPACE, "num_trials": len(rows)}
         content = {"kind": "sweep", "requested": fields, "resolved": fields}

@@ -366,9 +366,8 @@ def test_the_mistakes_are_the_most_confident_ones():
 
 
 def test_the_mistakes_have_their_own_pictures(run, monkeypatch):
-    config = {"dataset": "digits", "data_dir": str(run)}
-    content = {"requested": config, "resolved": config}
-    report_files.write_json(run / "config.json", content)
+    fields = {"dataset": "digits", "data_dir": str(run)}
+    report_files.write_config(run, "configs/default.py", **fields)
     ids = np.array([f"test_{i:05d}" for i in range(1000)])
     images = np.zeros((1000, 8, 8, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(1000) % 251
@@ -398,10 +397,9 @@ def test_variants_come_in_the_order_of_the_config(workdir):
 
 
 def test_commands_name_the_fields_that_differ(workdir, run):
-    config = {"dataset": "digits", "growth_rate": 16, "block_sizes": [2, 2]}
-    config |= {"conv": "separable", "progress": False, "learning_rate": None}
-    content = {"requested": config, "resolved": config}
-    report_files.write_json(run / "config.json", content)
+    fields = {"dataset": "digits", "growth_rate": 16, "block_sizes": (2, 2)}
+    fields |= {"conv": "separable", "progress": False, "learning_rate": None}
+    report_files.write_config(run, "configs/default.py", **fields)
     commands = {
         workdir: "python main.py --mode=compare --config=configs/compare.py:digits "
         "--config.growth_rate=12 --config.num_epochs=4 --config.compare.num_seeds=3 "

@@ -319,7 +319,7 @@ def test_a_damaged_table_is_one_line_that_says_where(workdir, content, problem):
     ("changes", "problem"),
     [
         ({"number": 99}, "trials.csv is damaged (it lacks trial 99 of best.json)"),
-        ({"number": True}, "best.json is damaged (number must be a number"),
+        ({"number": True}, "best.json is damaged (number must be a count"),
         ({"importance": {"optimizer": "high"}}, "importance.optimizer must be a num"),
         ({"importance": {"optimizer": 1.0}}, "it lacks importance."),
         ({"space": ["optimizer"]}, "space: 'optimizer' is not FIELD=VALUES"),
@@ -337,8 +337,8 @@ def test_a_wrong_value_of_best_is_named(workdir, changes, problem):
     ("changes", "shown"),
     [
         ({"num_trials": None}, "**In progress.** 16 trials have ended."),
-        ({"sampler": None}, "resolved.sweep.sampler must be a text"),
-        ({"space": [3]}, "resolved.sweep.space[0] must be a text"),
+        ({"sampler": None}, "--config.sweep.sampler=None: must be a name"),
+        ({"space": [3]}, "--config.sweep.space=3: must be a tuple of"),
         ({"space": ["lr=low..high"]}, "space: could not convert string to float"),
     ],
 )
