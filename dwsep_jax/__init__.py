@@ -25,6 +25,7 @@ _MODULES = {
     "train_many": "train.step",
     "eval_step": "train.step",
     "count_macs": "nn.counting",
+    "check_compiler": "nn.compiler",
     "write_report": "report.write",
 }
 __all__ = sorted(_MODULES)

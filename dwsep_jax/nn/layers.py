@@ -1,20 +1,24 @@
 """Layers as linen modules: convolutions, batch norm in two halves, dropout.
 
-Each can be used alone. Convolutions keep float32 parameters in the shapes of `nn.Conv`
-and compute in `dtype` (by default that of their input and parameters, promoted).
+Each can be used alone. Convolutions have the names, defaults and parameters of
+`nn.Conv`, but for `use_bias` and He's initializer, and compute in `dtype` (by default
+that of their input and parameters, promoted).
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from numbers import Integral
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.dtypes import canonicalize_dtype, promote_dtype
+from flax.linen.dtypes import promote_dtype
+from jax import lax
 
 from dwsep_jax.nn import ops
+from dwsep_jax.nn.compiler import hide_constant
 from dwsep_jax.nn.shifted import accumulator_dtype, activate, per_channel
 
 Dtype = Any
@@ -22,39 +26,48 @@ Initializer = Callable[..., jax.Array]
 he_normal = nn.initializers.he_normal()
 
 
-class DepthwiseConv(nn.Module):
-    """Convolve each channel alone: (N, H, W, C) -> (N, H', W', C).
+class _Weighted(nn.Module, kw_only=True):
+    """Fields of `nn.Conv` that all convolutions have, with its defaults but no bias."""
+
+    use_bias: bool = False
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    precision: str | lax.Precision | None = None
+    kernel_init: Initializer = he_normal
+    bias_init: Initializer = nn.initializers.zeros
+    promote_dtype: Callable[..., Any] = promote_dtype
+
+
+class _Convolution(_Weighted, kw_only=True):
+    """Fields of the convolutions of images; `lowering` is that of `ops`.
+
+    As in `nn.Conv`, padding may also be "CIRCULAR" or "REFLECT", and x have any number
+    of batch axes, or none. What the fast lowerings cannot do is not taken:
+    `input_dilation`, groups of several channels, a `mask` of the kernel.
+    """
+
+    kernel_dilation: int | tuple[int, int] = (1, 1)
+    lowering: str = "auto"
+
+
+class DepthwiseConv(_Convolution):
+    """Convolve each channel alone: (..., H, W, C) -> (..., H', W', C).
 
     A drop-in for `nn.Conv(C, kernel_size, feature_group_count=C)` with the same
     parameters, `kernel` (kh, kw, 1, C) and `bias` (C,). Fields: `ops.depthwise_conv`.
     """
 
-    kernel_size: tuple[int, int] = (3, 3)
+    kernel_size: int | tuple[int, int] = (3, 3)
     strides: int | tuple[int, int] = (1, 1)
     padding: ops.Padding = "SAME"
-    kernel_dilation: int | tuple[int, int] = (1, 1)
-    use_bias: bool = False
-    dtype: Dtype | None = None
-    kernel_init: Initializer = he_normal
-    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (*self.kernel_size, 1, x.shape[-1])
-        kernel, bias = _weights(self, shape)
-        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        y = ops.depthwise_conv(
-            x,
-            kernel,
-            strides=self.strides,
-            padding=self.padding,
-            kernel_dilation=self.kernel_dilation,
-            lowering=self.lowering,
-        )
-        return y if bias is None else _add(y, bias)
+        kernel, bias = _weights(self, (*_pair(self.kernel_size), 1, x.shape[-1]))
+        return _convolve(self, ops.depthwise_conv, x, [kernel], bias)
 
 
-class PointwiseConv(nn.Module):
+class PointwiseConv(_Weighted):
     """Mix the channels of each pixel: (..., C) -> (..., features).
 
     A drop-in for `nn.Conv(features, (1, 1))` with the same parameters (`kernel`
@@ -62,21 +75,17 @@ class PointwiseConv(nn.Module):
     """
 
     features: int
-    use_bias: bool = False
-    dtype: Dtype | None = None
-    kernel_init: Initializer = he_normal
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (1, 1, x.shape[-1], self.features)
-        kernel, bias = _weights(self, shape)
-        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        y = ops.pointwise_conv(x, kernel)
-        return y if bias is None else _add(y, bias)
+        kernel, bias = _weights(self, (1, 1, x.shape[-1], self.features))
+        x, kernel, bias = self.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        with _precision(self.precision):
+            return _add(ops.pointwise_conv(x, kernel), bias)
 
 
-class SeparableConv(nn.Module):
-    """Convolve depthwise, then pointwise: (N, H, W, C) -> (N, H', W', features).
+class SeparableConv(_Convolution):
+    """Convolve depthwise, then pointwise: (..., H, W, C) -> (..., H', W', features).
 
     Takes kh * kw * C + C * features multiply-adds a pixel where a standard convolution
     takes kh * kw * C * features (Howard et al. 2017, section 3.1). `norm` and
@@ -85,13 +94,9 @@ class SeparableConv(nn.Module):
     """
 
     features: int
-    kernel_size: tuple[int, int] = (3, 3)
+    kernel_size: int | tuple[int, int] = (3, 3)
     strides: int | tuple[int, int] = (1, 1)
     padding: ops.Padding = "SAME"
-    use_bias: bool = False
-    dtype: Dtype | None = None
-    kernel_init: Initializer = he_normal
-    lowering: str = "auto"
     norm: Callable[..., Callable[[jax.Array], jax.Array]] | None = None
     activation: Callable[[jax.Array], jax.Array] | None = None
 
@@ -101,60 +106,41 @@ class SeparableConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array | ops.Normalized) -> jax.Array:
         channels = x.shape[-1]
-        weights = partial(Weights, kernel_init=self.kernel_init)
-        depthwise, _ = weights((*self.kernel_size, 1, channels), name="depthwise")()
+        shape = (*_pair(self.kernel_size), 1, channels)
+        depthwise, _ = _child_weights(self, shape, False, "depthwise")
         shape = (1, 1, channels, self.features)
-        pointwise, bias = weights(shape, self.use_bias, name="pointwise")()
-        x, depthwise, pointwise = self._promote(x, depthwise, pointwise)
-        options = {"strides": self.strides, "padding": self.padding}
-        options["lowering"] = self.lowering
-        if self.norm is None and self.activation is None:
-            y = ops.separable_conv(x, depthwise, pointwise, **options)
-        else:
+        pointwise, bias = _child_weights(self, shape, self.use_bias, "pointwise")
+
+        def with_inside(x, depthwise, pointwise, **options):
             x = x.compute() if isinstance(x, ops.Normalized) else x
             with jax.named_scope("depthwise"):
                 y = ops.depthwise_conv(x, depthwise, **options)
             y = y if self.norm is None else self.norm(name="norm")(y)
             y = activate(y, (), self.activation, pointwise.dtype)
             with jax.named_scope("pointwise"):
-                y = ops.pointwise_conv(y, pointwise)
-        return y if bias is None else _add(y, bias)
+                return ops.pointwise_conv(y, pointwise)
 
-    def _promote(self, x, *kernels):
-        if not isinstance(x, ops.Normalized):
-            return promote_dtype(x, *kernels, dtype=self.dtype)
-        dtype = canonicalize_dtype(jnp.zeros((), x.dtype), *kernels, dtype=self.dtype)
-        return x.replace(dtype=dtype), *(k.astype(dtype) for k in kernels)
+        is_bare = self.norm is None and self.activation is None
+        function = ops.separable_conv if is_bare else with_inside
+        return _convolve(self, function, x, [depthwise, pointwise], bias)
 
 
-class StandardConv(nn.Module):
-    """Convolve all channels with all: (N, H, W, C) -> (N, H', W', features).
+class StandardConv(_Convolution):
+    """Convolve all channels with all: (..., H, W, C) -> (..., H', W', features).
 
     `nn.Conv` with the defaults and the fields of `SeparableConv`, its twin.
     """
 
     features: int
-    kernel_size: tuple[int, int] = (3, 3)
+    kernel_size: int | tuple[int, int] = (3, 3)
     strides: int | tuple[int, int] = (1, 1)
     padding: ops.Padding = "SAME"
-    use_bias: bool = False
-    dtype: Dtype | None = None
-    kernel_init: Initializer = he_normal
-    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (*self.kernel_size, x.shape[-1], self.features)
-        kernel, bias = Weights(shape, self.use_bias, self.kernel_init, name="conv")()
-        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        y = ops.standard_conv(
-            x,
-            kernel,
-            strides=self.strides,
-            padding=self.padding,
-            lowering=self.lowering,
-        )
-        return y if bias is None else _add(y, bias)
+        shape = (*_pair(self.kernel_size), x.shape[-1], self.features)
+        kernel, bias = _child_weights(self, shape, self.use_bias, "conv")
+        return _convolve(self, ops.standard_conv, x, [kernel], bias)
 
 
 class BatchStatistics(nn.Module):
@@ -162,26 +148,44 @@ class BatchStatistics(nn.Module):
 
     In training the statistics are the batch's (biased variance, float32, the formula
     of `nn.BatchNorm`) and move the running ones, which are used in evaluation. Whoever
-    makes a tensor takes its statistics once; all its consumers share them.
+    makes a tensor takes its statistics once; all its consumers share them. `axis_name`,
+    `axis_index_groups` and `use_fast_variance` are those of `nn.BatchNorm`.
     """
 
     momentum: float = 0.9
+    axis_name: str | Sequence[str] | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, use_running_average: bool
+        self, x: jax.Array, use_running_average: bool, mask: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Return (mean, variance), each (C,) in float32 or wider, of x (..., C)."""
+        """Return (mean, variance), each (C,) in float32 or wider, of x (..., C).
+
+        Only elements where `mask` is true count; it broadcasts to the shape of x.
+        """
         dtype = accumulator_dtype(x.dtype)
         shape = x.shape[-1:]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
         if use_running_average:
             return running_mean.value, running_var.value
+
+        def average(x):
+            mean = jnp.mean(x, tuple(range(x.ndim - 1)), where=mask)
+            if self.axis_name is None or self.is_initializing():
+                return mean
+            return lax.pmean(
+                mean, self.axis_name, axis_index_groups=self.axis_index_groups
+            )
+
         x = x.astype(dtype)
-        axes = tuple(range(x.ndim - 1))
-        mean = jnp.mean(x, axes)
-        var = jnp.maximum(jnp.mean(x * x, axes) - mean * mean, 0.0)
+        mean = average(x)
+        if self.use_fast_variance:
+            var = jnp.maximum(average(x * x) - mean * mean, 0.0)
+        else:
+            var = average((x - per_channel(mean, x.ndim)) ** 2)
         if not self.is_initializing():
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
@@ -224,22 +228,44 @@ class BatchNorm(nn.Module):
     """Normalize each channel by its batch statistics (Ioffe and Szegedy 2015).
 
     `nn.BatchNorm` in two halves that other modules use apart, followed by an activation
-    where one is given; without a `dtype` the result has that of the input.
+    where one is given; without a `dtype` the result has that of the input. Fields and
+    arguments are those of `nn.BatchNorm`; channels are the last axis, and always have a
+    scale and a bias.
     """
 
-    use_running_average: bool
+    use_running_average: bool | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
     dtype: Dtype | None = None
     activation: Callable[[jax.Array], jax.Array] | None = None
+    axis_name: str | Sequence[str] | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        statistics = BatchStatistics(self.momentum, name="statistics")
-        mean, var = statistics(x, self.use_running_average)
-        normalize = Normalize(
-            self.epsilon, self.dtype, self.activation, name="normalize"
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        name = "use_running_average"
+        average = nn.merge_param(name, self.use_running_average, use_running_average)
+        statistics = BatchStatistics(
+            self.momentum,
+            self.axis_name,
+            self.axis_index_groups,
+            self.use_fast_variance,
+            name="statistics",
         )
+        mean, var = statistics(x, average, mask)
+        dtype = self.dtype or x.dtype
+        if not self.use_fast_variance:
+            # Where the mean is much larger than the deviation, this is exact, and
+            # x * factor + constant is not.
+            x, mean = x - per_channel(mean, x.ndim), jnp.zeros_like(mean)
+        normalize = Normalize(self.epsilon, dtype, self.activation, name="normalize")
         return normalize(x, mean, var)
 
 
@@ -287,19 +313,90 @@ class Weights(nn.Module):
     shape: tuple[int, ...]
     use_bias: bool = False
     kernel_init: Initializer = he_normal
+    bias_init: Initializer = nn.initializers.zeros
+    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array | None]:
-        """Return kernel and bias, float32; None for no bias."""
+        """Return kernel and bias, in `param_dtype`; None for no bias."""
         return _weights(self, self.shape)
 
 
+_PADDING_MODES = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
+
+
+def _pair(value):
+    return (value, value) if isinstance(value, Integral) else tuple(value)
+
+
 def _weights(module, shape):
-    kernel = module.param("kernel", module.kernel_init, shape, jnp.float32)
+    def init_kernel(*args):
+        return hide_constant(module.kernel_init(*args))
+
+    kernel = module.param("kernel", init_kernel, shape, module.param_dtype)
     if not module.use_bias:
         return kernel, None
-    return kernel, module.param("bias", nn.initializers.zeros, shape[-1:], jnp.float32)
+    dtype = module.param_dtype
+    return kernel, module.param("bias", module.bias_init, shape[-1:], dtype)
+
+
+def _child_weights(module, shape, use_bias, name):
+    inits = (module.kernel_init, module.bias_init)
+    return Weights(shape, use_bias, *inits, module.param_dtype, name=name)()
+
+
+def _convolve(module, function, x, kernels, bias):
+    """Return function(images (N, H, W, C), *kernels, **options), plus the bias."""
+    x, *kernels, bias = _promote(module, x, *kernels, bias)
+    padding = module.padding
+    if padding in ("CIRCULAR", "REFLECT"):
+        x, padding = _pad(module, x, kernels[0].shape[:2]), "VALID"
+    batch_shape = x.shape[:-3]
+    if len(batch_shape) != 1:
+        x = x.reshape(-1, *x.shape[-3:])
+    with _precision(module.precision):
+        y = function(
+            x,
+            *kernels,
+            strides=module.strides,
+            padding=padding,
+            kernel_dilation=module.kernel_dilation,
+            lowering=module.lowering,
+        )
+    y = _add(y, bias)
+    return y if len(batch_shape) == 1 else y.reshape(*batch_shape, *y.shape[1:])
+
+
+def _promote(module, x, *weights):
+    if not isinstance(x, ops.Normalized):
+        return module.promote_dtype(x, *weights, dtype=module.dtype)
+    like = jnp.zeros((), x.dtype)
+    like, *weights = module.promote_dtype(like, *weights, dtype=module.dtype)
+    return x.replace(dtype=like.dtype), *weights
+
+
+def _pad(module, x, kernel_size):
+    """Pad x (..., H, W, C) with pixels of its own: the opposite ones, or mirrored."""
+    x = x.compute() if isinstance(x, ops.Normalized) else x
+    reach = [
+        (size - 1) * dilation
+        for size, dilation in zip(
+            kernel_size, _pair(module.kernel_dilation), strict=True
+        )
+    ]
+    pads = [(0, 0)] * (x.ndim - 3) + [(r // 2, (r + 1) // 2) for r in reach] + [(0, 0)]
+    return jnp.pad(x, pads, mode=_PADDING_MODES[module.padding])
+
+
+def _precision(precision):
+    """Let matrix products and convolutions have this precision; None: jax's."""
+    if precision is None:
+        return contextlib.nullcontext()
+    name = precision.name.lower() if isinstance(precision, lax.Precision) else precision
+    return jax.default_matmul_precision(name)
 
 
 def _add(y, bias):
+    if bias is None:
+        return y
     return y + per_channel(bias.astype(y.dtype), y.ndim)

@@ -5,9 +5,9 @@ Some versions of jax miscompile fused reductions on CPU (jax issue 39103), and
 program this takes one training step and one evaluation from the same state and batch
 three times, each in a process of its own: with jax's default flags, with the fusion
 off ("unfused"), and in float64. The optimizer's state after the first step is the
-gradient, or a multiple of it. table.json holds the largest relative differences
-||a - b|| / ||a|| over the arrays of each kind, without gradients below 1e-6 of the
-largest.
+gradient, or a multiple of it. The table of a version of jax holds the largest relative
+differences ||a - b|| / ||a|| over the arrays of each kind, without gradients below 1e-6
+of the largest.
 
     TFDS_DATA_DIR=... python -m results.compiler.check
 """
@@ -116,7 +116,7 @@ def compare(a, b):
 
 
 def main():
-    """Compare all programs, and write table.json."""
+    """Compare all programs, and write the table of this version of jax."""
     import jax
 
     rows = []
@@ -135,7 +135,9 @@ def main():
             rows.append({"program": program, "differences": differences})
             print(json.dumps(rows[-1]), flush=True)
     content = {"jax": jax.__version__, "platform": "cpu", "programs": rows}
-    (PLACE / "table.json").write_text(json.dumps(content, indent=1) + "\n")
+    (PLACE / f"table-{jax.__version__}.json").write_text(
+        json.dumps(content, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":
