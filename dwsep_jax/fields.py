@@ -1,8 +1,8 @@
 """The fields of a configuration: what each may be, and who reads it."""
 
 import difflib
-import math
 import operator
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ def _number(example: str, kind: type = float, **limits: float) -> Field:
         is_number = isinstance(value, int | kind) and not isinstance(value, bool)
         return (
             is_number
-            and math.isfinite(value)
+            and abs(value) <= sys.float_info.max
             and all(_LIMITS[name][1](value, limit) for name, limit in limits.items())
         )
 

@@ -20,6 +20,7 @@ def _is_number(value, low=-1e100, high=1e100):
 _VALUES = {
     "number": (_is_number, "a number"),
     "share": (lambda value: _is_number(value, 0, 1), "a number from 0 to 1"),
+    "size": (lambda value: _is_number(value) and value > 0, "a number above 0"),
     "count": (lambda value: type(value) is int and _is_number(value, 0), "a count"),
     "interval": (
         lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_number, v)),
@@ -48,7 +49,7 @@ _OBJECTS = {
     "train_eval_loss:number train_eval_accuracy:share val_loss:number "
     "val_accuracy:share ema_val_loss?:number ema_val_accuracy?:share "
     "learning_rate:number images_per_second?:number elapsed_seconds?:number",
-    "evaluation": "split:text weights:text epoch:count num_examples:count loss:number "
+    "evaluation": "split:text weights:text epoch:count num_examples:size loss:number "
     "accuracy:share precision:averages recall:averages f1:averages "
     "per_class:[class] confusion_matrix:[[count]] calibration:calibration "
     "environment:environment",
@@ -73,25 +74,25 @@ _OBJECTS = {
     "run": "seed:count workdir:text accuracy:share val_accuracy?:share f1?:share "
     "train_seconds?:number",
     "summary": "n:count mean:number std:number? ci95:interval?",
-    "comparison": "dataset:text num_examples:count num_epochs:count margin:share "
+    "comparison": "dataset:text num_examples:size num_epochs:count margin:share "
     "baseline:text main:text class_names:[text] seeds:[count] recipe:{setting} "
-    "variants:{variant} paired:{pair} per_class:{[mean]} answer:answer reason:text "
-    "environment:environment",
-    "variant": "description:text parameters:number macs:number overrides:{setting} "
-    "learning_rate:number rates:[rate] efficiency:text? runs:[run] summary:{summary}",
+    "variants:{variant} paired:{pair} per_class:{[class_mean]} answer:answer "
+    "reason:text environment:environment",
+    "variant": "description:text parameters:size macs:size overrides:{setting} "
+    "learning_rate:number rates:[rate] efficiency:text? runs:[run] summary:means",
+    "means": "accuracy:summary val_accuracy?:summary f1?:summary ece?:summary",
     "rate": "learning_rate:number val_accuracy:share?",
     "pair": "n:count mean:number std:number? ci95:interval? bootstrap:bootstrap "
     "against:text answer:answer",
     "bootstrap": "ci95:interval",
-    "mean": "name:text f1_mean:share?",
+    "class_mean": "name:text f1_mean:share?",
     "best": "dataset:text sampler:text pruner:text command:text space:[text] "
     "number:count num_trials:states overrides:{setting} validation:reached "
     "importance:{number}? finals:[final] environment:environment",
     "states": "complete:count pruned:count failed:count",
     "reached": "accuracy:share epoch:count",
     "final": "number:count overrides:{setting} reasons:[text] runs:[run] "
-    "diverged?:[count] summary:accuracies",
-    "accuracies": "accuracy:summary val_accuracy:summary",
+    "diverged?:[count] summary:means",
 }
 _REMEDIES = {
     "config": "choose another --workdir, or delete this one and train again",

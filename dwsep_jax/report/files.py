@@ -215,9 +215,13 @@ def _check_belonging(directory, best, axes, trials):
         raise damaged(path, f"it lacks the column {missing[0]} of the space")
     if best is None:
         return
-    for number in (best["number"], *(final["number"] for final in best["finals"])):
+    finals = [final["number"] for final in best["finals"]]
+    for number in (best["number"], *finals):
         if number not in numbers:
             raise damaged(path, f"it lacks trial {number} of best.json")
+    if finals[:1] != [best["number"]]:
+        problem = f"its finals do not begin with the winner, trial {best['number']}"
+        raise damaged(directory / "best.json", problem)
     if best["importance"]:
         for axis in axes:
             if axis.name not in best["importance"]:

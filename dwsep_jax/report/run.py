@@ -187,7 +187,7 @@ def _show_calibration(evaluation):
     calibration = evaluation["calibration"]
     bins = [b for b in calibration["bins"] if b["count"]]
     total = sum(b["count"] for b in bins)
-    confidence = sum(b["count"] * b["confidence"] for b in bins) / total
+    confidence = sum(b["count"] * b["confidence"] for b in bins) / max(total, 1)
     text = write("run.jinja", "calibration", evaluation | {"confidence": confidence})
     return [Text(" ".join(text)), figures.reliability(evaluation)]
 
