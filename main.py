@@ -20,8 +20,8 @@ Flags:
               Replaces one field. configs/default.py describes every field.
   --mode      train (the default): train, or resume an interrupted run, and evaluate on
               test.
-              evaluate: evaluate a finished or running run on --split, with its latest
-              weights, or its best ones with early stopping.
+              evaluate: evaluate a run, finished or in progress, on --split, with its
+              latest weights, or its best ones with early stopping.
               efficiency: count parameters, MACs and FLOPs, and measure time and memory,
               without training.
               compare: train several variants over several seeds, and report whether

@@ -7,8 +7,18 @@ from ml_collections import config_dict
 def get_config() -> ml_collections.ConfigDict:
     """Return the default configuration: the separable network on CIFAR-10."""
     c = ml_collections.ConfigDict()
+    set_data(c)
+    set_network(c)
+    set_optimization(c)
+    set_program(c)
+    c.compare = get_comparison()
+    c.sweep = get_sweep()
+    return c
 
-    # Data. A TFDS name: cifar10, digits, cifar100, svhn_cropped, ...
+
+def set_data(c: ml_collections.ConfigDict) -> None:
+    """Set the fields of the dataset and of augmentation."""
+    # A TFDS name: cifar10, digits, cifar100, svhn_cropped, ...
     c.dataset = "cifar10"
     # TFDS directory; unset: $TFDS_DATA_DIR, else TFDS's default.
     c.data_dir = config_dict.placeholder(str)
@@ -27,7 +37,10 @@ def get_config() -> ml_collections.ConfigDict:
     # Fraction of each label that is spread over all classes; 0: off.
     c.label_smoothing = 0.0
 
-    # Network: `separable` or `standard`, the convolution in the dense blocks.
+
+def set_network(c: ml_collections.ConfigDict) -> None:
+    """Set the fields of the network."""
+    # The convolution in the dense blocks: separable or standard.
     c.conv = "separable"
     # Channels that each dense layer adds.
     c.growth_rate = 24
@@ -59,7 +72,10 @@ def get_config() -> ml_collections.ConfigDict:
     # Affects speed only.
     c.lowering = "auto"
 
-    # Optimization: sgd (Nesterov momentum), adam, adamw, rmsprop or lion.
+
+def set_optimization(c: ml_collections.ConfigDict) -> None:
+    """Set the fields of the optimizer, its schedule and the length of the run."""
+    # sgd (Nesterov momentum), adam, adamw, rmsprop or lion.
     c.optimizer = "sgd"
     # Peak learning rate; unset: chosen by optimizer and batch size.
     c.learning_rate = config_dict.placeholder(float)
@@ -74,9 +90,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Epochs of linear warm-up from zero; unset: a twentieth of the run, or a quarter
     # with onecycle.
     c.warmup_epochs = config_dict.placeholder(float)
-    # With plateau, the learning rate is multiplied by this factor
+    # The plateau schedule multiplies the learning rate by `plateau_factor` after
+    # `plateau_patience` epochs without a lower validation loss.
     c.plateau_factor = 0.2
-    # after this many epochs without a lower validation loss.
     c.plateau_patience = 5
     # Maximum norm of the gradients; larger ones are scaled down; 0: off.
     c.clip_norm = 0.0
@@ -92,7 +108,10 @@ def get_config() -> ml_collections.ConfigDict:
     # Smallest difference in accuracy (0 to 1) that counts as better.
     c.min_change = 0.001
 
-    # Program. Seed for initial weights, order of examples, augmentation and dropout.
+
+def set_program(c: ml_collections.ConfigDict) -> None:
+    """Set the seed, and the fields of the machine and of the output."""
+    # Seed for initial weights, order of examples, augmentation and dropout.
     c.seed = 0
     # Training steps per dispatch to the device; unset: 1 on CPU, else 16.
     c.steps_per_dispatch = config_dict.placeholder(int)
@@ -107,32 +126,37 @@ def get_config() -> ml_collections.ConfigDict:
     # Show a progress bar; off: one line per epoch.
     c.progress = True
 
-    # Comparison; used by --mode=compare only.
-    c.compare = ml_collections.ConfigDict()
+
+def get_comparison() -> ml_collections.ConfigDict:
+    """Return the section `compare`, which only --mode=compare uses."""
+    c = ml_collections.ConfigDict()
     # Variants to compare; they are defined in dwsep_jax/compare/variants.py.
-    c.compare.variants = (
+    c.variants = (
         "separable",
         "standard",
         "separable_parameters",
         "separable_macs",
     )
     # Runs of each variant; their seeds start at `seed`.
-    c.compare.num_seeds = 5
+    c.num_seeds = 5
     # Multiples of the learning rate to try; each variant uses the one that does best on
     # validation.
-    c.compare.rate_factors = (1 / 3, 1.0, 3.0)
+    c.rate_factors = (1 / 3, 1.0, 3.0)
     # Difference in test accuracy that does not matter, in percentage points.
-    c.compare.margin = 0.5
+    c.margin = 0.5
     # Runs of a variant to train in one program; unset: 1 on CPU, where more is no
     # faster, else all.
-    c.compare.members_at_once = config_dict.placeholder(int)
+    c.members_at_once = config_dict.placeholder(int)
+    return c
 
-    # Sweep; used by --mode=sweep only.
-    c.sweep = ml_collections.ConfigDict()
+
+def get_sweep() -> ml_collections.ConfigDict:
+    """Return the section `sweep`, which only --mode=sweep uses."""
+    c = ml_collections.ConfigDict()
     # The axes to search, each FIELD=A|B|..., FIELD=LOW..HIGH or FIELD=LOW..HIGH log,
     # where FIELD is any field of a run. An x before the numbers makes them multiples of
     # the learning rate chosen by optimizer and batch size.
-    c.sweep.space = (
+    c.space = (
         "activation=relu|leaky_relu|swish",
         "optimizer=adam|rmsprop|sgd",
         "learning_rate=x0.1..x10 log",
@@ -140,18 +164,18 @@ def get_config() -> ml_collections.ConfigDict:
         "dropout_rate=0..0.3",
     )
     # How trials are chosen: tpe, random or grid.
-    c.sweep.sampler = "tpe"
+    c.sampler = "tpe"
     # How poor trials are stopped early, by validation: median, halving or none.
-    c.sweep.pruner = "median"
+    c.pruner = "median"
     # Number of trials; unset: 24, or all points of the grid.
-    c.sweep.num_trials = config_dict.placeholder(int)
+    c.num_trials = config_dict.placeholder(int)
     # Final runs of the best trials; their seeds follow `seed`.
-    c.sweep.num_seeds = 5
+    c.num_seeds = 5
     # URL of a database (without a password: config.json shows it), or a file *.journal
     # or *.log on a disk that workers share; unset: study.db in the workdir.
-    c.sweep.storage = config_dict.placeholder(str)
+    c.storage = config_dict.placeholder(str)
     # Name of the study in the storage.
-    c.sweep.study = "sweep"
+    c.study = "sweep"
     # As `compare.members_at_once`, for the final runs of a trial.
-    c.sweep.members_at_once = config_dict.placeholder(int)
+    c.members_at_once = config_dict.placeholder(int)
     return c

@@ -18,7 +18,7 @@ from dwsep_jax.errors import ConfigError, UserError, choose, is_out_of_memory
 from dwsep_jax.fields import FIELDS, RUN, SECTIONS, describe, unknown_field
 from dwsep_jax.workdir import load_requested
 
-# What the workdir of --mode=compare or --mode=sweep holds; that of others, a run.
+# The kind of workdir of --mode=compare and --mode=sweep; the other modes have runs.
 _KINDS = {mode: kind for kind, mode in SECTIONS.items()}
 
 # What JAX_PLATFORMS becomes. "" leaves the choice to jax, which prefers accelerators

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something outside the program is not as it must be (missing data, full disk).
+    """A problem that the user can fix, such as missing data or a full disk.
 
     `main.py` prints the message as one line and exits with `exit_code`.
     """
@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError, ValueError):
-    """A config field or a command-line flag has a value that cannot be meant."""
+    """A config field or a command-line flag has an invalid value."""
 
     exit_code = 2
 

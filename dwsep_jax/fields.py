@@ -63,20 +63,18 @@ def _flag(example: str) -> Field:
 
 
 def _tuple(
-    items: str, example: str, is_item: Callable[[Any], bool], distinct: str | None = ""
+    items: str, example: str, item: Field, key: Callable[[Any], Any] | None = None
 ) -> Field:
-    """Return a field of one item or more; `distinct` formats those that must differ."""
+    """Return a field of one item or more, which differ in `key` if that is given."""
 
     def is_valid(value):
-        if not isinstance(value, tuple) or not value or not all(map(is_item, value)):
+        if not isinstance(value, tuple) or not value:
             return False
-        return distinct is None or len({f"{v:{distinct}}" for v in value}) == len(value)
+        if not all(map(item.is_valid, value)):
+            return False
+        return key is None or len(set(map(key, value))) == len(value)
 
     return Field(f"a tuple of {items}", example, is_valid)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
 
 
 def _optional(unset_type: type, field: Field) -> Field:
@@ -92,10 +90,10 @@ _SEED = _integer("1", 0, 2**32 - 1)
 _NUM_SEEDS = _integer("5", 1, 1000)
 _MEMBERS_AT_ONCE = _optional(int, _integer("4", 1, 1000))
 
-# One row per field of configs/default.py. The place of a field says who reads it: every
-# run those at the top, a comparison also those of `compare`, a sweep those of `sweep`.
-# Names that a factory looks up (conv, dtype, ...) and limits that depend on the data
-# are checked there.
+# One row per field of configs/default.py. Every run reads the fields at the top; only a
+# comparison reads those of `compare`, and only a sweep those of `sweep`. Names that a
+# factory looks up (conv, dtype, ...) and limits that depend on the data are checked
+# there.
 FIELDS = {
     "dataset": _text("cifar10"),
     "data_dir": _optional(str, _text("/data/tensorflow_datasets")),
@@ -109,10 +107,7 @@ FIELDS = {
     "conv": _text("separable"),
     "growth_rate": _integer("24", 1, 4096),
     "block_sizes": _tuple(
-        "integers from 1 to 256, one per block",
-        "6,6,6,6",
-        _integer("6", 1, 256).is_valid,
-        distinct=None,
+        "integers from 1 to 256, one per block", "6,6,6,6", _integer("6", 1, 256)
     ),
     "bottleneck": _integer("4", 0, 64),
     "reduction": _number("0.5", gt=0, le=1),
@@ -151,20 +146,23 @@ FIELDS = {
     "deterministic": _flag("true"),
     "tensorboard": _flag("true"),
     "progress": _flag("false"),
-    "compare.variants": _tuple("different names", "separable,standard", _is_name),
+    "compare.variants": _tuple(
+        "different names", "separable,standard", _text("standard"), key=str
+    ),
     "compare.num_seeds": _NUM_SEEDS,
     "compare.rate_factors": _tuple(
         "numbers from 0.001 to 1000, different in the first three digits",
         "0.333,1,3",
-        _number("3", ge=0.001, le=1000).is_valid,
-        distinct=".3g",
+        _number("3", ge=0.001, le=1000),
+        key="{:.3g}".format,
     ),
     "compare.margin": _number("0.5", ge=0, le=100),
     "compare.members_at_once": _MEMBERS_AT_ONCE,
     "sweep.space": _tuple(
         "different axes FIELD=A|B|..., FIELD=LOW..HIGH or FIELD=LOW..HIGH log",
         "'optimizer=adam|sgd,learning_rate=x0.1..x10 log'",
-        _is_name,
+        _text("flip=true|false"),
+        key=str,
     ),
     "sweep.sampler": _text("tpe"),
     "sweep.pruner": _text("median"),
@@ -179,7 +177,8 @@ FIELDS = {
 # value that older runs had in effect: its default in configs/default.py.
 ADDED: dict[str, Any] = {}
 
-# {last name: names} of the fields in sections, all of which were once at the top.
+# The fields in sections by their last names, under which older config.json files have
+# them at the top.
 BY_LAST_NAME: dict[str, list[str]] = defaultdict(list)
 for _name in FIELDS:
     if "." in _name:
@@ -206,7 +205,7 @@ def fields_of(kind: str) -> set[str]:
 
 
 def describe(name: str, value: Any) -> str:
-    """Return the line that says what the field must be, and that this value is not."""
+    """Return the error line for a value that a field cannot have."""
     field = FIELDS[name]
     return (
         f"--config.{name}={format_value(value)}: must be {field.must_be}; "
@@ -230,4 +229,5 @@ def unknown_field(name: str) -> str:
 
 def format_value(value: Any) -> str:
     """Return a field's value as one writes it on the command line."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    is_list = isinstance(value, tuple) and value
+    return ",".join(map(str, value)) if is_list else str(value)
