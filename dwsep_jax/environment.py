@@ -13,7 +13,7 @@ import jax
 from dwsep_jax.data.cache import user_cache
 
 # From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "dwsep_jax")
 
@@ -61,11 +61,13 @@ def keep_freed_memory() -> None:
     """Make glibc keep freed memory for the next call; other C libraries are left alone.
 
     XLA:CPU allocates its buffers at every call, and the kernel zeroes each page before
-    its first use, which took a quarter of an inference of 128 images. The process never
-    returns its peak memory to the system.
+    its first use, which took half of a training step. Threads share one arena, since
+    other arenas return whatever is larger than 64 MiB. The process never returns its
+    peak memory to the system.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, 1)
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_TOP_PAD, 2**26)
