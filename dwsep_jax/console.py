@@ -70,12 +70,8 @@ def print_table(
     for row in rows:
         cells = (f"{cell:,}" if isinstance(cell, int) else cell for cell in row)
         table.add_row(*map(Text, cells))
-    console = _log or _console
-    unlimited = console.options.update(max_width=10_000)
-    width = console.measure(table, options=unlimited).maximum
     # rich would cut or wrap a table that is wider than its console.
-    wide = _make_console(file=console.file, width=max(console.width, width))
-    wide.print(table)
+    _make_console(file=(_log or _console).file, width=100_000).print(table)
 
 
 class EpochProgress:
@@ -153,22 +149,21 @@ def format_points(summary: dict[str, Any], sign: str = "") -> str:
 
 def print_evaluation(evaluation: dict[str, Any], network: str) -> None:
     """Print the result of a run: one table of all classes, and a closing line."""
+    keys, count = ("precision", "recall", "f1"), evaluation["num_examples"]
     rows = [
-        [c["name"], *(f"{c[key]:.4f}" for key in ("precision", "recall", "f1"))]
-        + [c["support"]]
+        [c["name"], *(f"{c[key]:.4f}" for key in keys), c["support"]]
         for c in evaluation["per_class"]
     ]
     for average in ("macro", "weighted", "micro"):
-        scores = (evaluation[key][average] for key in ("precision", "recall", "f1"))
-        count = evaluation["num_examples"]
-        rows.append([f"{average} average", *(f"{s:.4f}" for s in scores), count])
-    title = f"Result on {evaluation['split']} after epoch {evaluation['epoch']}"
+        scores = (f"{evaluation[key][average]:.4f}" for key in keys)
+        rows.append([f"{average} average", *scores, count])
+    split = evaluation["split"]
+    title = f"Result on {split} after epoch {evaluation['epoch']}"
     print_table(title, ["class", "precision", "recall", "F1", "images"], rows)
-    calibration = evaluation["calibration"]
     say(
-        f"{evaluation['split']} accuracy {evaluation['accuracy']:.2%} of "
-        f"{evaluation['num_examples']:,} images, loss {evaluation['loss']:.4f}, "
-        f"calibration error {calibration['ece']:.4f}"
+        f"{split} accuracy {evaluation['accuracy']:.2%} of {count:,} images, "
+        f"loss {evaluation['loss']:.4f}, "
+        f"calibration error {evaluation['calibration']['ece']:.4f}"
     )
     say(f"network: {network}")
 
@@ -179,38 +174,40 @@ def print_efficiency(efficiency: dict[str, Any]) -> None:
     A figure that could not be had is printed as "-".
     """
     rows = [
-        [
-            *(layer[key] for key in ("name", "kind")),
-            "x".join(map(str, layer["output_shape"])),
-        ]
+        [layer["name"], layer["kind"], "x".join(map(str, layer["output_shape"]))]
         + [layer["parameters"], layer["macs"], f"{layer['share']:.2%}"]
         for layer in efficiency["layers"]
     ]
-    rows.append(
-        ["total", "", "", efficiency["parameters"], efficiency["macs"], f"{1:.2%}"]
-    )
+    total = ["total", "", "", efficiency["parameters"], efficiency["macs"], "100.00%"]
     columns = ["layer", "kind", "output", "parameters", "MACs per image", "share"]
-    print_table("Layers", columns, rows, text_columns=(0, 1))
+    print_table("Layers", columns, [*rows, total], text_columns=(0, 1))
 
     flops = efficiency["flops"]
-    both = (flops["itemized"], flops["itemized_train_step"])
-    labels = {**FLOP_ITEMS, "other": "other"}
+    items = (flops["itemized"], flops["itemized_train_step"])
     rows = [
-        [label, *(_number(items[item]) for items in both)]
-        for item, label in labels.items()
+        [label, *(_number(counts[item]) for counts in items)]
+        for item, label in {**FLOP_ITEMS, "other": "other"}.items()
     ]
     totals = (flops["xla_forward"], flops["xla_train_step"])
     rows.append(["total, as XLA counts it", *map(_number, totals)])
     print_table("FLOPs per image", ["for", "inference", "training step"], rows)
 
-    seconds = efficiency["compile_seconds"]
-    rows = [
-        [f"inference, {row['dtype']}", *_timing_cells(row)]
-        + [_number(seconds["inference"][str(row["batch_size"])], 1)]
+    compiled = efficiency["compile_seconds"]
+    timed = [
+        (
+            f"inference, {row['dtype']}",
+            row,
+            compiled["inference"][f"{row['batch_size']}"],
+        )
         for row in efficiency["latency"]
     ]
-    train = ["training step", *_timing_cells(efficiency["train"])]
-    rows.append([*train, _number(seconds["train"], 1)])
+    timed.append(("training step", efficiency["train"], compiled["train"]))
+    rows = [
+        [name, row["batch_size"]]
+        + [_number(row[key], 3) for key in ("median_ms", "p95_ms", "spread_ms")]
+        + [_number(row["images_per_second"], 1), _number(seconds, 1)]
+        for name, row, seconds in timed
+    ]
     columns = ["time", "images", "median ms", "95 % ms", "spread ms", "images/s"]
     print_table("Time", [*columns, "compiled in s"], rows)
 
@@ -221,36 +218,32 @@ def print_efficiency(efficiency: dict[str, Any]) -> None:
         for key, source in memory["source"].items()
     ]
     print_table("Memory", ["memory", "MiB", "source"], rows, text_columns=(0, 2))
-    say(describe_limit(efficiency))
+    say(_describe_limit(efficiency))
 
 
-def describe_limit(efficiency: dict[str, Any]) -> str:
+def _describe_limit(efficiency):
     """Return what the machine reached with the network, and what that says."""
     machine = efficiency["machine"]
-    flops, num_bytes = (
-        _number(efficiency[f"achieved_{unit}_per_second"], 1, 1e9)
-        for unit in ("flops", "bytes")
-    )
     limits = {
         "arithmetic": "arithmetic limits it",
         "memory": "memory limits it",
         "neither": "neither limits it, but the number or the shape of its operations",
         None: "what limits it is not known",
     }
+    rates = (
+        efficiency["achieved_flops_per_second"],
+        machine["matmul_flops_per_second"],
+        efficiency["achieved_bytes_per_second"],
+        machine["copy_bytes_per_second"],
+    )
+    flops, most_flops, num_bytes, most_bytes = (_number(r, 1, 1e9) for r in rates)
     return (
         "FLOPs is a count of operations, two for each MAC, and FLOP/s a rate: "
         f"{efficiency['achieved_by'] or 'inference'} reached {flops} GFLOP/s of the "
-        f"{_number(machine['matmul_flops_per_second'], 1, 1e9)} that a matrix product "
-        f"reaches here, and {num_bytes} GB/s (by XLA's count of bytes) of the "
-        f"{_number(machine['copy_bytes_per_second'], 1, 1e9)} of a copy; "
+        f"{most_flops} that a matrix product reaches here, and {num_bytes} GB/s (by "
+        f"XLA's count of bytes) of the {most_bytes} of a copy; "
         f"{limits[efficiency['limited_by']]}"
     )
-
-
-def _timing_cells(row):
-    keys = ("median_ms", "p95_ms", "spread_ms")
-    times = [_number(row[key], 3) for key in keys]
-    return [row["batch_size"], *times, _number(row["images_per_second"], 1)]
 
 
 def _number(value, decimals=0, unit=1):
