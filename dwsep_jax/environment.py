@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from dwsep_jax.data.cache import user_cache
+from dwsep_jax.places import user_cache
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8

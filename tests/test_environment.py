@@ -1,14 +1,18 @@
 """What a process is told before it computes."""
 
+import os
 import pathlib
 import platform
 import subprocess
 import sys
+import tempfile
 
 import jax
 import pytest
 
 from dwsep_jax import environment
+from dwsep_jax.data.read import find_data_dir
+from dwsep_jax.places import user_cache, user_home
 
 ROOT = pathlib.Path(__file__).parents[1]
 CACHE, XLA_CACHES = (
@@ -29,10 +33,21 @@ def test_compiled_programs_are_kept_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     jax.config.update(CACHE, None)
     environment.use_compilation_cache()
-    directory = pathlib.Path(getattr(jax.config, CACHE))
-    assert directory == tmp_path / "dwsep_jax" / "compiled"
+    assert pathlib.Path(getattr(jax.config, CACHE)) == user_cache() / "compiled"
+    assert user_cache() == tmp_path / "dwsep_jax"
     # Else moving the directory would make all that is in it useless.
     assert getattr(jax.config, XLA_CACHES) == "none"
+
+
+def test_a_user_without_a_home_has_a_temporary_one(monkeypatch, tmp_path):
+    for name in ("HOME", "XDG_CACHE_HOME", "TFDS_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 987654)  # Nobody's.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    home = tmp_path / "dwsep_jax-987654"
+    assert user_home() == home
+    assert user_cache() == home / ".cache" / "dwsep_jax"
+    assert find_data_dir(None) == home / "tensorflow_datasets"
 
 
 def test_another_compilation_cache_is_left_alone():

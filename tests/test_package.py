@@ -110,9 +110,9 @@ def imported_modules(path):
 
 # Each may import those before it.
 ROOMS = [
-    *("errors", "lock", "statistics", "console", "fields", "schema", "config"),
-    *("workdir", "nn", "data", "environment", "diagnose", "report", "train"),
-    *("evaluate", "efficiency", "compare", "sweep", "cli"),
+    *("errors", "lock", "places", "statistics", "console", "fields", "schema"),
+    *("environment", "config", "workdir", "nn", "data", "diagnose", "report"),
+    *("train", "evaluate", "efficiency", "compare", "sweep", "cli"),
 ]
 
 

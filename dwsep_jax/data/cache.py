@@ -13,12 +13,7 @@ from dwsep_jax.console import say
 from dwsep_jax.data import read
 from dwsep_jax.data.read import Decoded, Split
 from dwsep_jax.lock import locked
-
-
-def user_cache() -> pathlib.Path:
-    """Return this program's directory in the user's cache (XDG base directories)."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return pathlib.Path(base, "dwsep_jax")
+from dwsep_jax.places import user_cache
 
 
 def load(version_dir: pathlib.Path) -> Decoded:

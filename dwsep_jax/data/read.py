@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dwsep_jax.errors import ConfigError, DataError
+from dwsep_jax.places import user_home
 
 # A dataset has to fit in the accelerator's memory.
 MAX_BYTES = 4 << 30
@@ -32,10 +33,11 @@ Decoded = tuple[tuple[str, ...], dict[str, Split]]
 def find_data_dir(field: str | None) -> pathlib.Path:
     """Return the TFDS directory: `field`, else $TFDS_DATA_DIR, else the default."""
     name = "data_dir" if field else "TFDS_DATA_DIR"
-    value = field or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    value = field or os.environ.get("TFDS_DATA_DIR")
+    value = value or str(user_home() / "tensorflow_datasets")
     if "://" in value:
         raise ConfigError(f"{name}={value} is not a local directory; copy it to a disk")
-    data_dir = pathlib.Path(value).expanduser().absolute()
+    data_dir = pathlib.Path(os.path.expanduser(value)).absolute()
     if data_dir.exists() and not data_dir.is_dir():
         raise ConfigError(f"{name}={value} is a file; choose its directory")
     return data_dir
