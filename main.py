@@ -85,9 +85,9 @@ def run_efficiency(command: cli.Command) -> None:
 
 def run_compare(command: cli.Command) -> None:
     """Train variants over several seeds, and compare them."""
-    from dwsep_jax.compare import runs
+    from dwsep_jax.compare import training
 
-    runs.compare(command.config, command.workdir)
+    training.compare(command.config, command.workdir)
 
 
 def run_sweep(command: cli.Command) -> None:

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 class Field(NamedTuple):
     """What a field must be; `must_be` and `example` are for error messages.
 
-    A field with an `unset_type` may be None, and is of that type otherwise.
+    `read` returns the value of a text, or raises KeyError or ValueError. A field with
+    an `unset_type` may be None, and is of that type otherwise.
     """
 
     must_be: str
     example: str
     is_valid: Callable[[Any], bool]
+    read: Callable[[str], Any]
     unset_type: type | None = None
 
 
@@ -27,6 +29,7 @@ _LIMITS = {
     "le": ("at most", operator.le),
     "lt": ("below", operator.lt),
 }
+_FLAGS = {"true": True, "True": True, "false": False, "False": False}
 
 
 def _number(example: str, kind: type = float, **limits: float) -> Field:
@@ -42,7 +45,7 @@ def _number(example: str, kind: type = float, **limits: float) -> Field:
             and all(_LIMITS[name][1](value, limit) for name, limit in limits.items())
         )
 
-    return Field(f"{noun} {' and '.join(words)}", example, is_valid)
+    return Field(f"{noun} {' and '.join(words)}", example, is_valid, kind)
 
 
 def _integer(example: str, low: int, high: int) -> Field:
@@ -55,11 +58,14 @@ def _text(example: str) -> Field:
         "a name or path",
         example,
         lambda v: isinstance(v, str) and v.strip() not in ("", "None"),
+        str,
     )
 
 
 def _flag(example: str) -> Field:
-    return Field("true or false", example, lambda v: isinstance(v, bool))
+    return Field(
+        "true or false", example, lambda v: isinstance(v, bool), _FLAGS.__getitem__
+    )
 
 
 def _tuple(
@@ -74,21 +80,25 @@ def _tuple(
             return False
         return key is None or len(set(map(key, value))) == len(value)
 
-    return Field(f"a tuple of {items}", example, is_valid)
+    def read(text):
+        return tuple(map(item.read, text.split(",")))
+
+    return Field(f"a tuple of {items}", example, is_valid, read)
 
 
-def _optional(unset_type: type, field: Field) -> Field:
+def _optional(field: Field) -> Field:
     return Field(
         f"{field.must_be}, or left out",
         field.example,
         lambda v: v is None or field.is_valid(v),
-        unset_type,
+        field.read,
+        field.read,
     )
 
 
 _SEED = _integer("1", 0, 2**32 - 1)
 _NUM_SEEDS = _integer("5", 1, 1000)
-_MEMBERS_AT_ONCE = _optional(int, _integer("4", 1, 1000))
+_MEMBERS_AT_ONCE = _optional(_integer("4", 1, 1000))
 
 # One row per field of configs/default.py. Every run reads the fields at the top; only a
 # comparison reads those of `compare`, and only a sweep those of `sweep`. Names that a
@@ -96,7 +106,7 @@ _MEMBERS_AT_ONCE = _optional(int, _integer("4", 1, 1000))
 # there.
 FIELDS = {
     "dataset": _text("cifar10"),
-    "data_dir": _optional(str, _text("/data/tensorflow_datasets")),
+    "data_dir": _optional(_text("/data/tensorflow_datasets")),
     "validation_size": _number("5000", int, ge=1),
     "split_seed": _SEED,
     "flip": _flag("false"),
@@ -121,16 +131,17 @@ FIELDS = {
         "a finite number that is 0, or from 1/256 to 255/256",
         "0.1",
         lambda v: _number("", ge=0).is_valid(v) and (v == 0 or 1 <= 256 * v <= 255),
+        float,
     ),
     "norm_momentum": _number("0.9", ge=0, lt=1),
     "dtype": _text("float32"),
     "lowering": _text("auto"),
     "optimizer": _text("sgd"),
-    "learning_rate": _optional(float, _number("0.1", gt=0, le=1000)),
+    "learning_rate": _optional(_number("0.1", gt=0, le=1000)),
     "momentum": _number("0.9", ge=0, lt=1),
-    "weight_decay": _optional(float, _number("5e-4", ge=0)),
+    "weight_decay": _optional(_number("5e-4", ge=0)),
     "schedule": _text("cosine"),
-    "warmup_epochs": _optional(float, _number("5", ge=0)),
+    "warmup_epochs": _optional(_number("5", ge=0)),
     "plateau_factor": _number("0.2", gt=0, lt=1),
     "plateau_patience": _integer("5", 1, 10**6),
     "clip_norm": _number("1.0", ge=0),
@@ -140,9 +151,9 @@ FIELDS = {
     "early_stopping": _integer("10", 0, 10**6),
     "min_change": _number("0.001", ge=0, lt=1),
     "seed": _SEED,
-    "steps_per_dispatch": _optional(int, _integer("16", 1, 10**4)),
+    "steps_per_dispatch": _optional(_integer("16", 1, 10**4)),
     "eval_batch_size": _integer("512", 1, 10**5),
-    "platform": _optional(str, _text("gpu")),
+    "platform": _optional(_text("gpu")),
     "deterministic": _flag("true"),
     "tensorboard": _flag("true"),
     "progress": _flag("false"),
@@ -166,9 +177,9 @@ FIELDS = {
     ),
     "sweep.sampler": _text("tpe"),
     "sweep.pruner": _text("median"),
-    "sweep.num_trials": _optional(int, _integer("24", 1, 10**6)),
+    "sweep.num_trials": _optional(_integer("24", 1, 10**6)),
     "sweep.num_seeds": _NUM_SEEDS,
-    "sweep.storage": _optional(str, _text("postgresql://user@host/database")),
+    "sweep.storage": _optional(_text("postgresql://user@host/database")),
     "sweep.study": _text("sweep"),
     "sweep.members_at_once": _MEMBERS_AT_ONCE,
 }

@@ -120,3 +120,25 @@ def answer(
         f"{n} seeds; the 95 % intervals are {seeds} over seeds and {images} over test "
         f"images: {where}.",
     )
+
+
+def compare_networks(
+    accuracies: tuple[Sequence[float], Sequence[float]],
+    correct: tuple[np.ndarray, np.ndarray] | None,
+    margin: float,
+) -> dict[str, Any]:
+    """Return the difference in accuracy of two networks, and what it amounts to.
+
+    Args:
+      accuracies: of ours and of theirs, over the same seeds.
+      correct: of both, as `bootstrap_images` takes them; None if they are unknown, and
+        the seeds decide alone.
+      margin: as in `answer`.
+
+    Returns:
+      What `compare_pairs` returns, {bootstrap, answer, reason}.
+    """
+    seeds = compare_pairs(*accuracies)
+    images = bootstrap_images(*correct) if correct else None
+    decision = answer(seeds, images or seeds, margin)
+    return {**seeds, "bootstrap": images, **decision._asdict()}

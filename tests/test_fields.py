@@ -10,7 +10,7 @@ from dwsep_jax import console, data
 from dwsep_jax.fields import FIELDS
 from dwsep_jax.train import evaluation, loop, programs
 from dwsep_jax.train.metrics import Metrics
-from tests import tiny
+from tests import quick, tiny
 from tests.compare import comparing
 from tests.sweep import sweeping
 
@@ -228,13 +228,15 @@ IN_THE_COMPARISON = {
 
 @pytest.mark.parametrize("field", IN_THE_COMPARISON)
 def test_a_comparison_changes(monkeypatch, tmp_path, field):
-    comparing.stand_in(monkeypatch)
-    trained = comparing.train_quickly(monkeypatch)
+    quick.stand_in(monkeypatch)
+    trained = quick.Quick(monkeypatch)
 
     def compare(name, **changes):
         trained.runs.clear()
+        trained.groups.clear()
         comparison = comparing.run(tmp_path / name, **changes)
-        return comparison["margin"], trained.runs.copy()
+        runs = [(config.to_dict(), on_test) for _, config, on_test in trained.runs]
+        return comparison["margin"], runs, len(trained.groups)
 
     default = compare("default")
     change = {field.removeprefix("compare."): IN_THE_COMPARISON[field]}

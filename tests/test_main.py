@@ -20,7 +20,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py"
 WORK = (
     *("train.loop.train_and_evaluate", "evaluate.evaluate_workdir"),
-    *("efficiency.cost.measure_workdir", "compare.runs.compare", "sweep.search.sweep"),
+    *(
+        "efficiency.cost.measure_workdir",
+        "compare.training.compare",
+        "sweep.search.sweep",
+    ),
 )
 
 

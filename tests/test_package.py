@@ -110,9 +110,10 @@ def imported_modules(path):
 
 # Each may import those before it.
 ROOMS = [
-    *("errors", "lock", "places", "statistics", "console", "fields", "schema"),
-    *("environment", "config", "workdir", "nn", "data", "diagnose", "report"),
-    *("train", "evaluate", "efficiency", "compare", "sweep", "cli"),
+    *("errors", "lock", "places", "statistics", "console", "fields", "space"),
+    *("schema", "environment", "config", "workdir", "trials", "nn", "data"),
+    *("diagnose", "report", "train", "evaluate", "efficiency", "compare", "sweep"),
+    "cli",
 ]
 
 

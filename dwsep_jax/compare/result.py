@@ -11,15 +11,12 @@ from ml_collections import ConfigDict
 from dwsep_jax.compare.variants import BASELINE, MAIN, Variant
 from dwsep_jax.environment import describe_environment
 from dwsep_jax.errors import UserError
-from dwsep_jax.statistics import (
-    answer,
-    bootstrap_images,
-    compare_pairs,
-    summarize_sample,
-)
-from dwsep_jax.workdir import read_json, read_rows, score
+from dwsep_jax.statistics import compare_networks, summarize_sample
+from dwsep_jax.train.trainer import describe_result
+from dwsep_jax.workdir import read_json, read_rows
 
-_RECIPE = (
+# Fields of the training that all variants share.
+_SHARED = (
     *("optimizer", "learning_rate", "momentum", "weight_decay", "schedule"),
     *("warmup_epochs", "clip_norm", "ema_decay", "batch_size", "early_stopping"),
     *("dropout_rate", "label_smoothing", "flip", "shift", "cutout", "mixup"),
@@ -31,29 +28,29 @@ _METRICS = (
 
 # An entry of `rates` in comparison.json: what a multiple of the learning rate reaches
 # on validation. `val_accuracy` and `val_loss` are None if the run diverged.
-Trial = dict[str, Any]
+Rate = dict[str, Any]
 
 
-def choose_rate(name: str, trials: list[Trial]) -> Trial:
-    """Return the trial of the best validation accuracy; in a tie, the smallest loss.
+def choose_rate(name: str, rates: Sequence[Rate]) -> Rate:
+    """Return the rate of the best validation accuracy; in a tie, the smallest loss.
 
     Raises:
-      UserError: if all have diverged.
+      UserError: if the runs of a variant, its name, diverged at all of them.
     """
-    finite = [trial for trial in trials if trial["val_accuracy"] is not None]
+    finite = [rate for rate in rates if rate["val_accuracy"] is not None]
     if not finite:
-        rates = ", ".join(f"{trial['learning_rate']:.3g}" for trial in trials)
+        tried = ", ".join(f"{rate['learning_rate']:.3g}" for rate in rates)
         raise UserError(
-            f"{name} diverges at every rate, {rates}; choose a lower "
+            f"{name} diverges at every rate, {tried}; choose a lower "
             "--config.learning_rate, or --config.clip_norm=1, and another --workdir"
         )
-    return max(finite, key=lambda trial: (trial["val_accuracy"], -trial["val_loss"]))
+    return max(finite, key=lambda rate: (rate["val_accuracy"], -rate["val_loss"]))
 
 
 def build_comparison(
     config: ConfigDict,
     variants: Sequence[Variant],
-    trials: Mapping[str, Sequence[Trial]],
+    rates: Mapping[str, Sequence[Rate]],
     seeds: Sequence[int],
     workdir: pathlib.Path,
 ) -> dict[str, Any]:
@@ -64,12 +61,9 @@ def build_comparison(
         places = [f"{name}/seed{seed}" for seed in seeds]
         evaluations = [read_json(workdir / place, "evaluation") for place in places]
         runs = [
-            {
-                "seed": seed,
-                "workdir": place,
-                **_describe_run(workdir / place, evaluation),
-            }
-            for seed, place, evaluation in zip(seeds, places, evaluations, strict=True)
+            describe_result(workdir, place, seed)
+            | _describe_rest(evaluation, read_rows(workdir / place))
+            for place, seed, evaluation in zip(places, seeds, evaluations, strict=True)
         ]
         per_class[name] = _average_classes(evaluations)
         entries[name] = {
@@ -77,8 +71,8 @@ def build_comparison(
             "overrides": variant.overrides,
             **variant.size._asdict(),
             "conv": variant.config.conv,
-            "rates": trials[name],
-            "learning_rate": choose_rate(name, trials[name])["learning_rate"],
+            "rates": rates[name],
+            "learning_rate": choose_rate(name, rates[name])["learning_rate"],
             "efficiency": f"{places[0]}/efficiency.json",
             "runs": runs,
             "summary": {
@@ -99,7 +93,7 @@ def build_comparison(
         "main": MAIN,
         "seeds": list(seeds),
         "num_epochs": config.num_epochs,
-        "recipe": {name: config[name] for name in _RECIPE},
+        "recipe": {name: config[name] for name in _SHARED},
         "variants": entries,
         "paired": paired,
         "per_class": per_class,
@@ -109,17 +103,13 @@ def build_comparison(
     }
 
 
-def _describe_run(directory, evaluation):
-    """Return what an entry of `runs` says about a run's result."""
-    rows, epoch = read_rows(directory), evaluation["epoch"]
-    rates = [row["images_per_second"] for row in rows]
+def _describe_rest(evaluation, rows):
+    """Return what `runs` says besides `describe_result`."""
     return {
-        **{key: evaluation[key] for key in ("epoch", "accuracy", "loss")},
-        **{key: evaluation[key]["macro"] for key in ("precision", "recall", "f1")},
+        **{key: evaluation[key]["macro"] for key in ("precision", "recall")},
         "ece": evaluation["calibration"]["ece"],
-        "val_accuracy": score(rows[epoch - 1]),
         "train_seconds": rows[-1]["elapsed_seconds"],
-        "images_per_second": statistics.median(rates),
+        "images_per_second": statistics.median(r["images_per_second"] for r in rows),
     }
 
 
@@ -151,13 +141,18 @@ def compare_with_baseline(
         accuracies[name] = [run["accuracy"] for run in entry["runs"]]
         directories = [workdir / run["workdir"] for run in entry["runs"]]
         correct[name] = np.stack([_read_correct(path) for path in directories])
-    paired = {}
-    for name in (name for name in entries if name != BASELINE):
-        seeds = compare_pairs(accuracies[name], accuracies[BASELINE])
-        images = bootstrap_images(correct[name], correct[BASELINE])
-        decision = answer(seeds, images, margin)._asdict()
-        paired[name] = {"against": BASELINE, **seeds, "bootstrap": images, **decision}
-    return paired
+    return {
+        name: {
+            "against": BASELINE,
+            **compare_networks(
+                (accuracies[name], accuracies[BASELINE]),
+                (correct[name], correct[BASELINE]),
+                margin,
+            ),
+        }
+        for name in entries
+        if name != BASELINE
+    }
 
 
 def _read_correct(directory):

@@ -6,15 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dwsep_jax.errors import UserError
+from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.fields import SWEEP
-from dwsep_jax.report.trials import (
-    Axis,
-    Trial,
-    read_axes,
-    read_trials,
-)
 from dwsep_jax.schema import damaged
+from dwsep_jax.space import Axis, parse_space
+from dwsep_jax.trials import Trial, read_trials
 from dwsep_jax.workdir import read_json, read_rows
 
 
@@ -184,7 +180,6 @@ def _read_curves_and_diagnoses(directory, runs):
 
 def _read_sweep(directory):
     config, best = read_json(directory, "config"), read_json(directory, "best")
-    trials = read_trials(directory / "trials.csv")
     if best is None and config is None:
         raise UserError(
             f"{directory}: without best.json and config.json, the space that "
@@ -193,9 +188,10 @@ def _read_sweep(directory):
     source = directory / ("best.json" if best else "config.json")
     space = best["space"] if best else config["resolved"].sweep.space
     try:
-        axes = read_axes(space)
-    except ValueError as error:
-        raise damaged(source, f"space: {error}") from error
+        axes = parse_space(space)
+    except ConfigError as error:
+        raise damaged(source, str(error)) from error
+    trials = read_trials(directory / "trials.csv", axes)
     _check_belonging(directory, best, axes, trials)
     runs = {final["number"]: final["runs"] for final in (best or {}).get("finals", [])}
     correct = {
@@ -210,9 +206,6 @@ def _read_sweep(directory):
 def _check_belonging(directory, best, axes, trials):
     """Raise `UserError` unless the files belong to one sweep."""
     path, numbers = directory / "trials.csv", {trial.number for trial in trials}
-    columns = trials[0].settings if trials else {axis.name: "" for axis in axes}
-    if missing := [axis.name for axis in axes if axis.name not in columns]:
-        raise damaged(path, f"it lacks the column {missing[0]} of the space")
     if best is None:
         return
     finals = [final["number"] for final in best["finals"]]

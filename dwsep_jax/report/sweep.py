@@ -1,9 +1,8 @@
 """The report of a sweep, from its files."""
 
+import math
 from collections import Counter
-
-import jinja2
-import numpy as np
+from typing import Any
 
 from dwsep_jax.fields import SWEEP
 from dwsep_jax.report import sweep_charts
@@ -30,13 +29,17 @@ from dwsep_jax.report.page import (
     Section,
     Table,
     Text,
+    write,
 )
 from dwsep_jax.report.run import build_command, describe_environment
-from dwsep_jax.report.trials import Axis, compare_finals, read_number
-from dwsep_jax.statistics import MIN_SEEDS
+from dwsep_jax.space import Axis
+from dwsep_jax.statistics import MIN_SEEDS, compare_networks
+from dwsep_jax.trials import ENDED, Trial, latest
 
 # With fewer complete trials there is nothing to conclude, however small the space.
 _MIN_COMPLETE = 4
+# A setting this close to an end of its range, as a share of it, is at the edge.
+_EDGE = 0.03
 _RELATIONS = {"better": "behind", "worse": "ahead", "undecided": "undecided"}
 _PAPERS = {
     "tpe": "https://papers.nips.cc/paper/4443-algorithms-for-hyper-parameter-optimization",
@@ -48,82 +51,30 @@ _PAPERS = {
 
 def describe_sweep(sweep: Sweep) -> Section:
     """Return what the files of a sweep, finished or not, have to show."""
-    name, best = sweep.directory.resolve().name, sweep.best
-    duels = compare_finals(best["finals"], sweep.correct) if best else {}
-    facts = _find_facts(sweep, duels)
+    name, best, winner = sweep.directory.resolve().name, sweep.best, _find_winner(sweep)
     if best:
-        dataset, title = (
-            best["dataset"],
-            f"Which settings are best on {best['dataset']}?",
-        )
-        headline, reached = _answer(sweep, duels, facts), best["finals"][0]["summary"]
+        dataset, reached = best["dataset"], best["finals"][0]["summary"]
+        title = f"Which settings are best on {dataset}?"
+        duels = compare_finals(sweep)
+        headline = _answer(sweep, winner, duels)
         parts = [
-            Part("The winner", _show_winner(sweep)),
-            Part("Finals", _show_finals(sweep, duels)),
+            Part("The winner", _show_winner(sweep, winner)),
+            Part("Finals", [_show_finals(sweep, duels)]),
         ]
     else:
-        dataset, reached = sweep.config["resolved"]["dataset"], {}
-        title, parts = f"Sweep {name} on {dataset}, in progress", []
-        headline = _answer_so_far(sweep, facts)
-    parts += [*_show_search(sweep), Part("All trials", [_tabulate_trials(sweep)])]
-    limits = _write("sweep.jinja", **facts)
-    parts.append(Part("What decided, and its limits", [Bullets(limits)]))
-    parts.append(Part("How to reproduce it", _show_command(sweep)))
+        dataset, reached = sweep.config["resolved"].dataset, {}
+        title, parts, duels = f"Sweep {name} on {dataset}, in progress", [], {}
+        headline = _answer_so_far(sweep, winner)
+    limits = write("sweep.jinja", "limits", _find_facts(sweep, winner, duels))
+    parts += [
+        *_show_search(sweep, winner),
+        Part("All trials", [_tabulate_trials(sweep)]),
+        Part("What decided, and its limits", [Bullets(limits)]),
+        Part("How to reproduce it", _show_command(sweep)),
+    ]
     accuracy = mean_and_interval(reached.get("accuracy"))
     summary = [name, dataset, "sweep", accuracy, headline.verdict]
     return Section(title, [headline], parts, summary)
-
-
-def _find_facts(sweep, duels):
-    """Return what the limits are decided by, as their template takes it."""
-    # Of a lost trial, the last that repeats it.
-    attempts = {t.number if t.retry_of is None else t.retry_of: t for t in sweep.trials}
-    counts = Counter(trial.state for trial in attempts.values())
-    failed = [t.note or "unknown" for t in attempts.values() if t.state == "failed"]
-    failures = [f"{note} ({n})" for note, n in Counter(failed).most_common(3)]
-    winner, best = _find_winner(sweep), sweep.best
-    edges = [(a, winner and a.find_edge(winner)) for a in sweep.axes]
-    facts = {
-        "states": listing([f"{n} {s}" for s, n in counts.most_common()]) or "no trials",
-        "num_ended": sum(counts[state] for state in ("complete", "pruned", "failed")),
-        "num_complete": counts["complete"],
-        "num_pruned": counts["pruned"],
-        "num_axes": len(sweep.axes),
-        "is_enough": counts["complete"] >= max(_MIN_COMPLETE, len(sweep.axes)),
-        "failures": ", ".join(failures),
-        "retries": sum(trial.retry_of is not None for trial in sweep.trials),
-        "edges": [(axis, side) for axis, side in edges if side],
-        "answers": [duel.answer for duel in duels.values()],
-        "is_without_images": any(d.over_images is None for d in duels.values()),
-    }
-    if not best:
-        return facts
-    again = best["finals"][0]["summary"].get("val_accuracy") or {}
-    verdicts = Counter(d["verdict"] for d in sweep.diagnoses[best["number"]])
-    fields = [a.field for a in sweep.axes if a.field in ("optimizer", "activation")]
-    tried = {f: Counter(t.settings[f] for t in sweep.trials) for f in fields}
-    numbers = [
-        f"{field}: {', '.join(f'{value} {n}' for value, n in found.most_common())}"
-        for field, found in tried.items()
-    ]
-    return facts | {
-        "later": max(0, counts.total() - sum(best["num_trials"].values())),
-        "found": best["validation"]["accuracy"],
-        "retrained": again.get("mean"),
-        "tried": "; ".join(numbers),
-        "fit": listing(
-            [f"{v.replace('_', ' ')} in {n}" for v, n in verdicts.most_common()]
-        ),
-    }
-
-
-def _write(template, **values):
-    """Return the lines of a template that are not empty."""
-    loader = jinja2.PackageLoader("dwsep_jax.report", "templates")
-    environment = jinja2.Environment(loader=loader)
-    environment.filters |= {"percent": percent, "points": points}
-    lines = environment.get_template(template).render(**values).splitlines()
-    return [line for line in lines if line]
 
 
 def _find_winner(sweep):
@@ -134,19 +85,99 @@ def _find_winner(sweep):
     return max(found, key=lambda trial: trial.value, default=None)
 
 
+def compare_finals(sweep: Sweep) -> dict[int, dict[str, Any]]:
+    """Return the winner against each other final that shares seeds with it.
+
+    By the number of the other's trial, as `compare_networks` returns it.
+    """
+    (winner, ours), *others = [
+        (final["number"], {run["seed"]: run["accuracy"] for run in final["runs"]})
+        for final in sweep.best["finals"]
+    ]
+    right, duels = sweep.correct[winner], {}
+    for number, theirs in others:
+        other, correct = sweep.correct[number], None
+        is_known = right is not None and other is not None
+        if is_known and list(ours) == list(theirs) and right.shape == other.shape:
+            correct = right, other
+        if seeds := [seed for seed in ours if seed in theirs]:
+            accuracies = [ours[s] for s in seeds], [theirs[s] for s in seeds]
+            duels[number] = compare_networks(accuracies, correct, margin=0.0)
+    return duels
+
+
+def _find_facts(sweep, winner, duels):
+    """Return what the prose of the limits is written from."""
+    best, attempts = sweep.best, latest(sweep.trials)
+    counts = Counter(trial.state for trial in attempts)
+    notes = Counter(t.note or "unknown" for t in attempts if t.state == "failed")
+    fields = [a.field for a in sweep.axes if a.field in ("optimizer", "activation")]
+    tried = {f: Counter(t.settings[f] for t in sweep.trials) for f in fields}
+    fits = sweep.diagnoses[best["number"]] if best else []
+    verdicts = Counter(fit["verdict"].replace("_", " ") for fit in fits)
+    edges = [(axis, find_edge(axis, winner)) for axis in sweep.axes if winner]
+    return {
+        "best": best,
+        "counts": counts,
+        "states": listing([f"{n} {s}" for s, n in counts.most_common()]),
+        "failures": ", ".join(f"{note} ({n})" for note, n in notes.most_common(3)),
+        "num_repeated": len(sweep.trials) - len(attempts),
+        "num_axes": len(sweep.axes),
+        "is_enough": _is_enough(sweep),
+        "edges": [(a.field, _describe_axis(a), side) for a, side in edges if side],
+        "duels": duels.values(),
+        "answers": [duel["answer"] for duel in duels.values()],
+        "tried": [
+            f"{field}: {', '.join(f'{v} {n}' for v, n in found.most_common())}"
+            for field, found in tried.items()
+        ],
+        "fits": listing([f"{v} in {n}" for v, n in verdicts.most_common()]),
+    }
+
+
+def _is_enough(sweep):
+    num_complete = sum(trial.state == "complete" for trial in sweep.trials)
+    return num_complete >= max(_MIN_COMPLETE, len(sweep.axes))
+
+
+def find_edge(axis: Axis, trial: Trial) -> str | None:
+    """Return `below` or `above` where a trial is at an end of the axis, else None.
+
+    Only numbers have ends. There is nothing below 0, and of two choices each is an end.
+    """
+    value, ends = trial.settings[axis.name], axis.extremes
+    is_ordered = all(type(end) in (int, float) for end in ends)
+    if not is_ordered or (axis.choices and len(ends) < 3):
+        return None
+    scale = math.log if axis.log else float
+    low, high = scale(min(ends)), scale(max(ends))
+    place = (scale(value) - low) / (high - low)
+    if place >= 1 - _EDGE:
+        return "above"
+    return "below" if place <= _EDGE and min(ends) > 0 else None
+
+
+def _describe_axis(axis):
+    """Return the values that were searched."""
+    text = ", ".join(map(str, axis.choices or ()))
+    if axis.choices is None:
+        text = f"{_shorten(axis.low)} to {_shorten(axis.high)}"
+    text += ", log" if axis.log else ""
+    return text + (f", {TIMES} default" if axis.is_factor else "")
+
+
 def _shorten(setting):
-    """Return a setting with three significant digits unless it is a whole number."""
-    value = read_number(setting)
-    is_whole = value is None or setting.lstrip("-").isdigit()
-    return setting if is_whole else f"{value:.3g}"
+    """Return a setting, a float with three significant digits."""
+    if setting is None:
+        return DASH
+    return f"{setting:.3g}" if isinstance(setting, float) else str(setting)
 
 
 def _describe_setting(axis, trial):
     text = _shorten(trial.settings[axis.name])
-    if not axis.is_factor:
+    if not axis.is_factor or text == DASH:
         return text
-    rate = _shorten(trial.settings.get(axis.field, ""))
-    return f"{rate} ({text} {TIMES} default)"
+    return f"{_shorten(trial.settings[axis.field])} ({text} {TIMES} default)"
 
 
 def _describe_settings(sweep, trial):
@@ -159,46 +190,48 @@ def _name(trial):
     return " with ".join(filter(None, found)) or "trial"
 
 
-def _answer(sweep, duels, facts):
+def _answer(sweep, winner, duels):
     """Return which settings are best, and how sure that is."""
-    best, winner = sweep.best, _find_winner(sweep)
-    named = {answer: [] for answer in _RELATIONS}
-    for final in best["finals"]:
-        if duel := duels.get(final["number"]):
-            values = [reason.partition("=")[2] for reason in final["reasons"]]
-            named[duel.answer] += values
-    name, seeds = _name(winner), len(best["finals"][0]["runs"])
-    ahead, level = listing(named["worse"]), listing(named["undecided"])
-    verdicts = [
-        (not facts["is_enough"], ", but too few trials are complete", "open"),
-        (seeds < MIN_SEEDS, ", not yet confirmed over seeds", "open"),
-        (ahead, f" on validation, but behind {ahead} on test", "bad"),
-        (level, f", not clearly ahead of {level}", "open"),
-        (duels, ", clearly", "good"),
-        (True, "", "good"),
-    ]
-    words, tone = next((words, tone) for holds, words, tone in verdicts if holds)
-    verdict = name + words
-    reached = best["validation"]
-    tested = mean_and_interval(best["finals"][0]["summary"]["accuracy"])
+    best, finals = sweep.best, sweep.best["finals"]
+    seeds, reached = len(finals[0]["runs"]), best["validation"]
+    verdict, tone = _decide(sweep, seeds, duels)
     text = (
         f"Trial {winner.number} reached the highest validation accuracy of "
         f"{sum(best['num_trials'].values())} trials, at epoch {reached['epoch']}. It "
         "was retrained with new seeds and evaluated once on the test set."
     )
     over = f"{seeds} seeds, 95 % interval" if seeds > 1 else "1 seed"
+    tested = mean_and_interval(finals[0]["summary"]["accuracy"])
     figures = [
         (percent(reached["accuracy"]), "validation accuracy in the search"),
         (tested, f"test accuracy over {over}"),
     ]
-    return Headline(verdict, tone, text, tuple(figures))
+    return Headline(_name(winner) + verdict, tone, text, tuple(figures))
 
 
-def _answer_so_far(sweep, facts):
-    wanted = sweep.config["resolved"]["sweep"].get("num_trials")
-    total = f" of {wanted}" if wanted else ""
-    text = f"{facts['num_ended']}{total} trials have ended."
-    if winner := _find_winner(sweep):
+def _decide(sweep, num_seeds, duels):
+    """Return what to say of the winner, and the tone."""
+    named = {answer: [] for answer in _RELATIONS}
+    for final in sweep.best["finals"]:
+        if duel := duels.get(final["number"]):
+            values = [reason.partition("=")[2] for reason in final["reasons"]]
+            named[duel["answer"]] += values
+    if not _is_enough(sweep):
+        return ", but too few trials are complete", "open"
+    if num_seeds < MIN_SEEDS:
+        return ", not yet confirmed over seeds", "open"
+    if named["worse"]:
+        return f" on validation, but behind {listing(named['worse'])} on test", "bad"
+    if named["undecided"]:
+        return f", not clearly ahead of {listing(named['undecided'])}", "open"
+    return ", clearly" if duels else "", "good"
+
+
+def _answer_so_far(sweep, winner):
+    wanted = sweep.config["resolved"].sweep.num_trials
+    num_ended = sum(trial.state in ENDED for trial in latest(sweep.trials))
+    text = f"{num_ended}{f' of {wanted}' if wanted else ''} trials have ended."
+    if winner:
         text += (
             f" The best so far is trial {winner.number}, with {percent(winner.value)} "
             f"on validation: {_describe_settings(sweep, winner)}."
@@ -208,38 +241,36 @@ def _answer_so_far(sweep, facts):
     return Headline("In progress", "open", f"{text} Run the same command to continue.")
 
 
-def _show_winner(sweep):
-    winner, rows = _find_winner(sweep), []
-    for axis in sweep.axes:
-        ends = f"{axis.low:g} to {axis.high:g}{', log' if axis.log else ''}"
-        unit = f", {TIMES} default" if axis.is_factor else ""
-        searched = ", ".join(axis.choices) or ends
-        rows.append([axis.field, _describe_setting(axis, winner), searched + unit])
-    table = Table("Settings", ["field", "value", "searched"], rows)
-    return [table, Code(sweep.best["command"])]
+def _show_winner(sweep, winner):
+    shares = sweep.best["importance"] or {}
+    rows = [
+        [axis.field, _describe_setting(axis, winner), _describe_axis(axis)]
+        + [share(shares.get(axis.name))]
+        for axis in sweep.axes
+    ]
+    note = (
+        "Importance is the share of the variance of the accuracy that a setting "
+        "explains, by fANOVA over the complete trials: where it is high, a bad value "
+        "does harm, which does not mean that the best value is known."
+    )
+    columns = ["field", "value", "searched", "importance"]
+    return [Table("Settings", columns, rows, note=note), Code(sweep.best["command"])]
 
 
 def _show_finals(sweep, duels):
-    trials = {trial.number: trial for trial in sweep.trials}
-    rows, means, seeds = [], [], []
+    trials, rows = {trial.number: trial for trial in sweep.trials}, []
     for final in sweep.best["finals"]:
         number, summary = final["number"], final["summary"]
-        name, accuracy = f"{_name(trials[number])} ({number})", summary["accuracy"]
-        ends, lost = accuracy.get("ci95"), len(final.get("diverged") or [])
-        row = [name, mean_and_interval(summary.get("val_accuracy"))]
+        accuracy, lost = summary["accuracy"], len(final.get("diverged") or [])
+        row = [f"{_name(trials[number])} ({number})"]
+        row += [mean_and_interval(summary.get("val_accuracy"))]
         row += [mean_and_interval(accuracy)]
         row += [f"{accuracy['n']}" + (f" ({lost} diverged)" if lost else "")]
         if duel := duels.get(number):
-            row += [points(duel.over_seeds["mean"]), interval(duel.over_seeds["ci95"])]
-            row += [interval(duel.over_images), _RELATIONS[duel.answer]]
+            row += [points(duel["mean"]), interval(duel["ci95"])]
+            row += [interval((duel["bootstrap"] or {}).get("ci95"))]
+            row += [_RELATIONS[duel["answer"]]]
         rows.append(row if duel else [*row, DASH, DASH, DASH, DASH])
-        low, high = [100 * end for end in ends] if ends else (None, None)
-        mean = {"name": name, "mean": 100 * accuracy["mean"], "low": low, "high": high}
-        mean["interval"] = interval(ends, percent)
-        means.append(mean | {"is_winner": not means})
-        for run in final["runs"]:
-            seed = {"seed": run["seed"], "accuracy": 100 * run["accuracy"]}
-            seeds.append(seed | {"name": name})
     columns = ["trial", "validation accuracy", "test accuracy", "seeds"]
     columns += ["winner's lead", "95 % over seeds", "95 % over images", "it is"]
     note = (
@@ -248,93 +279,55 @@ def _show_finals(sweep, duels):
         "Leads are in points of test accuracy, paired by seed; a trial is behind or "
         "ahead only where both intervals exclude 0."
     )
-    title = "Test accuracy of the finals: mean, 95 % interval and each seed"
-    chart = Chart("finals", title, sweep_charts.finals(means, seeds))
-    return [
-        chart,
-        Table("The winner against the other finals", columns, rows, note=note),
-    ]
+    return Table("The winner against the other finals", columns, rows, note=note)
 
 
-def _show_search(sweep):
+def _show_search(sweep, winner):
     """Return the parts that draw all trials with a validation accuracy."""
     found = [t for t in sweep.trials if t.value is not None and t.state != "failed"]
     if not found:
         return [Part("Search", [Text("No trial has a validation accuracy yet.")])]
-    complete = [trial.value for trial in found if trial.state == "complete"]
-    values = 100 * np.array(complete or [trial.value for trial in found])
-    # A few hopeless trials would flatten all the others.
-    top, reach = values.max(), 3 * max(values.max() - np.median(values), 0.5)
-    scope = Axis("accuracy", "validation, accuracy (%)", "")
-    scope = scope._replace(low=max(values.min(), top - reach) - 1e-3, high=top)
-    trials = [
+    rows = [
         {"number": t.number, "state": t.state, "accuracy": 100 * t.value}
-        | {"settings": _describe_settings(sweep, t)}
-        | {"is_winner": t is _find_winner(sweep)}
-        | {axis.name: axis.read(t) for axis in sweep.axes}
+        | {"settings": _describe_settings(sweep, t), "is_winner": t is winner}
+        | t.settings
         for t in found
     ]
-    slices = [
-        Chart(f"slice_{axis.name}", f"Validation accuracy by {axis.label}", spec)
-        for axis in sweep.axes
-        for spec in [sweep_charts.by_setting(trials, axis, scope)]
-    ]
+    scope = sweep_charts.find_scope(rows)
+    slices = []
+    for axis in sweep.axes:
+        label = axis.field + (f", {TIMES} default" if axis.is_factor else "")
+        spec = sweep_charts.by_setting(rows, axis, label, scope)
+        title = f"Validation accuracy by {label}"
+        slices.append(Chart(f"slice_{axis.name}", title, spec))
     title = "Validation accuracy of each trial, and the best so far"
-    history = Chart("history", title, sweep_charts.history(trials, scope))
-    title = "Each trial as a line through its settings to its validation accuracy"
-    spec = sweep_charts.parallel(trials, [*sweep.axes, scope])
-    parallel = Chart("parallel", title, spec)
+    history = Chart("history", title, sweep_charts.history(rows, scope))
     marks = (
         "A ring marks the winner. A pruned trial is drawn at the last accuracy that it "
-        f"had, and one below {scope.low:.2f} % at the lower end of the axis."
-    )
-    lines = (
-        "Orange is the winner; dotted lines are not complete. A setting matters where "
-        "the darkest lines, the best quarter, come together."
+        f"had, and one below {scope[0]:.2f} % at the lower end of the axis."
     )
     return [
-        Part("Search", [history, Text(marks)]),
-        Part("Importance of each setting", _show_importance(sweep, len(complete))),
-        Part("Accuracy by setting", [Grid(slices)]),
-        Part("All settings together", [parallel, Text(lines)]),
+        Part("Accuracy by setting", [Grid(slices), Text(marks)]),
+        Part("Search", [history]),
     ]
-
-
-def _show_importance(sweep, num_complete):
-    shares = sweep.best and sweep.best["importance"]
-    if not shares:
-        return [Text("Known once the search has ended with 4 trials that differ.")]
-    rows = [
-        {"name": a.label, "share": 100 * shares[a.name], "text": share(shares[a.name])}
-        for a in sorted(sweep.axes, key=lambda axis: -shares[axis.name])
-    ]
-    title = "Share of the variance of the accuracy that each setting explains (fANOVA)"
-    words = (
-        f"Estimated from {num_complete} complete trials over the whole space: a high "
-        "share means that a bad value does harm, not that the best value is known."
-    )
-    chart = Chart("importance", title, sweep_charts.importance(rows))
-    return [chart, Text(words)]
 
 
 def _tabulate_trials(sweep):
-    labels = {axis.name: axis.label for axis in sweep.axes}
-    settings = list(sweep.trials[0].settings) if sweep.trials else []
     rows = [
         [str(t.number), t.state, percent(t.value), amount(t.epochs)]
-        + [_shorten(t.settings[name]) or DASH for name in settings]
+        + [_describe_setting(axis, t) for axis in sweep.axes]
         + [amount(t.seconds), amount(t.retry_of), t.note or ""]
         for t in sweep.trials
     ]
     columns = ["trial", "state", "validation accuracy", "epochs"]
-    columns += [labels.get(name, name) for name in settings]
+    columns += [axis.field for axis in sweep.axes]
     return Table("trials.csv", [*columns, "seconds", "retry of", "note"], rows)
 
 
 def _show_command(sweep):
     blocks, used = [], sweep.best or sweep.config["resolved"]["sweep"]
     if sweep.config:
-        on_digits = sweep.config["resolved"]["dataset"] == "digits"
+        on_digits = sweep.config["resolved"].dataset == "digits"
         file = f"configs/sweep.py{':digits' if on_digits else ''}"
         blocks.append(Code(build_command(sweep.config["requested"], SWEEP, file)))
     words = (

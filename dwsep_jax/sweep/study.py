@@ -25,7 +25,7 @@ from dwsep_jax.config import identity
 from dwsep_jax.errors import ConfigError, UserError, choose
 from dwsep_jax.fields import SWEEP
 from dwsep_jax.lock import locked
-from dwsep_jax.sweep.space import Axis
+from dwsep_jax.space import Axis
 
 Retry = storages.RetryHeartbeatStaleTrialCallback
 HEARTBEAT_SECONDS = 10

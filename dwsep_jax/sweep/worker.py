@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from dwsep_jax import console
 from dwsep_jax.errors import UserError
@@ -26,9 +26,7 @@ _ENDED = (ValueError, AssertionError, optuna.exceptions.UpdateFinishedTrialError
 RunTrial = Callable[[optuna.Trial, pathlib.Path], float | None]
 
 
-def work(
-    sweep: Sweep, run_trial: RunTrial, after_trial: Callable[[FrozenTrial], None]
-) -> None:
+def work(sweep: Sweep, run_trial: RunTrial, after_trial: Callable[[int], None]) -> None:
     """Run trials until none waits or runs, here or in any other worker.
 
     Args:
@@ -36,7 +34,7 @@ def work(
       run_trial: trains a trial in its directory, which no other process uses; returns
         its value, or None where it failed. What it raises, but for
         `optuna.TrialPruned`, stops the worker, and the trial is queued again.
-      after_trial: called with each trial that ended here.
+      after_trial: called with the number of each trial that ended here.
     """
     watched: list[int] = []
     while True:
@@ -90,7 +88,7 @@ def _run_next(sweep, run_trial, after_trial, release):
             _retry(sweep, taken[0].number)
             raise errors[0]
     if study.is_queued(taken[0]):
-        after_trial(sweep.study.get_trials(deepcopy=False)[taken[0].number])
+        after_trial(taken[0].number)
 
 
 def _claim_directory(sweep, trial, claim):

@@ -136,7 +136,11 @@ def test_the_button_changes_the_theme_for_good(browser, page):
     ("name", "title", "words"),
     [
         ("page", "Validation loss", ["epoch", "standard", "separable_macs"]),
-        ("sweep_page", "Each trial as a line", ["trial", "state", "dropout_rate"]),
+        (
+            "sweep_page",
+            "Validation accuracy of each",
+            ["trial", "state", "dropout_rate"],
+        ),
     ],
 )
 def test_hovering_shows_the_values(browser, request, name, title, words):

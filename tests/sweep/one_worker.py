@@ -8,8 +8,8 @@ import sys
 import time
 
 from configs import default
+from dwsep_jax.space import parse_space
 from dwsep_jax.sweep import study, worker
-from dwsep_jax.sweep.space import parse_space
 
 NUM_TRIALS = 6
 
@@ -19,7 +19,9 @@ def open_study(storage, workdir):
     config.sweep.update(space=("mixup=0..1",), sampler="random")
     config.sweep.storage = None if storage == "study.db" else storage
     workdir.mkdir(exist_ok=True)
-    return study.open_study(config, parse_space(config), workdir, NUM_TRIALS)
+    return study.open_study(
+        config, parse_space(config.sweep.space), workdir, NUM_TRIALS
+    )
 
 
 def main(storage, workdir, name, seconds):

@@ -1,7 +1,9 @@
 """Sweeps that train nothing: their order, files and finals, and how they resume."""
 
 import contextlib
+import shutil
 import time
+from statistics import mean
 
 import optuna
 import pytest
@@ -9,12 +11,13 @@ from optuna.distributions import CategoricalDistribution
 
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.lock import locked
+from dwsep_jax.space import parse_space
 from dwsep_jax.sweep import study, worker
-from dwsep_jax.sweep.results import choose_best
-from dwsep_jax.sweep.space import parse_space
+from dwsep_jax.sweep.finals import choose_finals
 from dwsep_jax.workdir import load_config
+from tests.quick import diverge, read
 from tests.sweep import sweeping
-from tests.sweep.sweeping import by_optimizer, diverge, make_config, read_trials, run
+from tests.sweep.sweeping import SPACE, by_optimizer, read_trials, run
 
 
 @pytest.fixture(autouse=True)
@@ -75,11 +78,11 @@ def test_only_the_best_are_evaluated_on_test_with_new_seeds(whole):
         assert final["directory"] == directory
         assert (final["number"], final["diverged"]) == (int(row["number"]), [])
         for seed, one in zip((1, 2), final["runs"], strict=True):
-            accuracy = 1 - seed / 10
+            evaluation = read(workdir / directory / f"seed{seed}" / "evaluation.json")
             assert one == {
                 **{"seed": seed, "workdir": f"{directory}/seed{seed}", "epoch": 2},
-                **{"accuracy": accuracy, "loss": 0.1, "f1": accuracy - 0.1},
-                "val_accuracy": 0.8,
+                **{"accuracy": evaluation["accuracy"], "loss": 0.5},
+                **{"f1": evaluation["f1"]["macro"], "val_accuracy": 0.9},
             }
             trained = load_config(workdir / one["workdir"])
             assert (trained.seed, trained.optimizer) == (seed, row["optimizer"])
@@ -88,13 +91,21 @@ def test_only_the_best_are_evaluated_on_test_with_new_seeds(whole):
             name: trained[name]
             for name in ("optimizer", "learning_rate", "dropout_rate")
         }
-        assert final["summary"]["accuracy"]["mean"] == pytest.approx(0.85)
+        accuracies = [one["accuracy"] for one in final["runs"]]
+        assert final["summary"]["accuracy"]["mean"] == pytest.approx(mean(accuracies))
         assert final["summary"]["val_accuracy"]["n"] == 2
-    # The seeds of one trial may share a program.
-    names = [final["directory"].rpartition("/")[2] for final in best["finals"]]
-    assert quick.ahead == [[(name, 1), (name, 2)] for name in names]
-    assert quick.finals == [run_ for ahead in quick.ahead for run_ in ahead]
+    # Only these, in this order.
+    places = [one["workdir"] for final in best["finals"] for one in final["runs"]]
+    assert [(directory, on_test) for directory, _, on_test in quick.finals.runs] == [
+        (workdir / place, True) for place in places
+    ]
     assert quick.reports == [[workdir]]
+
+
+def test_the_seeds_of_a_final_may_share_a_program(tmp_path, quick):
+    run(tmp_path, num_trials=1, num_seeds=3, members_at_once=2)
+    (together,) = quick.finals.groups
+    assert [directory.name for directory in together] == ["seed1", "seed2"]
 
 
 def test_best_json_says_what_was_searched(whole):
@@ -105,7 +116,7 @@ def test_best_json_says_what_was_searched(whole):
         *("finals", "environment"),
     }
     assert best["num_trials"] == {"complete": 6, "pruned": 0, "failed": 0}
-    assert best["space"] == list(sweeping.SPACE)
+    assert best["space"] == list(SPACE)
     assert best["axes"][1] == {
         **{"name": "learning_rate_factor", "field": "learning_rate"},
         **{"kind": "float", "log": True, "low": 0.1, "high": 10.0, "choices": None},
@@ -123,7 +134,7 @@ def test_best_json_says_what_was_searched(whole):
 
 
 def test_a_person_sees_the_plan_the_trials_and_the_result(tmp_path, capsys):
-    space = (*sweeping.SPACE, "num_epochs=2|3")
+    space = (*SPACE, "num_epochs=2|3")
     best = run(tmp_path, num_trials=3, space=space)
     said = capsys.readouterr().out
     assert (
@@ -136,7 +147,8 @@ def test_a_person_sees_the_plan_the_trials_and_the_result(tmp_path, capsys):
     assert f" learning_rate={float(row['learning_rate']):.3g}: " in line
     assert f"validation accuracy {float(row['value']):.2%}" in line
     assert line.endswith(" left")
-    assert "its test accuracy over 2 seeds: 85" in said
+    accuracy = 100 * best["finals"][0]["summary"]["accuracy"]["mean"]
+    assert f"its test accuracy over 2 seeds: {accuracy:.2f}" in said
     assert best["command"] in said
 
 
@@ -145,8 +157,7 @@ def test_a_finished_sweep_is_left_alone_and_can_be_extended(tmp_path, quick):
     quick.trials.clear()
     assert run(tmp_path, num_trials=1) == first
     assert quick.trials == []
-    extended = run(tmp_path, num_trials=3, num_seeds=3, members_at_once=2)
-    assert quick.members_at_once == 2
+    extended = run(tmp_path, num_trials=3, num_seeds=3)
     assert [number for number, _ in quick.trials] == [1, 2]
     assert [one["seed"] for one in extended["finals"][0]["runs"]] == [1, 2, 3]
 
@@ -252,28 +263,29 @@ def test_without_a_complete_trial_there_is_no_best(tmp_path, quick):
 
 
 def test_a_seed_that_diverges_is_left_out(tmp_path, quick, capsys):
-    quick.final_score = lambda c: diverge(c) if c.seed == 2 else 0.9
+    quick.finals.score = lambda c: diverge(c) if c.seed == 2 else [0.9, 0.9]
     best = run(tmp_path, num_trials=1, num_seeds=3)
     final = best["finals"][0]
     assert [one["seed"] for one in final["runs"]] == [1, 3]
     assert (final["diverged"], final["summary"]["accuracy"]["n"]) == ([2], 2)
     assert " seed 2: val_loss is nan  " in capsys.readouterr().out
-    quick.final_score = diverge
+    quick.finals.score = diverge
+    shutil.rmtree(tmp_path / "final")
     with pytest.raises(UserError, match="the winner, trial 0, diverges with every new"):
         run(tmp_path, num_trials=1, num_seeds=3)
 
 
 def test_of_two_workers_one_trains_the_finals(tmp_path, quick, capsys):
     run(tmp_path, num_trials=1)
-    quick.finals.clear()
+    quick.finals.runs.clear()
     with locked(tmp_path / "final"):
         run(tmp_path, num_trials=1)
-    assert quick.finals == []
+    assert quick.finals.runs == []
     assert "another worker is training the best" in capsys.readouterr().out
 
 
 def test_the_best_has_the_least_loss_and_may_be_pruned_for_an_optimizer():
-    axes = parse_space(make_config(space=("optimizer=adam|sgd", "mixup=0..1")))
+    axes = parse_space(["optimizer=adam|sgd", "mixup=0..1"])
     opened = optuna.create_study(direction="maximize")
     for optimizer, value, loss in [
         ("adam", 0.8, 0.5),
@@ -292,8 +304,8 @@ def test_the_best_has_the_least_loss_and_may_be_pruned_for_an_optimizer():
             user_attrs={"val_loss": loss, study._QUEUED: True},
         )
         opened.add_trial(trial)
-    chosen = choose_best(study.Sweep(None, axes, None, opened))
-    assert [(choice.trial.number, choice.reasons) for choice in chosen] == [
+    chosen = choose_finals(study.Sweep(None, axes, None, opened))
+    assert [(final.trial.number, final.reasons) for final in chosen] == [
         (1, ["winner", "optimizer=adam"]),
         (4, ["optimizer=sgd"]),
     ]

@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from dwsep_jax.sweep import study, worker
-from dwsep_jax.sweep.results import write_trials
+from dwsep_jax.sweep.trial import tabulate
 from tests.sweep import one_worker, sweeping
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def test_the_trial_of_a_killed_worker_is_retried(kind, tmp_path, request):
         for workdir, name in zip(workdirs[1:], ("a", "b"))
     ]
     assert [process.wait(timeout=60) for process in workers] == [0, 0]
-    write_trials(one_worker.open_study(storage, workdirs[1]))
+    tabulate(one_worker.open_study(storage, workdirs[1]))
     rows = sweeping.read_trials(workdirs[1])
     # Every original has one complete trial; the lost one kept its values.
     assert [row["number"] for row in rows] == list("0123456")
@@ -131,7 +131,7 @@ def test_a_worker_that_was_taken_for_dead_leaves_its_trial(sweep, capsys):
             trial.report(0.5, 1)
         return 0.5
 
-    worker.work(sweep, run, lambda trial: ended.append(trial.number))
+    worker.work(sweep, run, ended.append)
     assert (attempts, ended) == ([0, 1], [1])
     assert "trial 0 was given to another worker" in capsys.readouterr().out
 

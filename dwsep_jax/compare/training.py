@@ -10,30 +10,19 @@ merely trained ahead of their turn, and found finished when it comes.
 import os
 import pathlib
 import shutil
-import time
 from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from dwsep_jax import console, data
-from dwsep_jax.compare.result import Trial, build_comparison, choose_rate
+from dwsep_jax.compare.result import Rate, build_comparison, choose_rate
 from dwsep_jax.compare.variants import BASELINE, MAIN, Variant, make_variants
 from dwsep_jax.config import validate
-from dwsep_jax.errors import ConfigError, DivergedError
 from dwsep_jax.fields import COMPARISON
 from dwsep_jax.train import loop
-from dwsep_jax.train.runs import Progress, Run, Trainer
-from dwsep_jax.workdir import (
-    claimed,
-    evaluated_row,
-    load_config,
-    open_workdir,
-    read_json,
-    read_rows,
-    score,
-    write_json,
-)
+from dwsep_jax.train.trainer import Run, Trainer, list_seeds, read_score
+from dwsep_jax.workdir import claimed, load_config, open_workdir, write_json
 
 _SENTENCES = {
     "better": f"{MAIN} is better than {BASELINE}",
@@ -72,7 +61,7 @@ def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
     Raises:
       ConfigError: if one of the runs cannot be made.
     """
-    list_seeds(config)
+    list_seeds(config, "compare", config.seed)
     config = loop.resolve(config, dataset)
     for variant in make_variants(config, dataset):
         for factor in config.compare.rate_factors:
@@ -80,22 +69,6 @@ def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
             validate(run_config)
             loop.resolve(run_config, dataset)
     return config
-
-
-def list_seeds(config: ConfigDict) -> list[int]:
-    """Return the seeds that every variant is trained with.
-
-    Raises:
-      ConfigError: if the last of them is too large.
-    """
-    last = config.seed + config.compare.num_seeds - 1
-    if last >= 2**32:
-        raise ConfigError(
-            f"--config.compare.num_seeds={config.compare.num_seeds}: with "
-            f"--config.seed={config.seed} the last seed would be {last}; "
-            f"the largest is {2**32 - 1}"
-        )
-    return list(range(config.seed, last + 1))
 
 
 def make_run_config(variant: Variant, factor: float, seed: int) -> ConfigDict:
@@ -115,12 +88,13 @@ class Comparison:
         """Plan the runs of a resolved configuration."""
         self._config, self._workdir = config, workdir
         self._variants = make_variants(config, dataset)
-        self._factors, self._seeds = config.compare.rate_factors, list_seeds(config)
-        self._trainer = Trainer(config.compare.members_at_once, dataset)
+        self._factors = config.compare.rate_factors
+        self._seeds = list_seeds(config, "compare", config.seed)
         # The runs of the first seed are those of the chosen rates.
         num_runs = len(self._factors) + len(self._seeds) - 1
-        self._names = [variant.name for variant in self._variants] * num_runs
-        self._progress = Progress(self._names)
+        self._groups = [variant.name for variant in self._variants] * num_runs
+        at_once = config.compare.members_at_once
+        self._trainer = Trainer(at_once, dataset, self._groups)
 
     def print_plan(self) -> None:
         """Print what will be compared, and how many runs that takes."""
@@ -136,7 +110,7 @@ class Comparison:
         console.print_table("Comparison", columns, rows)
         config, factors = self._config, ", ".join(f"{f:.3g}" for f in self._factors)
         console.say(
-            f"{len(self._names)} runs of {config.num_epochs} epochs on "
+            f"{len(self._groups)} runs of {config.num_epochs} epochs on "
             f"{config.dataset}: each variant at {factors} times the learning rate "
             f"{config.learning_rate:.3g}, then at the best on validation with "
             f"{len(self._seeds)} seeds in all"
@@ -148,15 +122,15 @@ class Comparison:
         All rates are tried first. Then the variants take turns, seed by seed, so that
         they have equally many wherever the comparison is interrupted.
         """
-        trials = self._try_rates()
-        chosen = {name: choose_rate(name, found) for name, found in trials.items()}
+        rates = self._try_rates()
+        chosen = {name: choose_rate(name, tried) for name, tried in rates.items()}
         at_once = self._trainer.num_members
         for i, seed in enumerate(self._seeds):
             if i % at_once == 1:
                 seeds = self._seeds[i : i + at_once]
                 for variant in self._variants:
-                    factor = chosen[variant.name]["factor"]
-                    runs = [self._make_run(variant, factor, seed) for seed in seeds]
+                    rate = chosen[variant.name]
+                    runs = [self._plan_seed(variant, rate, seed) for seed in seeds]
                     self._trainer.train_ahead(runs)
             for variant in self._variants:
                 self._train_seed(variant, chosen[variant.name], seed)
@@ -165,76 +139,65 @@ class Comparison:
                     measure_cost(self._workdir / variant.name / f"seed{seed}")
             trained = self._seeds[: i + 1]
             comparison = build_comparison(
-                self._config, self._variants, trials, trained, self._workdir
+                self._config, self._variants, rates, trained, self._workdir
             )
             write_json(self._workdir / "comparison.json", comparison)
         return comparison
 
-    def _try_rates(self) -> dict[str, list[Trial]]:
-        for variant in self._variants:
-            runs = [self._make_run(variant, factor) for factor in self._factors]
-            self._trainer.train_ahead(runs)
-        trials = {variant.name: [] for variant in self._variants}
-        for factor in self._factors:
-            for variant in self._variants:
-                trials[variant.name].append(self._try_rate(variant, factor))
-        return trials
-
-    def _make_run(
-        self, variant: Variant, factor: float, seed: int | None = None
-    ) -> Run:
-        """Return the run of a variant with a seed, or the trial of its rate."""
-        name = f"rate{factor:.3g}" if seed is None else f"seed{seed}"
-        seed = self._config.seed if seed is None else seed
-        directory = self._workdir / variant.name / name
-        return Run(make_run_config(variant, factor, seed), directory)
-
-    def _try_rate(self, variant: Variant, factor: float) -> Trial:
-        """Train at a multiple of the learning rate, and return the validation score.
-
-        Test is not read. A rate at which the run diverges is a bad one, not an error.
-        """
-        run = self._make_run(variant, factor)
-        config, directory = run
-        trial = {
-            "factor": factor,
-            "learning_rate": config.learning_rate,
-            "val_accuracy": None,
-            "val_loss": None,
-            "workdir": directory.relative_to(self._workdir).as_posix(),
+    def _try_rates(self) -> dict[str, list[Rate]]:
+        """Return what each variant reaches on validation at each rate."""
+        runs = {
+            (variant.name, factor): self._plan_rate(variant, factor)
+            for factor in self._factors
+            for variant in self._variants
         }
-        start = time.perf_counter()
-        try:
-            seconds = self._trainer.train(run, on_test=False)
-        except DivergedError as error:
-            seconds = time.perf_counter() - start
-            text = str(error).partition(";")[0]
-        else:
-            row = evaluated_row(read_rows(directory), config.early_stopping)
-            accuracy, loss = score(row), row.get("ema_val_loss", row["val_loss"])
-            trial |= {"val_accuracy": accuracy, "val_loss": loss}
-            text = f"validation accuracy {accuracy:.2%}, loss {loss:.4f}"
-        text = f"{variant.name} at rate {config.learning_rate:.3g}: {text}"
-        self._progress.finish(variant.name, seconds, text)
-        return trial
+        for variant in self._variants:
+            names = [(variant.name, factor) for factor in self._factors]
+            self._trainer.train_ahead([runs[name] for name in names])
+        rates = {variant.name: [] for variant in self._variants}
+        for (name, factor), run in runs.items():
+            # A rate at which a run diverges is a bad one, not an error.
+            error = self._trainer.finish(run, on_test=False)
+            accuracy, loss = (None, None) if error else read_score(run)
+            rates[name].append(
+                {
+                    "factor": factor,
+                    "learning_rate": run.config.learning_rate,
+                    "val_accuracy": accuracy,
+                    "val_loss": loss,
+                    "workdir": run.directory.relative_to(self._workdir).as_posix(),
+                }
+            )
+        return rates
 
-    def _train_seed(self, variant: Variant, trial: Trial, seed: int) -> None:
-        """Train with a seed at the rate of a trial, and evaluate on test."""
-        run = self._make_run(variant, trial["factor"], seed)
-        is_trial = seed == self._config.seed
-        if is_trial and not run.directory.exists():
-            # The same run as the trial: copied rather than trained again.
+    def _plan_rate(self, variant: Variant, factor: float) -> Run:
+        """Return the run of a variant at a multiple of its rate."""
+        config = make_run_config(variant, factor, self._config.seed)
+        directory = self._workdir / variant.name / f"rate{factor:.3g}"
+        label = f"{variant.name} at rate {config.learning_rate:.3g}"
+        return Run(config, directory, label, variant.name)
+
+    def _plan_seed(self, variant: Variant, rate: Rate, seed: int) -> Run:
+        """Return the run of a variant with a seed, at the rate that was chosen."""
+        config = make_run_config(variant, rate["factor"], seed)
+        directory = self._workdir / variant.name / f"seed{seed}"
+        label = f"{variant.name} seed {seed}"
+        if seed == self._config.seed:
+            label += f" (at the chosen rate {config.learning_rate:.3g})"
+            return Run(config, directory, label, None)
+        return Run(config, directory, label, variant.name)
+
+    def _train_seed(self, variant: Variant, rate: Rate, seed: int) -> None:
+        """Train with a seed at the chosen rate, and evaluate on test."""
+        run = self._plan_seed(variant, rate, seed)
+        if seed == self._config.seed and not run.directory.exists():
+            # Copied rather than trained again.
             unfinished = run.directory.with_name(f"{run.directory.name}.tmp")
             shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(self._workdir / trial["workdir"], unfinished)
+            shutil.copytree(self._workdir / rate["workdir"], unfinished)
             os.replace(unfinished, run.directory)
-        seconds = self._trainer.train(run, on_test=True)
-        accuracy = read_json(run.directory, "evaluation")["accuracy"]
-        text = f"{variant.name} seed {seed}: test accuracy {accuracy:.2%}"
-        if is_trial:
-            console.say(f"{text} (the trial at rate {trial['learning_rate']:.3g})")
-        else:
-            self._progress.finish(variant.name, seconds, text)
+        if error := self._trainer.finish(run, on_test=True):
+            raise error
 
 
 def measure_cost(directory: pathlib.Path) -> None:

@@ -11,9 +11,6 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
-from dwsep_jax.config import validate
 from dwsep_jax.errors import ConfigError
 from dwsep_jax.fields import (
     CHANGE_NOTHING,
@@ -34,7 +31,6 @@ _NOT_AXES = {
 }
 # The network rounds the dropout rate to a multiple of this.
 _STEPS = {"dropout_rate": 1 / 256}
-_FLAGS = {"true": True, "True": True, "false": False, "False": False}
 
 
 class Axis(NamedTuple):
@@ -59,7 +55,7 @@ class Axis(NamedTuple):
     @property
     def kind(self) -> str:
         """`choice`, `int` or `float`."""
-        return "choice" if self.choices is not None else type(self.low).__name__
+        return "choice" if self.choices else type(self.low).__name__
 
     @property
     def step(self) -> float | None:
@@ -94,8 +90,14 @@ class Axis(NamedTuple):
             self.name, self.low, self.high, step=self.step, log=self.log
         )
 
+    def read(self, text: str) -> str | int | float | bool:
+        """Return the value of a text that `str` made of it, or raise ValueError."""
+        if self.choices:
+            return self.choices[list(map(str, self.choices)).index(text)]
+        return type(self.low)(text)
 
-def parse_space(config: ConfigDict) -> list[Axis]:
+
+def parse_space(space: Sequence[str]) -> list[Axis]:
     """Return the axes of `config.sweep.space`, at most one per field.
 
     Raises:
@@ -103,9 +105,9 @@ def parse_space(config: ConfigDict) -> list[Axis]:
         the field cannot have.
     """
     axes: list[Axis] = []
-    for text in config.sweep.space:
+    for text in space:
         try:
-            axis = _parse_axis(text, config)
+            axis = _parse_axis(text)
             if axis.field in [other.field for other in axes]:
                 raise ConfigError(f"{axis.field} already has an axis; merge the two")
         except ConfigError as error:
@@ -130,37 +132,7 @@ def count_points(axes: Sequence[Axis]) -> int:
     return math.prod(len(axis.values) for axis in axes)
 
 
-def make_config_at(
-    params: dict[str, Any], config: ConfigDict, axes: Sequence[Axis]
-) -> ConfigDict:
-    """Return the configuration of the run at a point of the space.
-
-    Args:
-      params: {axis.name: value}, for all axes or some.
-      config: of the sweep.
-      axes: of its space.
-
-    Raises:
-      ConfigError: if the values contradict each other.
-    """
-    config = config.copy_and_resolve_references()
-    config.sweep.storage = None  # No run reads it, and it may contain a password.
-    # The default learning rate depends on the other fields.
-    for axis in sorted(axes, key=lambda axis: axis.is_factor):
-        if axis.name not in params:
-            continue
-        value = params[axis.name]
-        if axis.is_factor:
-            from dwsep_jax.train import optim  # It loads jax.
-
-            config.learning_rate = None
-            value *= optim.resolve(config).learning_rate
-        config[axis.field] = _parse_value(axis.field, str(value), config)
-    validate(config)
-    return config
-
-
-def _parse_axis(text, config):
+def _parse_axis(text):
     field, equals, values = (part.strip() for part in text.partition("="))
     if not equals or not field:
         raise ConfigError(
@@ -175,7 +147,7 @@ def _parse_axis(text, config):
     parts = list(parts)
     is_factor = field == "learning_rate" and all(part[:1] == "x" for part in parts)
     name = f"{field}_factor" if is_factor else field
-    values = [_check_value(field, part[is_factor:], config) for part in parts]
+    values = [_read_value(field, part[is_factor:]) for part in parts]
     if bounds:
         return _make_range(Axis(name, field, None, *values, bool(bounds[3])))
     if len(set(map(str, values))) < len(values):
@@ -202,25 +174,13 @@ def _make_range(axis):
     return axis
 
 
-def _check_value(field, text, config):
+def _read_value(field, text):
     """Return the value that a text stands for, if the field may have it."""
-    value = _parse_value(field, text, config)
+    try:
+        value = FIELDS[field].read(text)
+    except (KeyError, ValueError):
+        value = None
     if value is None or not FIELDS[field].is_valid(value):
         problem = describe(field, text).removeprefix("--config.")
         raise ConfigError(problem.partition("; e.g.")[0])
     return value
-
-
-def _parse_value(field, text, config):
-    """Return the value, of the field's type, that a text stands for; None if none."""
-    # A field that is unset by default has lost its type in a copy of the config.
-    kind = FIELDS[field].unset_type or config.get_type(field)
-    try:
-        if kind is bool:
-            return _FLAGS[text]
-        if kind is tuple:
-            item = type(config[field][0])
-            return tuple(item(part) for part in text.split(","))
-        return kind(text)
-    except (KeyError, ValueError):
-        return None

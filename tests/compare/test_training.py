@@ -7,13 +7,14 @@ import shutil
 import numpy as np
 import pytest
 
-from dwsep_jax.compare import runs
+from dwsep_jax.compare import training
 from dwsep_jax.compare.result import choose_rate
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.report.figures import LAST_FIGURE
 from dwsep_jax.train import loop, programs
 from dwsep_jax.workdir import load_config
-from tests.compare.comparing import TWO, draw, read, run, stand_in, train_quickly
+from tests.compare.comparing import TWO, run
+from tests.quick import Quick, diverge, draw, read, stand_in
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def written(monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    return train_quickly(monkeypatch)
+    return Quick(monkeypatch)
 
 
 class Killed(BaseException):
@@ -68,8 +69,8 @@ class Whole:
         with pytest.MonkeyPatch.context() as patch:
             self.written = stand_in(patch)
             self.epochs = record_epochs(patch)
-            say = runs.console.say
-            patch.setattr(runs.console, "say", lambda t: (said.append(t), say(t)))
+            say = training.console.say
+            patch.setattr(training.console, "say", lambda t: (said.append(t), say(t)))
             programs._compile.cache_clear()
             self.comparison = run(workdir, **self.changes)
             self.num_programs = programs._compile.cache_info().misses
@@ -183,10 +184,10 @@ PLACES = [
     (os, "replace", 1),
     (loop, "evaluate_and_write", 1),
     (loop, "draw_run", 1),
-    (runs, "measure_cost", 2),
+    (training, "measure_cost", 2),
     (loop, "append_row", 2),
-    (runs, "build_comparison", 2),
-    (runs, "print_result", 1),
+    (training, "build_comparison", 2),
+    (training, "print_result", 1),
 ]
 
 
@@ -224,19 +225,38 @@ def test_runs_trained_together_and_killed_have_the_same_result(
             assert (tmp_path / path.relative_to(whole.workdir)).exists(), path
 
 
+def trained(quick):
+    """Return (conv, rate, seed, on_test) of each run, and forget them."""
+    runs = [
+        (config.conv, round(config.learning_rate, 3), config.seed, on_test)
+        for _, config, on_test in quick.runs
+    ]
+    quick.runs.clear()
+    return runs
+
+
+def diverge_at(*rates):
+    def score(config):
+        if round(config.learning_rate, 3) in rates:
+            diverge(config)
+        return [0.9] * config.num_epochs
+
+    return score
+
+
 def test_members_at_once_limits_the_runs_of_a_program(tmp_path, quick, capsys):
-    quick.scores[0.3] = (None, None)
+    quick.score = diverge_at(0.3)
     changes = {"rate_factors": (1.0, 2.0, 3.0, 4.0), "num_seeds": 4}
     comparison = run(tmp_path, members_at_once=2, **changes)
-    assert quick.groups == [
+    assert [[directory.name for directory in group] for group in quick.groups] == [
         *[["rate1", "rate2"], ["rate3", "rate4"]] * 2,
         *[["seed1", "seed2"]] * 2,
     ]
     # A member that diverged is not trained again; the last seed is alone.
-    assert [run for run in quick.runs if run[1] == 0.3] == [
-        (conv, 0.3, 0, False) for conv in TWO
-    ]
-    assert quick.runs[-2:] == [(conv, 0.1, 3, True) for conv in TWO]
+    runs = trained(quick)
+    diverged = [run_ for run_ in runs if run_[1] == 0.3]
+    assert diverged == [(conv, 0.3, 0, False) for conv in TWO]
+    assert runs[-2:] == [(conv, 0.1, 3, True) for conv in TWO]
     shown = capsys.readouterr().out
     assert "separable at rate 0.3: val_loss is nan  0 s, 0 s left" in shown
     assert "was trained before" not in shown
@@ -263,7 +283,9 @@ def test_a_finished_comparison_is_kept_and_gains_seeds(
         capsys.readouterr().out
     )
     more = run(tmp_path, **changes | {"num_seeds": 3, "margin": 9.0})
-    assert quick.runs == [(conv, 0.1, seed, True) for seed in (1, 2) for conv in TWO]
+    assert trained(quick) == [
+        (conv, 0.1, seed, True) for seed in (1, 2) for conv in TWO
+    ]
     # Both networks were made to err alike.
     assert (more["answer"], more["seeds"], more["margin"]) == (
         *("not_worse", [0, 1, 2], 0.09),
@@ -289,7 +311,7 @@ def test_a_damaged_run_is_resumed(tmp_path, quick, name):
     else:
         (directory / name).unlink()
     run(tmp_path, num_seeds=1, rate_factors=(1.0,))
-    assert quick.runs == [("standard", 0.1, 0, True)]
+    assert trained(quick) == [("standard", 0.1, 0, True)]
 
 
 def test_a_workdir_of_something_else_is_refused(tmp_path, quick):
@@ -308,8 +330,8 @@ def test_a_workdir_of_something_else_is_refused(tmp_path, quick):
         run(tmp_path, rate_factors=(1.0,))
 
 
-def test_a_rate_that_diverges_is_not_chosen(tmp_path, quick, capsys):
-    quick.scores[0.3] = (None, None)
+def test_a_rate_that_diverges_is_not_chosen(tmp_path, quick):
+    quick.score = diverge_at(0.3)
     changes = {"num_seeds": 1, "rate_factors": (3.0, 1.0)}
     entry = run(tmp_path / "a", **changes)["variants"]["standard"]
     assert entry["rates"][0] == {
@@ -320,8 +342,7 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path, quick, capsys):
         "workdir": "standard/rate3",
     }
     assert entry["learning_rate"] == 0.1
-    assert "standard at rate 0.3: val_loss is nan  " in capsys.readouterr().out
-    quick.scores[0.1] = (None, None)
+    quick.score = diverge_at(0.3, 0.1)
     with pytest.raises(
         UserError, match=r"separable diverges at every rate, 0\.3, 0\.1"
     ):

@@ -1,0 +1,129 @@
+"""The trials of a sweep, and trials.csv: the table that --mode=sweep writes of them."""
+
+import csv
+import io
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from dwsep_jax.errors import UserError
+from dwsep_jax.space import Axis
+from dwsep_jax.workdir import damaged, write_atomically
+
+STATES = ("complete", "pruned", "running", "waiting", "failed")
+ENDED = ("complete", "pruned", "failed")
+
+
+class Trial(NamedTuple):
+    """A row of trials.csv; None is an empty cell.
+
+    Attributes:
+      number: of the trial.
+      state: one of `STATES`.
+      value: validation accuracy, a share of 1; of a pruned trial, its last.
+      epochs: trained.
+      seconds: taken.
+      retry_of: the trial that it repeats.
+      note: why it failed.
+      settings: by the names of the axes, once they are drawn; also the learning rate,
+        where its axis has multiples of the default.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    epochs: int | None
+    seconds: float | None
+    retry_of: int | None
+    note: str | None
+    settings: dict[str, Any]
+
+
+def latest(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials, the last that repeats a lost one in its place."""
+    attempts = {t.number if t.retry_of is None else t.retry_of: t for t in trials}
+    return list(attempts.values())
+
+
+def write_trials(
+    path: pathlib.Path, trials: Sequence[Trial], axes: Sequence[Axis]
+) -> None:
+    """Write trials.csv: one row per trial, waiting and repeated ones included."""
+    text = io.StringIO()
+    columns = list(_list_columns(axes))
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(trial._asdict() | trial.settings for trial in trials)
+    write_atomically(path, text.getvalue())
+
+
+def read_trials(path: pathlib.Path, axes: Sequence[Axis]) -> list[Trial]:
+    """Return the rows of trials.csv, by number.
+
+    Raises:
+      UserError: if the file is missing or damaged.
+    """
+    place, trials, columns = "", [], _list_columns(axes)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            if missing := [c for c in columns if c not in (reader.fieldnames or ())]:
+                raise ValueError(f"it lacks the column {missing[0]}")
+            for row in reader:
+                place = f"line {reader.line_num}: "
+                trials.append(_read_trial(row, columns))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path.parent}: there is no trials.csv yet; the command of the sweep "
+            "writes it"
+        ) from error
+    except (csv.Error, ValueError) as error:
+        raise damaged(path, f"{place}{error}") from error
+    return sorted(trials, key=lambda trial: trial.number)
+
+
+def _read_trial(row, columns):
+    if None in row or None in row.values():
+        raise ValueError("it has more or fewer cells than the header")
+    cells = {}
+    for column, read in columns.items():
+        text = row[column]
+        try:
+            cells[column] = read(text) if text or column in _NEEDED else None
+        except ValueError:
+            raise ValueError(f"{column} cannot be {text[:40]!r}") from None
+    own = {name: cells.pop(name) for name in Trial._fields if name in cells}
+    return Trial(**own, settings=cells)
+
+
+def _at_least_0(kind, limit=math.inf):
+    def read(text):
+        value = kind(text)
+        if not (0 <= value <= limit and math.isfinite(value)):
+            raise ValueError
+        return value
+
+    return read
+
+
+_NEEDED = ("number", "state")
+
+
+def _list_columns(axes):
+    """Return how the cells of each column are read, from left to right."""
+    columns = {
+        "number": _at_least_0(int),
+        "state": lambda text: STATES[STATES.index(text)],
+        "value": _at_least_0(float, limit=1),
+        "epochs": _at_least_0(int),
+    }
+    for axis in axes:
+        if axis.is_factor:
+            columns[axis.field] = _at_least_0(float)
+        columns[axis.name] = axis.read
+    return columns | {
+        "seconds": _at_least_0(float),
+        "retry_of": _at_least_0(int),
+        "note": str,
+    }
