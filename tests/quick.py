@@ -7,6 +7,7 @@ import numpy as np
 
 from dwsep_jax import data
 from dwsep_jax.efficiency import cost
+from dwsep_jax.environment import describe_environment
 from dwsep_jax.errors import DivergedError
 from dwsep_jax.report import write
 from dwsep_jax.report.figures import LAST_FIGURE
@@ -94,7 +95,7 @@ def write_evaluation(workdir, config):
     report = classification_report(split.labels, probabilities, ("r", "g", "b"))
     evaluation = {"schema": 1, "split": "test", "weights": "raw"}
     evaluation |= {"epoch": config.num_epochs, "num_examples": 13, "loss": 0.5}
-    evaluation |= {"environment": {}, **report}
+    evaluation |= {"environment": describe_environment("float32", 0), **report}
     evaluation["accuracy"] = float((probabilities.argmax(1) == split.labels).mean())
     evaluation["calibration"] = calibration(split.labels, probabilities)
     (workdir / "evaluation.json").write_text(json.dumps(evaluation))
