@@ -149,79 +149,93 @@ def format_points(summary: dict[str, Any], sign: str = "") -> str:
 
 def print_evaluation(evaluation: dict[str, Any], network: str) -> None:
     """Print the result of a run: one table of all classes, and a closing line."""
-    keys, count = ("precision", "recall", "f1"), evaluation["num_examples"]
-    rows = [
-        [c["name"], *(f"{c[key]:.4f}" for key in keys), c["support"]]
-        for c in evaluation["per_class"]
-    ]
-    for average in ("macro", "weighted", "micro"):
-        scores = (f"{evaluation[key][average]:.4f}" for key in keys)
-        rows.append([f"{average} average", *scores, count])
-    split = evaluation["split"]
-    title = f"Result on {split} after epoch {evaluation['epoch']}"
-    print_table(title, ["class", "precision", "recall", "F1", "images"], rows)
+    print_table(*tabulate_classes(evaluation))
     say(
-        f"{split} accuracy {evaluation['accuracy']:.2%} of {count:,} images, "
-        f"loss {evaluation['loss']:.4f}, "
+        f"{evaluation['split']} accuracy {evaluation['accuracy']:.2%} of "
+        f"{evaluation['num_examples']:,} images, loss {evaluation['loss']:.4f}, "
         f"calibration error {evaluation['calibration']['ece']:.4f}"
     )
     say(f"network: {network}")
 
 
-def print_efficiency(efficiency: dict[str, Any]) -> None:
-    """Print the content of efficiency.json: four tables, and what limits the network.
-
-    A figure that could not be had is printed as "-".
-    """
+def tabulate_classes(evaluation: dict[str, Any]) -> tuple[str, list[str], list]:
+    """Return title, columns and rows: scores of each class, and of the averages."""
+    keys, count = ("precision", "recall", "f1"), f"{evaluation['num_examples']:,}"
     rows = [
+        [c["name"], *(f"{c[key]:.4f}" for key in keys), f"{c['support']:,}"]
+        for c in evaluation["per_class"]
+    ]
+    for average in ("macro", "weighted", "micro"):
+        scores = (f"{evaluation[key][average]:.4f}" for key in keys)
+        rows.append([f"{average} average", *scores, count])
+    title = f"Result on {evaluation['split']} after epoch {evaluation['epoch']}"
+    return title, ["class", "precision", "recall", "F1", "images"], rows
+
+
+def print_efficiency(efficiency: dict[str, Any]) -> None:
+    """Print the content of efficiency.json: tables, and what limits the network."""
+    for table in tabulate_efficiency(efficiency):
+        print_table(*table)
+    say(describe_limit(efficiency))
+
+
+def tabulate_efficiency(
+    efficiency: dict[str, Any],
+) -> list[tuple[str, list[str], list, tuple[int, ...]]]:
+    """Return title, columns, rows and text columns of each table of efficiency.json.
+
+    A figure that could not be had is "-".
+    """
+    layers = [
         [layer["name"], layer["kind"], "x".join(map(str, layer["output_shape"]))]
-        + [layer["parameters"], layer["macs"], f"{layer['share']:.2%}"]
+        + [_number(layer["parameters"]), _number(layer["macs"])]
+        + [f"{layer['share']:.2%}"]
         for layer in efficiency["layers"]
     ]
-    total = ["total", "", "", efficiency["parameters"], efficiency["macs"], "100.00%"]
-    columns = ["layer", "kind", "output", "parameters", "MACs per image", "share"]
-    print_table("Layers", columns, [*rows, total], text_columns=(0, 1))
+    total = (_number(efficiency[key]) for key in ("parameters", "macs"))
+    layers.append(["total", "", "", *total, "100.00%"])
 
     flops = efficiency["flops"]
     items = (flops["itemized"], flops["itemized_train_step"])
-    rows = [
-        [label, *(_number(counts[item]) for counts in items)]
+    counts = [
+        [label, *(_number(found.get(item)) for found in items)]
         for item, label in {**FLOP_ITEMS, "other": "other"}.items()
     ]
     totals = (flops["xla_forward"], flops["xla_train_step"])
-    rows.append(["total, as XLA counts it", *map(_number, totals)])
-    print_table("FLOPs per image", ["for", "inference", "training step"], rows)
+    counts.append(["total, as XLA counts it", *map(_number, totals)])
 
     compiled = efficiency["compile_seconds"]
     timed = [
-        (
-            f"inference, {row['dtype']}",
-            row,
-            compiled["inference"][f"{row['batch_size']}"],
-        )
+        (f"inference, {row['dtype']}", row, compiled["inference"].get(f"{size}"))
         for row in efficiency["latency"]
+        for size in [row["batch_size"]]
     ]
     timed.append(("training step", efficiency["train"], compiled["train"]))
-    rows = [
-        [name, row["batch_size"]]
+    times = [
+        [name, _number(row["batch_size"])]
         + [_number(row[key], 3) for key in ("median_ms", "p95_ms", "spread_ms")]
         + [_number(row["images_per_second"], 1), _number(seconds, 1)]
         for name, row, seconds in timed
     ]
-    columns = ["time", "images", "median ms", "95 % ms", "spread ms", "images/s"]
-    print_table("Time", [*columns, "compiled in s"], rows)
 
     memory = efficiency["memory"]
-    rows = [
-        [key.removesuffix("_bytes").replace("_", " "), _number(memory[key], 3, 2**20)]
-        + [source]
+    sizes = [
+        [key.removesuffix("_bytes").replace("_", " ")]
+        + [_number(memory.get(key), 3, 2**20), source]
         for key, source in memory["source"].items()
     ]
-    print_table("Memory", ["memory", "MiB", "source"], rows, text_columns=(0, 2))
-    say(_describe_limit(efficiency))
+    columns = ["layer", "kind", "output", "parameters", "MACs per image", "share"]
+    time_columns = ["time", "images", "median ms", "95 % ms", "spread ms", "images/s"]
+    time_columns.append("compiled in s")
+    return [
+        ("Layers", columns, layers, (0, 1)),
+        ("FLOPs per image", ["for", "inference", "training step"], counts, (0,)),
+        ("Time", time_columns, times, (0,)),
+        ("Memory", ["memory", "MiB", "source"], sizes, (0, 2)),
+    ]
 
 
-def _describe_limit(efficiency):
+def describe_limit(efficiency: dict[str, Any]) -> str:
     """Return what the machine reached with the network, and what that says."""
     machine = efficiency["machine"]
     limits = {

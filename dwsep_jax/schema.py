@@ -34,6 +34,7 @@ _VALUES = {
             ("answer", ANSWERS),
             ("verdict", VERDICTS),
             ("kind", (RUN, COMPARISON, SWEEP)),
+            ("limit", ("arithmetic", "memory", "neither")),
         )
     },
 }
@@ -58,16 +59,20 @@ _OBJECTS = {
     "calibration": "ece:number nll:number brier:number bins:[bin]",
     "bin": "low:share high:share count:count confidence:share? accuracy:share?",
     "diagnosis": "verdict:verdict evidence:{number?} advice:text",
-    "efficiency": "parameters:number macs:number layers:[layer] flops:flops "
+    "efficiency": "parameters:count macs:count layers:[layer] flops:flops "
     "latency:[latency] train:training memory:memory machine:machine "
-    "achieved_flops_per_second:number? achieved_bytes_per_second:number? "
+    "compile_seconds:compiled achieved_flops_per_second:number? "
+    "achieved_bytes_per_second:number? achieved_by:text? limited_by:limit? "
     "environment:environment",
-    "layer": "name:text kind:text output_shape:[count] parameters:number macs:number",
+    "compiled": "train:number? inference:{number?}",
+    "layer": "name:text kind:text output_shape:[count] parameters:count macs:count "
+    "share:number",
     "flops": "xla_forward:number? xla_train_step:number? formula_forward:number "
-    "itemized:{number?}",
+    "itemized:{number?} itemized_train_step:{number?}",
     "latency": "batch_size:count dtype:text median_ms:number? p95_ms:number? "
     "spread_ms:number? images_per_second:number?",
-    "training": "images_per_second:number?",
+    "training": "batch_size:count median_ms:number? p95_ms:number? spread_ms:number? "
+    "images_per_second:number?",
     "memory": "parameters_bytes:number optimizer_bytes:number "
     "activations_bytes:number? peak_bytes:number? source:{text}",
     "machine": "matmul_flops_per_second:number? copy_bytes_per_second:number?",
@@ -76,16 +81,16 @@ _OBJECTS = {
     "summary": "n:count mean:number std:number? ci95:interval?",
     "comparison": "dataset:text num_examples:size num_epochs:count margin:share "
     "baseline:text main:text class_names:[text] seeds:[count] recipe:{setting} "
-    "variants:{variant} paired:{pair} per_class:{[class_mean]} answer:answer "
-    "reason:text environment:environment",
+    "variants:{variant} paired:{pair} per_class:{[f1]} answer:answer reason:text "
+    "environment:environment",
     "variant": "description:text parameters:size macs:size overrides:{setting} "
-    "learning_rate:number rates:[rate] efficiency:text? runs:[run] summary:means",
-    "means": "accuracy:summary val_accuracy?:summary f1?:summary ece?:summary",
+    "learning_rate:number rates:[rate] efficiency:text runs:[run] summary:scores",
+    "scores": "accuracy:summary f1:summary ece:summary",
     "rate": "learning_rate:number val_accuracy:share?",
     "pair": "n:count mean:number std:number? ci95:interval? bootstrap:bootstrap "
     "against:text answer:answer",
     "bootstrap": "ci95:interval",
-    "class_mean": "name:text f1_mean:share?",
+    "f1": "f1_mean:share",
     "best": "dataset:text sampler:text pruner:text command:text space:[text] "
     "number:count num_trials:states overrides:{setting} validation:reached "
     "importance:{number}? finals:[final] environment:environment",
@@ -93,6 +98,7 @@ _OBJECTS = {
     "reached": "accuracy:share epoch:count",
     "final": "number:count overrides:{setting} reasons:[text] runs:[run] "
     "diverged?:[count] summary:means",
+    "means": "accuracy:summary val_accuracy?:summary",
 }
 _REMEDIES = {
     "config": "choose another --workdir, or delete this one and train again",

@@ -36,20 +36,17 @@ def lines(
       marked: an epoch to mark with a vertical line.
       height: in pixels.
     """
-    values, by_x = [], {}
-    for name, rows in series.items():
-        for x, mean, low, high in rows:
-            values.append({"x": x, "mean": mean, "low": low, "high": high})
-            values[-1]["series"] = name
-            by_x.setdefault(x, {"x": x})[f"v{names.index(name)}"] = mean
-    x = quantity("x", "epoch", nice=False, zero=False)
+    values = [
+        {"series": name, "x": x, "mean": mean, "low": low, "high": high}
+        for name, rows in series.items()
+        for x, mean, low, high in rows
+    ]
+    by_x = {}
+    for value in values:
+        row = by_x.setdefault(value["x"], {"x": value["x"]})
+        row[f"v{names.index(value['series'])}"] = value["mean"]
+    x = quantity("x", "epoch", nice=False, zero=False, padding=8)
     x["axis"] = {"format": "d", "grid": False, "labelFlush": False, "tickMinStep": 1}
-    mark: Spec = {"strokeWidth": 2}
-    if len(by_x) <= MAX_POINTS_WITH_MARKERS:
-        # A tick at each epoch and none between, and room for the markers.
-        x["axis"]["values"] = sorted(by_x)
-        x["scale"]["padding"] = 8
-        mark["point"] = {"size": 40}
     y = quantity("mean", y_title, **_choose_scale([value["mean"] for value in values]))
     if y["scale"].get("type") == "log":
         y |= {"title": f"{y_title}, log scale", "axis": _log_axis(values)}
@@ -59,7 +56,9 @@ def lines(
         look["legend"] |= {"symbolType": "stroke", "symbolSize": 150}
         look["legend"] |= {"symbolOpacity": 1, "symbolFillColor": "transparent"}
         look["legend"] = look["legend"] if len(names) > 1 else None
-    layers = [layer("line", {"x": x, "y": y} | looks, **mark)]
+    # A run of one epoch would be invisible without markers.
+    points = {"size": 40} if len(by_x) <= MAX_POINTS_WITH_MARKERS else False
+    layers = [layer("line", {"x": x, "y": y} | looks, strokeWidth=2, point=points)]
     if any(value["low"] != value["high"] for value in values):
         ends = {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}}
         ends["color"] = looks["color"]
@@ -67,11 +66,7 @@ def lines(
     if marked is not None:
         rule = layer("rule", {"x": x}, [{"x": marked}], color="var(--muted)")
         layers.append(rule)
-    told = [
-        (f"v{i}", name, form)
-        for i, name in enumerate(names)
-        if any(f"v{i}" in row for row in by_x.values())
-    ]
+    told = [(f"v{names.index(name)}", name, form) for name in series if series[name]]
     layers.append(_reading_rule(x, [by_x[at] for at in sorted(by_x)], told))
     return layered(values, layers, height)
 
@@ -109,74 +104,6 @@ def accuracy_against(
         layer("point", dots, filled=True, size=110, opacity=1),
     ]
     return layered(points, layers, 240)
-
-
-def ratios(values: list[Spec], names: list[str], measures: list[str]) -> Spec:
-    """Draw shares of the baseline on a logarithmic axis.
-
-    Args:
-      values: each {variant, measure, ratio, shown}.
-      names: all variants, in the order of the colours.
-      measures: from top to bottom.
-    """
-    found = [1.0, *(value["ratio"] for value in values)]
-    domain = [min(0.9 * min(found), 0.5), max(1.1 * max(found), 1.25)]
-    x = quantity("ratio", "share of the baseline", type="log", domain=domain)
-    x["axis"] = {"values": [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], "format": "~r"}
-    y = category("measure", measures, axis={"grid": True, "labelLimit": 170})
-    color, shape = _looks(values, names)
-    # Long labels leave no room for two side by side on a phone.
-    color["legend"]["columns"] = shape["legend"]["columns"] = 1
-    told = tips(
-        ("variant", "variant"),
-        ("measure", "measure"),
-        ("ratio", "share of the baseline", ".3f"),
-        ("shown", "value"),
-    )
-    dots = {"x": x, "y": y, "color": color, "shape": shape, "tooltip": told}
-    layers = [
-        layer("rule", {"x": x}, [{"ratio": 1}], color="var(--text)", strokeWidth=1.5),
-        layer("point", dots, filled=True, size=100, opacity=0.9),
-    ]
-    return layered(values, layers, 34 * len(measures))
-
-
-def bars(values: list[Spec], names: list[str], parts: list[str], x_title: str) -> Spec:
-    """Draw one bar for each variant in each part.
-
-    Args:
-      values: each {variant, part, value, shown}.
-      names: all variants, in the order of the colours.
-      parts: from top to bottom.
-      x_title: of the axis.
-    """
-    x = quantity("value", x_title)
-    x["axis"] = {"format": "~s", "tickCount": 5}
-    color, _ = _looks(values, names)
-    shown = color["legend"]["values"]
-    encoding = {"x": x, "y": category("part", parts), "color": color}
-    encoding["yOffset"] = {"field": "variant", "sort": shown}
-    encoding["tooltip"] = tips(
-        ("variant", "variant"), ("part", "part"), ("shown", x_title)
-    )
-    return layered(values, [layer("bar", encoding)], len(parts) * (11 * len(shown) + 6))
-
-
-def differences(values: list[Spec], x_title: str) -> Spec:
-    """Draw a bar to the left (a loss) or the right (a gain) for each class.
-
-    Args:
-      values: each {name, difference}, from top to bottom.
-      x_title: of the axis.
-    """
-    x = quantity("difference", x_title)
-    x["axis"] = {"tickCount": 6}
-    y = category("name", [value["name"] for value in values])
-    color = {"condition": {"test": "datum.difference < 0", "value": "var(--bad)"}}
-    told = tips(("name", "class"), ("difference", x_title, "+.2f"))
-    bar = {"x": x, "y": y, "color": color | {"value": "var(--good)"}, "tooltip": told}
-    zero = layer("rule", {"x": {"datum": 0}}, color="var(--text)")
-    return layered(values, [layer("bar", bar), zero], 20 * len(values))
 
 
 def confusion(names: list[str], matrix: list[list[int]]) -> Spec:

@@ -1,84 +1,68 @@
 """The report of a comparison."""
 
+import math
+import statistics
+from collections import Counter
+from typing import Any
+
 from dwsep_jax.fields import COMPARISON
-from dwsep_jax.report import charts, text
-from dwsep_jax.report.costs import measure, pareto_front
+from dwsep_jax.report import charts, page
+from dwsep_jax.report.costs import Cost, find_speeds, list_costs, pareto_front
 from dwsep_jax.report.files import Comparison, Unfinished
 from dwsep_jax.report.format import (
     DASH,
     PLUS_MINUS,
-    amount,
     fixed,
     interval,
     listing,
     mean_and_interval,
     percent,
     points,
+    share,
+    times,
 )
-from dwsep_jax.report.page import (
-    Block,
-    Bullets,
-    Chart,
-    Code,
-    Grid,
-    Headline,
-    Part,
-    Section,
-    Table,
-    Text,
-    write,
-)
-from dwsep_jax.report.run import (
-    FLOPS_WORDS,
-    NOT_MEASURED,
-    REDRAW,
-    build_command,
-    describe_environment,
-)
+from dwsep_jax.report.run import NOT_MEASURED, build_command, describe_environment
 from dwsep_jax.statistics import MIN_SEEDS
 
-_COSTS_SHOWN = ("macs", "parameters", "latency", "memory")
-_MAX_BARS = 30
+_OPENINGS = {
+    "better": "Yes, it is more accurate",
+    "not_worse": "Yes, without a loss of accuracy that matters",
+    "worse": "No, it loses accuracy",
+    "undecided": "Not answered yet",
+}
+# Times that differ by less count as equal; clocks are not steadier than this.
+_TOLERANCE = 0.05
 
 
-def describe_comparison(comparison: Comparison) -> Section:
+def describe_comparison(comparison: Comparison) -> page.Section:
     """Return the report of a finished comparison."""
-    content, costs = comparison.content, measure(comparison)
-    facts = text.find_facts(comparison, costs)
-    headline = text.answer(facts)
-    lines = write("comparison.jinja", "references", facts)
-    references, urls = zip(*(line.split(" | ") for line in lines), strict=True)
+    content = comparison.content
+    costs = list_costs(content["variants"], comparison.efficiency)
+    verdicts = {
+        name: Counter(d["verdict"].replace("_", " ") for d in found)
+        for name, found in comparison.diagnoses.items()
+    }
+    headline = answer(content, costs)
+    limits = page.Bullets(_list_limits(content, verdicts))
     parts = [
-        Part("The variants", _show_variants(comparison, costs)),
-        Part("Differences, paired", _show_differences(content)),
-        Part("Accuracy against cost", _show_costs(comparison, costs)),
-        Part("FLOPs and the clock", _show_promise(comparison, costs)),
-        Part("Loss curves", _show_curves(comparison)),
-        Part("Where the cost is", _show_layers(comparison)),
-        Part("Classes", _show_classes(content)),
-        *(
-            Part(title, [Bullets(write("comparison.jinja", block, facts))])
-            for title, block in (
-                ("Discussion", "discussion"),
-                ("Limits", "limits"),
-                ("What to try next", "steps"),
-            )
-        ),
-        Part("How to reproduce it", _show_command(comparison)),
-        Part("References", [Bullets(list(references), list(urls))]),
+        page.Part("The variants", _show_variants(content)),
+        page.Part("Accuracy against cost", _show_costs(content, costs)),
+        page.Part("Loss curves", _show_curves(comparison, verdicts)),
+        page.Part("Classes", [_tabulate_classes(content)]),
+        page.Part("Limits, and what to try next", [limits]),
+        page.Part("How to reproduce it", _show_command(comparison)),
     ]
-    main = content["variants"][content["main"]]["summary"].get("accuracy")
-    name = comparison.directory.resolve().name
-    return Section(
-        f"Is a depthwise-separable convolution worth it, on {content['dataset']}?",
-        [headline, *_warn_of_gaps(content)],
+    main = content["variants"][content["main"]]["summary"]["accuracy"]
+    name, dataset = comparison.directory.resolve().name, content["dataset"]
+    return page.Section(
+        f"Is a depthwise-separable convolution worth it, on {dataset}?",
+        [headline],
         parts,
-        [name, content["dataset"], "comparison"]
-        + [mean_and_interval(main), headline.verdict],
+        [name, dataset, "comparison", mean_and_interval(main), headline.verdict],
     )
 
 
-def describe_unfinished(unfinished: Unfinished) -> Section:
+def describe_unfinished(unfinished: Unfinished) -> page.Section:
     """Return how far a comparison has come that has no comparison.json yet."""
     rows = []
     for name, run in unfinished.runs.items():
@@ -92,169 +76,164 @@ def describe_unfinished(unfinished: Unfinished) -> Section:
     )
     name = unfinished.directory.resolve().name
     columns = ["run", "epochs", "validation accuracy", "test accuracy"]
-    return Section(
-        title=f"Comparison {name}, under way",
-        lead=[Headline("Unfinished", "open", words)],
-        parts=[Part("Runs", [Table("The runs so far", columns, rows)])],
-        summary=[name, DASH, "comparison", DASH, "Unfinished"],
+    return page.Section(
+        f"Comparison {name}, under way",
+        [page.Headline("Unfinished", "open", words)],
+        [page.Part("Runs", [page.Table("The runs so far", columns, rows)])],
+        [name, DASH, "comparison", DASH, "Unfinished"],
     )
 
 
-def _warn_of_gaps(content):
-    num_seeds = len(content["seeds"])
-    short = [
-        f"{name} {len(variant['runs'])}"
-        for name, variant in content["variants"].items()
-        if len(variant["runs"]) < num_seeds
+def answer(content: dict[str, Any], costs: dict[str, Cost]) -> page.Headline:
+    """Return whether the main variant is worth it: accuracy, size and speed."""
+    main, baseline, result = content["main"], content["baseline"], content["answer"]
+    inference = find_speeds(costs, main, baseline)
+    speed = statistics.geometric_mean(inference.values()) if inference else None
+    parameters, macs = (costs[k].ratio(main, baseline) for k in ("parameters", "macs"))
+    difference = f"{points(content['paired'][main]['mean'])} points"
+    figures = [
+        (difference, f"accuracy, against {baseline}"),
+        (share(parameters), "of its parameters"),
+        (share(macs), "of its multiply-adds"),
+        (times(speed), "its speed in inference"),
+        (times(costs["train"].ratio(baseline, main)), "its speed in training"),
     ]
-    words = f"Not all of the {num_seeds} seeds are done: {', '.join(short)}."
-    return [Text(words)] if short else []
+    reached, other = (
+        percent(content["variants"][name]["summary"]["accuracy"]["mean"])
+        for name in (main, baseline)
+    )
+    timed = [f"{times(ratio)} at batch size {n}" for n, ratio in inference.items()]
+    text = (
+        f"{_OPENINGS[result]}: on {content['dataset']}, {main} reaches {reached} test "
+        f"accuracy, and {baseline} {other}. {content['reason']} "
+        f"Its inference speed, as measured: {', '.join(timed) or 'unknown'}."
+    )
+    return page.Headline(*decide(result, macs < 1, speed), text, tuple(figures))
 
 
-def _show_variants(comparison, costs):
-    content = comparison.content
-    shown = ("parameters", "macs", "memory")
-    rows, described, runs = [], [], []
+def decide(result: str, saves: bool, speed: float | None) -> tuple[str, str]:
+    """Return the verdict and its tone.
+
+    Args:
+      result: the answer of comparison.json.
+      saves: whether the main variant has fewer multiply-adds.
+      speed: how many times as fast it is; None where it was not measured.
+    """
+    is_faster = speed is not None and speed > 1 + _TOLERANCE
+    is_slower = speed is not None and speed < 1 - _TOLERANCE
+    if result == "undecided":
+        return "Undecided", "open"
+    if result == "worse":
+        return ("Not without a loss" if saves or is_faster else "Not worth it"), "bad"
+    if is_faster:
+        return "Worth it", "good"
+    if not saves:
+        return ("Worth it" if result == "better" else "No gain"), "open"
+    if is_slower:
+        return "Worth it for its size, not for speed", "open"
+    return "Worth it for its size", "good"
+
+
+def _show_variants(content):
+    rows, described = [], []
     for name, variant in content["variants"].items():
-        summary = variant["summary"]
-        row = [name, mean_and_interval(summary.get("accuracy"))]
-        row += [mean_and_interval(summary.get(key), fixed) for key in ("f1", "ece")]
-        rows.append(row + [costs[k].form(costs[k].values.get(name)) for k in shown])
-        described.append(_describe_variant(name, variant))
-        for run in variant["runs"]:
-            row = [f"{name}, seed {run['seed']}", percent(run["accuracy"])]
-            row += [percent(run.get("val_accuracy")), fixed(run.get("f1"))]
-            runs.append([*row, amount(run.get("train_seconds"))])
+        summary, cells = variant["summary"], [DASH] * 4
+        if pair := content["paired"].get(name):
+            cells = [points(pair["mean"]), interval(pair["ci95"])]
+            cells += [interval(pair["bootstrap"]["ci95"])]
+            cells += [pair["answer"].replace("_", " ")]
+        means = [mean_and_interval(summary[key], fixed) for key in ("f1", "ece")]
+        rows.append([name, mean_and_interval(summary["accuracy"]), *means, *cells])
+        # A stem width that was solved for has many digits.
+        told = [
+            f"{key}={f'{value:.4g}' if isinstance(value, float) else value}"
+            for key, value in variant["overrides"].items()
+        ]
+        rates = [
+            f"{rate['learning_rate']:.3g} ({percent(rate['val_accuracy'])})"
+            for rate in variant["rates"]
+        ]
+        described.append(
+            f"{name}: {variant['description']} ({', '.join(told)}); learning rate "
+            f"{variant['learning_rate']:.3g}, chosen on validation from "
+            f"{listing(rates)}."
+        )
+    columns = ["variant", "test accuracy", "macro F1", "ECE"]
+    columns += [f"minus {content['baseline']}, points", "95 % over seeds"]
+    columns += ["95 % over images", "answer"]
     note = (
         f"Mean {PLUS_MINUS} half the 95 % interval over {len(content['seeds'])} seeds "
         f"(Student's t), on {content['num_examples']:,} test images after "
-        f"{content['num_epochs']} epochs. MACs are multiply-adds per image; ECE is the "
-        "expected calibration error, at best 0."
+        f"{content['num_epochs']} epochs; ECE is the expected calibration error, at "
+        "best 0. Differences are paired, and both intervals must agree. Better: both "
+        f"above 0. Not worse: both above {points(-content['margin'])}, the margin. "
+        f"Worse: both below 0. Undecided: anything else, or fewer than {MIN_SEEDS} "
+        "seeds."
     )
-    columns = ["variant", "test accuracy", "macro F1", "ECE"]
-    columns += [costs[key].label for key in shown]
-    per_run = ["run", "test accuracy", "validation accuracy", "macro F1", "seconds"]
-    return [
-        Table("Means over seeds, and sizes", columns, rows, note=note),
-        Bullets(described),
-        Table("Every run", per_run, runs, folded=True),
-    ]
+    table = page.Table("Means over seeds", columns, rows, note)
+    return [table, page.Bullets(described)]
 
 
-def _describe_variant(name, variant):
-    """Return what sets a variant apart, and its learning rate among those tried."""
-    told = [
-        # A stem width that was solved for has many digits.
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in (variant.get("overrides") or {}).items()
-    ]
-    text = f"{name}: {variant['description']}"
-    text += f" ({', '.join(told)})" if told else ""
-    rates = [
-        f"{rate['learning_rate']:.3g} ({percent(rate.get('val_accuracy'))})"
-        for rate in variant.get("rates") or []
-    ]
-    if rates:
-        chosen = f"learning rate {variant['learning_rate']:.3g}"
-        text += f"; {chosen}, chosen on validation from {listing(rates)}"
-    return f"{text}."
-
-
-def _show_differences(content):
-    rows = [
-        [name, points(pair.get("mean")), interval(pair.get("ci95"))]
-        + [interval((pair.get("bootstrap") or {}).get("ci95")), str(pair["n"])]
-        + [text.ANSWER_WORDS[pair["answer"]]]
-        for name in content["variants"]
-        if (pair := content["paired"].get(name))
-    ]
-    if not rows:
-        return [Text("Left out: no two variants have finished runs in common.")]
-    columns = ["variant", "difference", "95 % over seeds", "95 % over images", "seeds"]
-    note = (
-        "Both intervals must agree. Better: both above 0. Not worse: both above "
-        f"{points(-content['margin'])}, the margin. Worse: both below 0. Undecided: "
-        f"anything else, or fewer than {MIN_SEEDS} seeds."
-    )
-    caption = f"Test accuracy minus that of {content['baseline']}, in points"
-    return [Table(caption, [*columns, "answer"], rows, note=note)]
-
-
-def _show_costs(comparison, costs):
+def _show_costs(content, costs):
+    main, baseline = content["main"], content["baseline"]
     latencies = [key for key in costs if key.startswith("latency")]
-    found = costs | ({"latency": costs[latencies[-1]]} if latencies else {})
-    grid, missing = [], []
-    for key in _COSTS_SHOWN:
-        if key in found and found[key].values:
-            grid.append(_chart_accuracy(comparison, key, found[key]))
-        else:
-            missing.append(found[key].label if key in found else key)
+    # The largest batch that most variants were timed with.
+    latencies = sorted(latencies, key=lambda key: len(costs[key].values))[-1:]
+    shown = [*("macs", "parameters"), *latencies, "memory"]
+    grid = [_draw_accuracy(content, key, costs[key]) for key in shown]
     words = (
         "Up and to the left is better. Error bars are 95 % intervals over seeds. The "
         "dashed line is the Pareto front: no other variant is both cheaper and more "
         "accurate."
     )
-    if missing:
-        words += f" Left out, not measured: {', '.join(missing)}."
-    return [Grid(grid), Text(words)]
-
-
-def _chart_accuracy(comparison, key, cost):
-    rows, reached = [], {}
-    for name, mean in text.means(comparison).items():
-        if (value := cost.values.get(name)) is None:
-            continue
-        ends = comparison.content["variants"][name]["summary"]["accuracy"].get("ci95")
-        low, high = (100 * end for end in ends) if ends else (None, None)
-        reached[name] = value, mean
-        row = {"variant": name, "cost": value, "shown": cost.form(value)}
-        row |= {"accuracy": 100 * mean, "low": low, "high": high}
-        rows.append(row | {"interval": interval(ends, percent)})
-    unit = {"latency": " (ms)", "memory": " (bytes)"}.get(key, "")
-    spec = charts.accuracy_against(
-        rows,
-        list(comparison.content["variants"]),
-        pareto_front(reached),
-        cost.label + unit,
-    )
-    return Chart(f"accuracy_{key}", f"Accuracy against {cost.label}", spec)
-
-
-def _show_promise(comparison, costs):
-    if not any(comparison.efficiency.values()):
-        return [NOT_MEASURED]
-    content = comparison.content
-    baseline = content["baseline"]
-    values = [
-        {"variant": name, "measure": cost.label, "ratio": cost.ratio(name, baseline)}
-        | {"shown": cost.form(cost.values[name])}
-        for key, cost in costs.items()
-        for name in content["variants"]
-        if key != "formula" and name != baseline and cost.ratio(name, baseline)
-    ]
-    blocks: list[Block] = [Text(FLOPS_WORDS)]
-    if values:
-        labels = list(dict.fromkeys(value["measure"] for value in values))
-        title = f"Costs relative to {baseline}: on paper above, by the clock below"
-        spec = charts.ratios(values, list(content["variants"]), labels)
-        blocks.append(Chart("promise", title, spec))
-    shown = [key for key in costs if key not in ("parameters", "macs", "memory")]
+    names = list(content["variants"])
     rows = [
-        [name, *(costs[key].form(costs[key].values.get(name)) for key in shown)]
-        for name in content["variants"]
+        [cost.label, *(cost.describe(name, baseline) for name in names)]
+        for cost in costs.values()
+        if cost.values
     ]
-    columns = ["variant", *(costs[key].label for key in shown)]
     note = (
-        "FLOPs of a forward pass over one image; XLA leaves out the taps that fall on "
-        "padding. Times are medians."
+        f"Times are medians; in parentheses, the share of {baseline}. FLOPs count the "
+        "operations of a forward pass over one image, two for each multiply-add (MAC); "
+        "XLA leaves out the taps that fall on padding."
     )
-    return [*blocks, Table("FLOPs and times", columns, rows, note=note)]
+    table = page.Table("Costs", ["cost", *names], rows, note)
+    blocks = [page.Grid([c for c in grid if c]), page.Text(words), table]
+    if not (speeds := find_speeds(costs, main, baseline)):
+        return [*blocks, NOT_MEASURED]
+    size = max(speeds, key=speeds.get)
+    promised = costs["macs"].ratio(baseline, main)
+    words = (
+        f"{times(promised)} fewer multiply-adds promise as much speed; the clock gives "
+        f"{times(speeds[size])} at best (batch size {size}), "
+        f"{share(speeds[size] / promised)} of the promise."
+    )
+    return [*blocks, page.Text(words)]
 
 
-def _show_curves(comparison):
+def _draw_accuracy(content, key, cost):
+    """Return the chart of accuracy against a cost that any variant has, else None."""
+    if not cost.values:
+        return None
+    rows, reached = [], {}
+    for name, value in cost.values.items():
+        accuracy = content["variants"][name]["summary"]["accuracy"]
+        ends = accuracy["ci95"]
+        low, high = (100 * end for end in ends) if ends else (None, None)
+        row = {"variant": name, "cost": value, "shown": cost.form(value)}
+        row |= {"accuracy": 100 * accuracy["mean"], "low": low, "high": high}
+        rows.append(row | {"interval": interval(ends, percent)})
+        reached[name] = value, accuracy["mean"]
+    names, front = list(content["variants"]), pareto_front(reached)
+    spec = charts.accuracy_against(rows, names, front, cost.label)
+    name = f"accuracy_{key.partition('_')[0]}"
+    return page.Chart(name, f"Accuracy against {cost.label}", spec)
+
+
+def _show_curves(comparison, verdicts):
     curves = {name: rows for name, rows in comparison.curves.items() if rows}
     if not curves:
-        return [Text("Left out: no run has its metrics.jsonl any more.")]
+        return [page.Text("Left out: no run has its metrics.jsonl any more.")]
     grid = []
     for name, key, words in (
         ("loss_validation", "val_loss", "validation loss (nats)"),
@@ -264,77 +243,90 @@ def _show_curves(comparison):
             variant: charts.band_of(rows, lambda row, key=key: row[key])
             for variant, rows in curves.items()
         }
-        names = list(comparison.content["variants"])
-        spec = charts.lines(series, names, words, ".4f")
-        grid.append(Chart(name, words.capitalize(), spec))
+        spec = charts.lines(series, list(comparison.content["variants"]), words, ".4f")
+        grid.append(page.Chart(name, words.capitalize(), spec))
     words = "Lines are means over seeds; bands run from the lowest to the highest."
-    return [Grid(grid), Text(words)]
+    for name, found in verdicts.items():
+        if found:
+            told = [f"{verdict} in {n}" for verdict, n in found.most_common()]
+            words += f" {name}: {listing(told)} of {found.total()} runs."
+    return [page.Grid(grid), page.Text(words)]
 
 
-def _show_layers(comparison):
-    measured = {n: e for n, e in comparison.efficiency.items() if e and e["layers"]}
-    if not measured:
-        return [NOT_MEASURED]
-    sums: dict[tuple[str, str], float] = {}
-    for name, efficiency in measured.items():
-        for layer in efficiency["layers"]:
-            key = layer["name"].partition("/")[0], name
-            sums[key] = sums.get(key, 0) + layer["macs"]
-    values = [
-        {"variant": name, "part": part, "value": macs, "shown": amount(macs)}
-        for (part, name), macs in sums.items()
-        if any(sums.get((part, other)) for other in measured)
+def _tabulate_classes(content):
+    main, baseline, names = content["main"], content["baseline"], content["variants"]
+    found = []
+    for i, label in enumerate(content["class_names"]):
+        f1 = {name: content["per_class"][name][i]["f1_mean"] for name in names}
+        cells = [label, *map(fixed, f1.values()), points(f1[main] - f1[baseline])]
+        found.append((f1[main] - f1[baseline], cells))
+    found.sort(key=lambda pair: pair[0])
+    columns = ["class", *names, f"{main} minus {baseline}, points"]
+    caption = "F1 of each class, mean over seeds; the largest loss first"
+    return page.Table(caption, columns, [cells for _, cells in found])
+
+
+def _list_limits(content, verdicts):
+    """Return what the answer does not show, and what would show more."""
+    pair, margin = content["paired"][content["main"]], content["margin"]
+    count, needed = content["num_examples"], seeds_needed(pair, margin)
+    limits = [
+        f"One dataset ({content['dataset']}), one recipe, {content['num_epochs']} "
+        "epochs, the times of one machine: others may favour another variant. Repeat "
+        "the comparison on the device and the data you care about.",
+        f"{count:,} test images: one image is {100 / count:.2g} points.",
+        f"The margin of {100 * margin:.2f} points is a choice; the table of the "
+        "variants lets you apply another.",
     ]
-    parts = list(dict.fromkeys(value["part"] for value in values))
-    spec = charts.bars(values, list(comparison.efficiency), parts, "multiply-adds")
-    title = "Multiply-adds of the parts of the networks, per image"
-    return [Chart("layers", title, spec)]
+    if pair["n"] < MIN_SEEDS:
+        limits.append(f"More seeds: at least {MIN_SEEDS}, 5 for a useful interval.")
+    elif content["answer"] == "undecided" and needed:
+        limits.append(
+            f"More seeds: about {needed} would narrow the interval to the margin, if "
+            "they vary as these did."
+        )
+    if edges := [n for n, v in content["variants"].items() if _is_rate_at_edge(v)]:
+        limits.append(
+            "The best learning rate was the lowest or highest tried for "
+            f"{listing(edges)}; a better one may lie beyond (compare.rate_factors)."
+        )
+    if improving := [n for n, found in verdicts.items() if found["still improving"]]:
+        limits.append(
+            f"More epochs (num_epochs): {listing(improving)} had runs that were still "
+            "improving."
+        )
+    return limits
 
 
-def _show_classes(content):
-    scores = {
-        name: {row["name"]: row["f1_mean"] for row in rows}
-        for name, rows in content["per_class"].items()
-    }
-    main, baseline = content["main"], content["baseline"]
-    mine, other = scores.get(main), scores.get(baseline)
-    if not mine or not other:
-        return [Text("Left out: comparison.json has no classes for both networks.")]
-    values = [
-        {"name": name, "difference": round(100 * (mine[name] - other[name]), 4)}
-        for name in content["class_names"]
-        if mine.get(name) is not None and other.get(name) is not None
-    ]
-    values.sort(key=lambda value: value["difference"])
-    title = f"F1 of {main} minus {baseline}, in points, means over seeds"
-    has_many = len(values) > _MAX_BARS
-    if has_many:
-        half = _MAX_BARS // 2
-        title += f": the {half} largest losses and gains"
-        values = values[:half] + values[-half:]
-    spec = charts.differences(values, "difference in F1 (points)")
-    names = [name for name in content["variants"] if name in scores]
-    rows = [
-        [label, *(fixed(scores[name].get(label)) for name in names)]
-        for label in content["class_names"]
-    ]
-    table = Table("Mean F1 of each class", ["class", *names], rows, folded=has_many)
-    return [Chart("classes", title, spec), table]
+def seeds_needed(pair: dict[str, Any], margin: float) -> int | None:
+    """Return about how many seeds would narrow the interval to the margin.
+
+    By the normal law, from the standard deviation of the paired differences; None where
+    that is unknown or the seeds suffice already.
+    """
+    if not pair["std"] or not margin:
+        return None
+    needed = math.ceil((1.96 * pair["std"] / margin) ** 2)
+    return needed if needed > pair["n"] else None
+
+
+def _is_rate_at_edge(variant):
+    """Return whether the best learning rate was the lowest or highest of several."""
+    tried = [rate["learning_rate"] for rate in variant["rates"]]
+    return len(tried) > 1 and variant["learning_rate"] in (min(tried), max(tried))
 
 
 def _show_command(comparison):
-    content = comparison.content
+    content, blocks = comparison.content, []
     recipe = ", ".join(
         f"{key} {f'{value:g}' if isinstance(value, float) else value}"
         for key, value in content["recipe"].items()
     )
     seeds = ", ".join(str(seed) for seed in content["seeds"])
     words = f"Seeds {seeds}; {content['num_epochs']} epochs. Recipe: {recipe}."
-    blocks: list[Block] = []
     if comparison.config:
         argument = ":digits" if content["dataset"] == "digits" else ""
-        command = build_command(
-            comparison.config["requested"], COMPARISON, f"configs/compare.py{argument}"
-        )
-        blocks.append(Code(f"{command}\n{REDRAW}"))
-    return [*blocks, Text(words), *describe_environment(content["environment"])]
+        config = f"configs/compare.py{argument}"
+        requested = comparison.config["requested"]
+        blocks.append(page.Code(build_command(requested, COMPARISON, config)))
+    return [*blocks, page.Text(words), *describe_environment(content["environment"])]

@@ -1,23 +1,19 @@
 """What the variants of a comparison cost, relative to each other."""
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from dwsep_jax.report.files import Comparison
-from dwsep_jax.report.format import amount, mebibytes, milliseconds
+from dwsep_jax.report.format import amount, share, significant
 
-# Times that differ by less count as equal; clocks are not steadier than this.
-TOLERANCE = 0.05
 _LATENCY = "latency_"
 
 
-class Measure(NamedTuple):
+class Cost(NamedTuple):
     """One cost of all variants.
 
     Attributes:
-      label: with its unit, where the numbers need one.
-      form: formats a value, with its unit.
+      label: with its unit.
+      form: formats a value, without its unit.
       values: by the names of the variants that have it.
     """
 
@@ -30,59 +26,59 @@ class Measure(NamedTuple):
         mine, theirs = self.values.get(name), self.values.get(other)
         return mine / theirs if mine and theirs else None
 
+    def describe(self, name: str, baseline: str) -> str:
+        """Return the cost of a variant, and its share of the baseline's."""
+        text, ratio = self.form(self.values.get(name)), self.ratio(name, baseline)
+        return f"{text} ({share(ratio)})" if ratio and name != baseline else text
 
-def measure(comparison: Comparison) -> dict[str, Measure]:
+
+def list_costs(
+    variants: dict[str, Any], efficiency: dict[str, dict[str, Any] | None]
+) -> dict[str, Cost]:
     """Return every cost that was counted or measured.
 
-    Keys: parameters, macs, formula, flops, latency_<batch size> (of the batch sizes
-    that all measured variants share), train, memory.
+    Args:
+      variants: of comparison.json.
+      efficiency: the efficiency.json of each; None where it was not measured.
+
+    Returns:
+      Costs by parameters, macs, formula, flops, latency_<batch size>, train, memory.
     """
-    found = {
-        name: _list_costs(variant, comparison.efficiency[name])
-        for name, variant in comparison.content["variants"].items()
-    }
-    measured = [found[name] for name, e in comparison.efficiency.items() if e]
-    shared = set.intersection(*map(set, measured)) if measured else set()
-    sizes = [
-        int(key.removeprefix(_LATENCY)) for key in shared if key.startswith(_LATENCY)
-    ]
-    looks = {
-        "parameters": ("parameters", amount),
-        "macs": ("MACs", amount),
-        "formula": ("FLOPs (formula)", amount),
-        "flops": ("FLOPs (XLA)", amount),
-    }
-    for size in sorted(sizes):
-        looks[f"{_LATENCY}{size}"] = f"time for a batch of {size}", milliseconds
-    looks["train"] = "training time per image", milliseconds
-    looks["memory"] = "peak memory", mebibytes
-    return {
-        key: Measure(
-            *look, {n: costs[key] for n, costs in found.items() if key in costs}
-        )
-        for key, look in looks.items()
-    }
-
-
-def _list_costs(variant, efficiency):
-    """Return the costs of one variant, without those that were not measured."""
-    efficiency = efficiency or {}
-    flops = efficiency.get("flops", {})
-    rate = (efficiency.get("train") or {}).get("images_per_second")
     costs = {
-        "parameters": variant["parameters"],
-        "macs": variant["macs"],
-        "formula": flops.get("formula_forward"),
-        "flops": flops.get("xla_forward"),
-        "train": rate and 1e3 / rate,
-        "memory": (efficiency.get("memory") or {}).get("peak_bytes"),
+        "parameters": Cost("parameters", amount, {}),
+        "macs": Cost("MACs", amount, {}),
+        "formula": Cost("FLOPs (formula)", amount, {}),
+        "flops": Cost("FLOPs (XLA)", amount, {}),
     }
-    for row in efficiency.get("latency", []):
-        costs[f"{_LATENCY}{row['batch_size']}"] = row["median_ms"]
-    return {key: cost for key, cost in costs.items() if cost is not None}
+    rows = [row for e in efficiency.values() if e for row in e["latency"]]
+    for size in sorted({row["batch_size"] for row in rows}):
+        label = f"time for a batch of {size} (ms)"
+        costs[f"{_LATENCY}{size}"] = Cost(label, significant, {})
+    costs["train"] = Cost("training time per image (ms)", significant, {})
+    costs["memory"] = Cost("peak memory (MiB)", significant, {})
+    for name, variant in variants.items():
+        for key, value in _read_costs(variant, efficiency[name]).items():
+            if value is not None:
+                costs[key].values[name] = value
+    return costs
 
 
-def speeds(costs: dict[str, Measure], name: str, baseline: str) -> dict[int, float]:
+def _read_costs(variant, efficiency):
+    """Return the costs of a variant, None where one could not be measured."""
+    found = {"parameters": variant["parameters"], "macs": variant["macs"]}
+    if efficiency:
+        rate = efficiency["train"]["images_per_second"]
+        peak = efficiency["memory"]["peak_bytes"]
+        found["formula"] = efficiency["flops"]["formula_forward"]
+        found["flops"] = efficiency["flops"]["xla_forward"]
+        found["train"] = rate and 1e3 / rate
+        found["memory"] = peak and peak / 2**20
+        for row in efficiency["latency"]:
+            found[f"{_LATENCY}{row['batch_size']}"] = row["median_ms"]
+    return found
+
+
+def find_speeds(costs: dict[str, Cost], name: str, baseline: str) -> dict[int, float]:
     """Return how many times as fast inference is, by batch size."""
     found = {
         int(key.removeprefix(_LATENCY)): cost.ratio(baseline, name)
@@ -90,12 +86,6 @@ def speeds(costs: dict[str, Measure], name: str, baseline: str) -> dict[int, flo
         if key.startswith(_LATENCY)
     }
     return {size: ratio for size, ratio in found.items() if ratio}
-
-
-def mean_speed(speeds: dict[int, float]) -> float | None:
-    """Return the geometric mean over the batch sizes; None without any."""
-    logs = [math.log(ratio) for ratio in speeds.values()]
-    return math.exp(sum(logs) / len(logs)) if logs else None
 
 
 def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:

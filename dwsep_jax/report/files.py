@@ -144,13 +144,8 @@ def read_run(directory: pathlib.Path) -> Run:
 
 def _read_comparison(directory):
     content = read_json(directory, "comparison")
+    _check_variants(directory / "comparison.json", content)
     variants = content["variants"]
-    for role in ("main", "baseline"):
-        if content[role] not in variants:
-            raise damaged(
-                directory / "comparison.json",
-                f"{role} is {content[role]}, which is none of its variants",
-            )
     # The keys of the file are sorted; the report starts with the two variants that the
     # question is about, and keeps the order of the config.
     config = read_json(directory, "config")
@@ -159,13 +154,27 @@ def _read_comparison(directory):
     variants = content["variants"] = {n: variants[n] for n in order if n in variants}
     efficiency = {
         name: read_json((directory / variant["efficiency"]).parent, "efficiency")
-        if variant.get("efficiency")
-        else None
         for name, variant in variants.items()
     }
     runs = {name: variant["runs"] for name, variant in variants.items()}
     files = _read_curves_and_diagnoses(directory, runs)
     return Comparison(directory, content, config, efficiency, *files)
+
+
+def _check_variants(path, content):
+    """Raise `UserError` unless the parts of comparison.json belong together."""
+    variants, num_classes = content["variants"], len(content["class_names"])
+    for role in ("main", "baseline"):
+        if content[role] not in variants:
+            problem = f"{role} is {content[role]}, which is none of its variants"
+            raise damaged(path, problem)
+    compared = [content["main"], *(n for n in variants if n != content["baseline"])]
+    for name in compared:
+        if name not in content["paired"]:
+            raise damaged(path, f"it lacks paired.{name}")
+    for name in variants:
+        if len(content["per_class"].get(name, [])) != num_classes:
+            raise damaged(path, f"per_class.{name} must have {num_classes} items")
 
 
 def _read_curves_and_diagnoses(directory, runs):

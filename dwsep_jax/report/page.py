@@ -8,21 +8,12 @@ from typing import Any, NamedTuple
 import jinja2
 import vl_convert
 
-from dwsep_jax.report.format import (
-    DASH,
-    fixed,
-    listing,
-    percent,
-    points,
-    share,
-    times,
-)
-from dwsep_jax.workdir import score
+from dwsep_jax.report.format import DASH
 
 # Colours in the light and the dark theme. Text has a contrast of at least 4.5 to the
 # background, series have at least 3 (WCAG 2.1). The series follow Okabe and Ito's
 # palette for colour-blind readers; the ramp runs from bad to good.
-_COLORS = {
+COLORS = {
     "page": ("#ffffff", "#12161c"),
     "panel": ("#f4f6f8", "#1b2129"),
     "text": ("#1b1f24", "#e6eaef"),
@@ -44,10 +35,6 @@ _COLORS = {
     "ramp2": ("#2a6cb0", "#6fb1ec"),
     "ramp3": ("#003a70", "#d3eaff"),
 }
-THEMES = {
-    theme: {name: pair[i] for name, pair in _COLORS.items()}
-    for i, theme in enumerate(("light", "dark"))
-}
 _PNG_WIDTH = 640
 _MAX_ROWS_IN_ALT = 12
 
@@ -59,38 +46,31 @@ class Text(NamedTuple):
 
 
 class Bullets(NamedTuple):
-    """A list of sentences; `urls` gives each one a link, or None."""
+    """A list of sentences; `urls` gives each one a link."""
 
     items: list[str]
-    urls: list[str | None] | None = None
+    urls: list[str] | None = None
 
 
 class Headline(NamedTuple):
     """The answer: a few words, their tone (good, bad or open) and a paragraph.
 
-    `figures` holds the numbers behind it, each with its meaning; `more` is a second
-    paragraph.
+    `figures` holds the numbers behind it, each with its meaning.
     """
 
     verdict: str
     tone: str
     text: str
     figures: tuple[tuple[str, str], ...] = ()
-    more: str = ""
 
 
 class Table(NamedTuple):
-    """A table of strings, its first column left-aligned and the others right-aligned.
-
-    A folded table opens on demand; `links` gives each row a link.
-    """
+    """A table of strings, the first column left-aligned, the others right-aligned."""
 
     caption: str
     columns: list[str]
     rows: list[list[str]]
-    folded: bool = False
     note: str = ""
-    links: list[str] | None = None
 
 
 class Chart(NamedTuple):
@@ -99,7 +79,7 @@ class Chart(NamedTuple):
     Attributes:
       name: of the PNG in figures/, without its suffix; unique within a section.
       title: what it shows.
-      spec: Vega-Lite, with var(--name) for the colours of `THEMES`.
+      spec: Vega-Lite, with var(--name) for `COLORS`.
       max_width: on the page, in pixels.
     """
 
@@ -111,13 +91,12 @@ class Chart(NamedTuple):
     @property
     def alt(self) -> str:
         """The title and what the tooltips say; of many points, the first and last."""
-        layers = [layer for layer in self.spec["layer"] if _tooltip(layer)]
-        if not layers:
-            return f"{self.title}."
-        rows = layers[0].get("data", self.spec["data"])["values"]
+        layer = next(one for one in self.spec["layer"] if "tooltip" in one["encoding"])
+        rows = layer.get("data", self.spec["data"])["values"]
         shown = rows if len(rows) <= _MAX_ROWS_IN_ALT else [rows[0], rows[-1]]
-        told = "; ".join(_describe_point(row, _tooltip(layers[0])) for row in shown)
-        many = f"{len(rows)} points, first and last: " if shown is not rows else ""
+        many = "" if shown is rows else f"{len(rows)} points, first and last: "
+        tooltip = layer["encoding"]["tooltip"]
+        told = "; ".join(_describe_point(row, tooltip) for row in shown)
         return f"{self.title}. {many}{told}."
 
 
@@ -144,7 +123,7 @@ class Part(NamedTuple):
 
 
 class Section(NamedTuple):
-    """The report of one workdir: its headline blocks, then its parts.
+    """The report of one workdir: its headline, then its parts.
 
     `summary` is its row of the overview: workdir, dataset, kind, accuracy, result.
     """
@@ -155,46 +134,50 @@ class Section(NamedTuple):
     summary: list[str]
 
 
-def render_html(sections: list[Section], overview: Table | None) -> str:
+def render_html(sections: list[Section]) -> str:
     """Return the page as one file that loads nothing else."""
-    return _render(
-        "page.html.jinja",
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dwsep_jax.report", "templates"),
         autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["kind"] = lambda block: type(block).__name__
+    environment.filters["whole"] = _keep_units
+    return environment.get_template("page.html.jinja").render(
         sections=sections,
-        overview=overview,
-        themes=THEMES,
+        overview=_give_overview(sections),
+        colors=COLORS,
         bundle=_bundle(),
         config=_chart_config(),
     )
 
 
-def render_markdown(sections: list[Section], overview: Table | None) -> str:
+def render_markdown(sections: list[Section]) -> str:
     """Return the same content as Markdown that refers to figures/*.png."""
-    text = _render("page.md.jinja", False, sections=sections, overview=overview)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    found = []
+    if len(sections) > 1:
+        found += ["# Overview", _to_markdown(_give_overview(sections), 0)]
+    for i, section in enumerate(sections):
+        found.append(f"# {_escape(section.title)}")
+        found += [_to_markdown(block, i) for block in section.lead]
+        for part in section.parts:
+            found.append(f"## {_escape(part.title)}")
+            found += [_to_markdown(block, i) for block in part.blocks]
+    return "\n\n".join(found) + "\n"
 
 
 def render_figures(sections: list[Section]) -> dict[str, bytes]:
     """Return the PNG of each chart by file name."""
     return {
-        figure_name(i, chart): draw(chart.spec, chart.title)
+        _figure_name(i, chart): draw(chart.spec, chart.title)
         for i, section in enumerate(sections)
-        for block in [*section.lead, *(b for p in section.parts for b in p.blocks)]
+        for part in section.parts
+        for block in part.blocks
         for chart in getattr(block, "charts", [block])
         if isinstance(chart, Chart)
     }
-
-
-def figure_name(section: int, chart: Chart) -> str:
-    """Return the file name of a chart, numbered in all sections but the first."""
-    return f"{chart.name}.png" if section == 0 else f"{section + 1}-{chart.name}.png"
-
-
-def write(template: str, block: str, values: dict[str, Any]) -> list[str]:
-    """Return the lines of a block of a template of prose, without empty ones."""
-    found = _environment(autoescape=False).get_template(template)
-    text = "".join(found.blocks[block](found.new_context(values)))
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def draw(spec: dict[str, Any], title: str) -> bytes:
@@ -204,13 +187,45 @@ def draw(spec: dict[str, Any], title: str) -> bytes:
     config = _chart_config() | {"background": "var(--page)", "padding": 12}
     spec = {"title": {"text": title.split("\n")} | look, "config": config} | spec
     text = json.dumps(spec).replace('"width": "container"', f'"width": {_PNG_WIDTH}')
-    light = THEMES["light"]
-    text = re.sub(r"var\(--([a-z0-9]+)\)", lambda match: light[match[1]], text)
+    text = re.sub(r"var\(--([a-z0-9]+)\)", lambda match: COLORS[match[1]][0], text)
     return vl_convert.vegalite_to_png(json.loads(text), scale=2)
 
 
-def _tooltip(layer):
-    return layer.get("encoding", {}).get("tooltip")
+def _figure_name(section, chart):
+    """Return the file name of a chart, numbered in all sections but the first."""
+    return f"{chart.name}.png" if section == 0 else f"{section + 1}-{chart.name}.png"
+
+
+def _give_overview(sections):
+    columns = ["workdir", "dataset", "kind", "test accuracy", "result"]
+    return Table("The workdirs", columns, [section.summary for section in sections])
+
+
+def _to_markdown(block, section):
+    """Return a block of the section of that number as Markdown."""
+    match block:
+        case Text(text):
+            return _escape(text)
+        case Bullets(items, None):
+            return "\n".join(f"- {_escape(item)}" for item in items)
+        case Bullets(items, urls):
+            links = zip(items, urls, strict=True)
+            return "\n".join(f"- [{_escape(item)}]({url})" for item, url in links)
+        case Headline(verdict, _, text, figures):
+            numbers = [f"- {_escape(n)} {_escape(meaning)}" for n, meaning in figures]
+            return "\n".join([f"**{_escape(verdict)}.** {_escape(text)}", "", *numbers])
+        case Table(caption, columns, rows, note):
+            rule = ["---", *["---:"] * (len(columns) - 1)]
+            cells = [map(_escape, columns), rule, *(map(_escape, row) for row in rows)]
+            lines = [f"| {' | '.join(row)} |" for row in cells]
+            return "\n".join([f"**{_escape(caption)}**", "", *lines, "", _escape(note)])
+        case Code(text):
+            return f"```bash\n{text}\n```"
+        case Chart():
+            name = _figure_name(section, block)
+            return f"![{_escape(block.alt)}](figures/{name})"
+        case Grid(charts):
+            return "\n\n".join(_to_markdown(chart, section) for chart in charts)
 
 
 def _describe_point(row, tooltip):
@@ -248,35 +263,13 @@ def _bundle():
     return source.replace("</script", r"<\/script").replace("<!--", r"<\!--")
 
 
-def _render(template, autoescape, **values):
-    return _environment(autoescape).get_template(template).render(values)
-
-
-@functools.cache
-def _environment(autoescape):
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dwsep_jax.report", "templates"),
-        autoescape=autoescape,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["figure_name"] = figure_name
-    environment.filters["kind"] = lambda block: type(block).__name__
-    environment.filters["cell"] = _escape_markdown
-    environment.filters["whole"] = _keep_units
-    for form in (fixed, listing, percent, points, score, share, times):
-        environment.filters[form.__name__] = form
-    return environment
-
-
 def _keep_units(text):
     """Return text whose numbers stay on one line with their units."""
     pattern = r"(?<=\d) (?=[%kMGT]|ms|points|seeds)"
     return re.sub(pattern, "\N{NO-BREAK SPACE}", str(text))
 
 
-def _escape_markdown(text):
+def _escape(text):
     """Return text that Markdown shows literally, in a table cell too."""
-    text = re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", str(text))
+    text = re.sub(r"([\\`*_\[\]<>|#$&~])", r"\\\1", str(text))
     return " ".join(text.split())

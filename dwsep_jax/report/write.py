@@ -36,17 +36,11 @@ def write_report(workdirs: Sequence[str | os.PathLike]) -> pathlib.Path:
     directories = [pathlib.Path(workdir).expanduser() for workdir in workdirs]
     found = [read_workdir(directory) for directory in directories]
     sections = [_DESCRIBE[type(content)](content) for content in found]
-    overview = None
-    if len(sections) > 1:
-        columns = ["workdir", "dataset", "kind", "test accuracy", "result"]
-        links = [f"#s{i}" for i in range(1, len(sections) + 1)]
-        rows = [section.summary for section in sections]
-        overview = page.Table("Overview", columns, rows, links=links)
     contents = {
         f"figures/{name}": png for name, png in page.render_figures(sections).items()
     }
-    contents["report.md"] = page.render_markdown(sections, overview)
-    contents["report.html"] = page.render_html(sections, overview)
+    contents["report.md"] = page.render_markdown(sections)
+    contents["report.html"] = page.render_html(sections)
     directory = directories[0]
     try:
         (directory / "figures").mkdir(exist_ok=True)

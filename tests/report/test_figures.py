@@ -78,7 +78,7 @@ def test_one_wild_epoch_makes_the_scale_logarithmic(losses, scale):
     assert ("log scale" in y["title"]) == (scale == "log")
 
 
-def test_curves_differ_in_more_than_colour_and_few_epochs_have_ticks():
+def test_curves_differ_in_more_than_colour_and_ticks_are_whole_epochs():
     names = list("abcdef")
     series = {name: [(1, i, i, i), (2, i, i, i)] for i, name in enumerate(names)}
     line, _ = charts.lines(series, names, "loss", ".4f")["layer"]
@@ -86,7 +86,7 @@ def test_curves_differ_in_more_than_colour_and_few_epochs_have_ticks():
         looks = line["encoding"][channel]["scale"]["range"]
         assert all(a != b for a, b in itertools.combinations(looks, 2))
     assert line["mark"]["point"]
-    assert line["encoding"]["x"]["axis"]["values"] == [1, 2]
+    assert line["encoding"]["x"]["axis"]["tickMinStep"] == 1
 
 
 def test_the_confusion_matrix_has_counts_and_shares_of_the_true_class():

@@ -120,10 +120,8 @@ def test_every_chart_is_drawn_and_fits(browser, request, name, width, theme):
 
 def test_the_button_changes_the_theme_for_good(browser, page):
     show(browser, page, 1280)
-    button = browser.find_element("id", "theme")
-    button.click()
+    browser.find_element("id", "theme").click()
     check_theme(browser, DARK)
-    assert button.text == "Light theme"
     browser.refresh()
     wait_for(browser, "document.documentElement.dataset.drawn === 'true'")
     check_theme(browser, DARK)
