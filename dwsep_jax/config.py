@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import sys
 import traceback
 from typing import Any
 
@@ -45,6 +46,8 @@ def load_file(config_path: str) -> ConfigDict:
     if spec is None:
         raise ConfigError(f"--config={path}: must be a Python file, *.py")
     module = importlib.util.module_from_spec(spec)
+    if str(CONFIGS.parent) not in sys.path:  # For `from configs import default`.
+        sys.path.append(str(CONFIGS.parent))
     try:
         spec.loader.exec_module(module)
         config = module.get_config(*([argument] if colon else []))

@@ -7,9 +7,9 @@ import shlex
 import pytest
 from ml_collections import ConfigDict
 
-import main
 from configs import default
 from dwsep_jax import cli
+from dwsep_jax.__main__ import MODES, define_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 GLOBS = ("README.md", "CHANGELOG.md", "docs/*.md", "benchmarks/*.md")
@@ -37,7 +37,7 @@ def test_command_parses(monkeypatch, page, arguments):
     monkeypatch.chdir(ROOT)
     digits = cli.load_file("configs/digits.py")
     monkeypatch.setattr(cli, "load_requested", lambda workdir, kind: digits)
-    values = main.define_flags()
+    values = define_flags()
     argv = ["main.py", *shlex.split(arguments, comments=True)]
     rest = values(argv, known_only=True)
     if not values.help:
@@ -61,7 +61,7 @@ def test_fields_and_modes_are_those_that_exist():
     fields = set(list_fields(default.get_config()))
     assert set(re.findall(r"--(?:no)?config\.([a-z][\w.]*\w)", CURRENT)) <= fields
     assert fields <= set(re.findall(r"`([\w.]+)`", CURRENT))
-    assert set(re.findall(r"--mode=([a-z]+)", CURRENT)) <= set(main.MODES)
+    assert set(re.findall(r"--mode=([a-z]+)", CURRENT)) <= set(MODES)
 
 
 @pytest.mark.parametrize(("page", "target"), find(r"\]\((?!https?:)([^)\s]+)\)"))

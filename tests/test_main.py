@@ -1,6 +1,5 @@
 """The command line: what reaches the modes, and each mistake as one line."""
 
-import importlib
 import pathlib
 import re
 import shlex
@@ -11,6 +10,7 @@ import types
 import pytest
 
 from dwsep_jax import cli
+from dwsep_jax.__main__ import MODES, define_flags, main
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.fields import COMPARISON, FIELDS
 from dwsep_jax.report import write
@@ -31,9 +31,8 @@ WORK = (
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run main on arguments: the calls of the modes' work, code, stdout and stderr."""
-    monkeypatch.syspath_prepend(ROOT)
     monkeypatch.chdir(ROOT)
-    main, calls = importlib.import_module("main").main, []
+    calls = []
     for name in WORK:
         monkeypatch.setattr(f"dwsep_jax.{name}", lambda *args: calls.append(args))
 
@@ -493,10 +492,9 @@ def test_the_platform_of_the_config_wins_over_the_environment(tmp_path):
 def test_help_needs_no_config(run, flag):
     result = run(flag)
     assert (result.code, result.err, result.calls) == (0, "", [])
-    main = importlib.import_module("main")
-    for name in set(main.define_flags()) - {"help", "h", "helpfull", "helpshort"}:
+    for name in set(define_flags()) - {"help", "h", "helpfull", "helpshort"}:
         assert f"\n  --{name} " in result.out
-    for mode in main.MODES:
+    for mode in MODES:
         assert re.search(rf"\b{mode}(:| \()", result.out)
     assert "configs/default.py" in result.out
 
@@ -510,9 +508,10 @@ def test_help_imports_neither_jax_nor_numpy(tmp_path):
     assert result.stdout.splitlines()[-1] == "0 []", result.stderr
 
 
-def test_main_runs_from_any_directory(tmp_path):
+@pytest.mark.parametrize("command", [[f"{ROOT}/main.py"], ["-m", "dwsep_jax"]])
+def test_the_program_runs_from_any_directory(tmp_path, command):
     (tmp_path / "mine.py").write_text(CHANGED.format("c.shift = -1"))
-    result = run_python(str(ROOT / "main.py"), "--config=mine.py", cwd=tmp_path)
+    result = run_python(*command, "--config=mine.py", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
         "error: --config.shift=-1: must be an integer of at least 0 and at "

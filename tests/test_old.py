@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
+from dwsep_jax.__main__ import main
 from dwsep_jax.config import flatten, from_dict, load_file
 from dwsep_jax.errors import ConfigError
 from dwsep_jax.fields import COMPARISON, RUN, SWEEP
 from dwsep_jax.workdir import load_requested, open_workdir, read_json
-from main import main
 
 OLD = pathlib.Path(__file__).parent / "old"
 

@@ -72,7 +72,7 @@ def imported_packages(*folders):
     """Return the top-level names that the files below `folders` import."""
     names = set()
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    for path in [*paths, ROOT / "main.py"]:
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 names |= {alias.name.partition(".")[0] for alias in node.names}
@@ -111,7 +111,7 @@ ROOMS = [
     *("errors", "lock", "places", "statistics", "console", "fields", "space"),
     *("schema", "environment", "config", "workdir", "trials", "nn", "data"),
     *("diagnose", "report", "train", "evaluate", "efficiency", "compare", "sweep"),
-    "cli",
+    *("cli", "__main__"),
 ]
 
 
