@@ -55,6 +55,9 @@ def run(
       modes: what each value of --mode runs.
       help_text: what --help prints.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # What a terminal lacks, it shows as \xb1.
+            stream.reconfigure(errors="backslashreplace")
     try:
         rest = _parse(values, argv, known_only=True)
         if values.help:
@@ -187,29 +190,29 @@ def prepare_process(platform: str | None) -> None:
 
     Raises:
       ConfigError: for an unknown platform.
-      UserError: if jax does not find it on this machine.
+      UserError: if jax does not find it, or that of JAX_PLATFORMS, on this machine.
     """
+    import jax
+
+    setting = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}"
     if platform is not None:
-        select_platform(platform)
+        setting = f"--config.platform={platform}"
+        jax_platforms = choose("--config.platform", platform, _PLATFORMS)
+        jax.config.update("jax_platforms", jax_platforms)
+    try:
+        found = jax.default_backend()
+    except Exception:  # Of many types, some without a message.
+        found = None
+    if found is None or platform not in (None, found):
+        available = " or ".join(sorted({found or "cpu", "cpu"}))
+        raise UserError(
+            f"{setting}: jax finds none on this machine; choose {available}, or "
+            "install jax with support for it"
+        )
     from dwsep_jax import environment
 
     environment.use_compilation_cache()
     environment.keep_freed_memory()
-
-
-def select_platform(platform: str) -> None:
-    """Have jax compute on `platform`, or raise as `prepare_process`."""
-    jax_platforms = choose("--config.platform", platform, _PLATFORMS)
-    import jax
-
-    jax.config.update("jax_platforms", jax_platforms)
-    found = jax.default_backend()
-    if found != platform:
-        available = " or ".join(sorted({found, "cpu"}))
-        raise UserError(
-            f"--config.platform={platform}: jax finds none on this machine; choose "
-            f"{available}, or install jax with support for it"
-        )
 
 
 def _parse(

@@ -48,13 +48,19 @@ def compiler_options(deterministic: bool) -> dict[str, Any] | None:
 def use_compilation_cache() -> None:
     """Cache compiled programs on disk, so that later starts compile nothing.
 
-    An existing setting, such as JAX_COMPILATION_CACHE_DIR, takes precedence.
+    An existing setting, such as JAX_COMPILATION_CACHE_DIR, takes precedence. Nothing is
+    cached where the user has no directory for it.
     """
+    directory = user_cache() / "compiled"
     if jax.config.jax_compilation_cache_dir:
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:  # jax would warn of each program.
         return
     # Otherwise the path of the directory becomes part of every key.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
-    jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
 def keep_freed_memory() -> None:

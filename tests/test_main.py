@@ -103,7 +103,7 @@ def test_names_are_separated_by_commas(run, argument, names):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_the_example_in_a_message_is_valid(run, monkeypatch, name):
-    monkeypatch.setattr(cli, "select_platform", lambda platform: None)
+    monkeypatch.setattr(cli, "prepare_process", lambda platform: None)
     result = run(DIGITS, f"--config.{name}={FIELDS[name].example}")
     assert (result.code, result.err) == (0, "")
 
@@ -481,7 +481,7 @@ def run_python(*arguments, cwd, **environment):
 
 def test_the_platform_of_the_config_wins_over_the_environment(tmp_path):
     code = (
-        "from dwsep_jax import cli; cli.select_platform('cpu')\n"
+        "from dwsep_jax import cli; cli.prepare_process('cpu')\n"
         "import jax; print(jax.devices()[0].platform)"
     )
     result = run_python("-c", code, cwd=tmp_path, JAX_PLATFORMS="nowhere")

@@ -18,6 +18,12 @@ class Metrics(clu_metrics.Collection):
     loss: clu_metrics.Average.from_output("loss")
     accuracy: clu_metrics.Average.from_output("correct")
 
+    def compute(self) -> dict[str, jax.Array]:
+        """Return the means."""
+        # clu divides by an integer, which jax may have been told to refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            return super().compute()
+
 
 def measure(
     losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array

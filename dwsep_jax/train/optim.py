@@ -145,8 +145,10 @@ class Plateau(NamedTuple):
 
 def make_plateau() -> Plateau:
     """Return the state before the first epoch."""
-    one, infinity = jnp.ones((), jnp.float32), jnp.full((), jnp.inf, jnp.float32)
-    return Plateau(one, infinity, jnp.zeros((), jnp.int32))
+    one = jnp.ones((), jnp.float32)
+    # Not infinity, which JAX_DEBUG_INFS would take for an error.
+    most = jnp.full((), jnp.finfo(jnp.float32).max, jnp.float32)
+    return Plateau(one, most, jnp.zeros((), jnp.int32))
 
 
 def update_plateau(
