@@ -64,7 +64,7 @@ INVALID = {
     "data_dir platform sweep.storage": ["", "None", 3],
     "flip inner_norm inner_activation": [1, "true", None],
     "deterministic tensorboard progress": [1, "no", None],
-    "seed split_seed": [-1, 2**32, 1.0, None, True],
+    "seed split_seed": [-1, 2**32 - 1000, 1.0, None, True],
     "validation_size": [0, -1, 1.5, None, True],
     "shift bottleneck": [-1, 65, 1.0],
     "cutout": [-1, 1025],
@@ -118,7 +118,7 @@ def test_invalid_value_is_refused_by_name(field, value):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"validation_size": 1, "split_seed": 2**32 - 1, "seed": 0},
+        {"validation_size": 1, "split_seed": 2**32 - 1001, "seed": 0},
         {"shift": 0, "cutout": 0, "mixup": 0, "bottleneck": 0},
         {"growth_rate": 1, "block_sizes": (1,), "kernel_size": 2},
         {"block_sizes": (1, 2, 3, 4, 5), "reduction": 1.0, "stem_stride": 2},

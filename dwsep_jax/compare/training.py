@@ -21,7 +21,7 @@ from dwsep_jax.compare.variants import BASELINE, MAIN, Variant, make_variants
 from dwsep_jax.config import validate
 from dwsep_jax.fields import COMPARISON
 from dwsep_jax.train import loop
-from dwsep_jax.train.trainer import Run, Trainer, list_seeds, read_score
+from dwsep_jax.train.trainer import Run, Trainer, read_score
 from dwsep_jax.workdir import claimed, load_config, open_workdir, write_json
 
 _SENTENCES = {
@@ -61,7 +61,6 @@ def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
     Raises:
       ConfigError: if one of the runs cannot be made.
     """
-    list_seeds(config, "compare", config.seed)
     config = loop.resolve(config, dataset)
     for variant in make_variants(config, dataset):
         for factor in config.compare.rate_factors:
@@ -89,7 +88,7 @@ class Comparison:
         self._config, self._workdir = config, workdir
         self._variants = make_variants(config, dataset)
         self._factors = config.compare.rate_factors
-        self._seeds = list_seeds(config, "compare", config.seed)
+        self._seeds = range(config.seed, config.seed + config.compare.num_seeds)
         # The runs of the first seed are those of the chosen rates.
         num_runs = len(self._factors) + len(self._seeds) - 1
         self._groups = [variant.name for variant in self._variants] * num_runs

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 from dwsep_jax.fields import SWEEP
-from dwsep_jax.report import sweep_charts
+from dwsep_jax.report import page, sweep_charts
 from dwsep_jax.report.files import Sweep
 from dwsep_jax.report.format import (
     DASH,
@@ -19,18 +19,6 @@ from dwsep_jax.report.format import (
     points,
     share,
 )
-from dwsep_jax.report.page import (
-    Bullets,
-    Chart,
-    Code,
-    Grid,
-    Headline,
-    Part,
-    Section,
-    Table,
-    Text,
-    write,
-)
 from dwsep_jax.report.run import build_command, describe_environment
 from dwsep_jax.space import Axis
 from dwsep_jax.statistics import MIN_SEEDS, compare_networks
@@ -42,14 +30,14 @@ _MIN_COMPLETE = 4
 _EDGE = 0.03
 _RELATIONS = {"better": "behind", "worse": "ahead", "undecided": "undecided"}
 _PAPERS = {
-    "tpe": "https://papers.nips.cc/paper/4443-algorithms-for-hyper-parameter-optimization",
-    "halving": "https://arxiv.org/abs/1810.05934",
-    "fANOVA": "https://proceedings.mlr.press/v32/hutter14.html",
     "Optuna": "https://arxiv.org/abs/1907.10902",
+    "TPE": "https://papers.nips.cc/paper/4443-algorithms-for-hyper-parameter-optimization",
+    "Successive halving": "https://arxiv.org/abs/1810.05934",
+    "fANOVA": "https://proceedings.mlr.press/v32/hutter14.html",
 }
 
 
-def describe_sweep(sweep: Sweep) -> Section:
+def describe_sweep(sweep: Sweep) -> page.Section:
     """Return what the files of a sweep, finished or not, have to show."""
     name, best, winner = sweep.directory.resolve().name, sweep.best, _find_winner(sweep)
     if best:
@@ -58,23 +46,23 @@ def describe_sweep(sweep: Sweep) -> Section:
         duels = compare_finals(sweep)
         headline = _answer(sweep, winner, duels)
         parts = [
-            Part("The winner", _show_winner(sweep, winner)),
-            Part("Finals", [_show_finals(sweep, duels)]),
+            page.Part("The winner", _show_winner(sweep, winner)),
+            page.Part("Finals", [_show_finals(sweep, duels)]),
         ]
     else:
         dataset, reached = sweep.config["resolved"].dataset, {}
         title, parts, duels = f"Sweep {name} on {dataset}, in progress", [], {}
         headline = _answer_so_far(sweep, winner)
-    limits = write("sweep.jinja", "limits", _find_facts(sweep, winner, duels))
+    limits = page.write("sweep.jinja", "limits", _find_facts(sweep, winner, duels))
     parts += [
         *_show_search(sweep, winner),
-        Part("All trials", [_tabulate_trials(sweep)]),
-        Part("What decided, and its limits", [Bullets(limits)]),
-        Part("How to reproduce it", _show_command(sweep)),
+        page.Part("All trials", [_tabulate_trials(sweep)]),
+        page.Part("What decided, and its limits", [page.Bullets(limits)]),
+        page.Part("How to reproduce it", _show_command(sweep)),
     ]
     accuracy = mean_and_interval(reached.get("accuracy"))
     summary = [name, dataset, "sweep", accuracy, headline.verdict]
-    return Section(title, [headline], parts, summary)
+    return page.Section(title, [headline], parts, summary)
 
 
 def _find_winner(sweep):
@@ -206,7 +194,7 @@ def _answer(sweep, winner, duels):
         (percent(reached["accuracy"]), "validation accuracy in the search"),
         (tested, f"test accuracy over {over}"),
     ]
-    return Headline(_name(winner) + verdict, tone, text, tuple(figures))
+    return page.Headline(_name(winner) + verdict, tone, text, tuple(figures))
 
 
 def _decide(sweep, num_seeds, duels):
@@ -238,7 +226,9 @@ def _answer_so_far(sweep, winner):
         )
     if sweep.num_evaluated:
         text += f" The search is over; finals evaluated on test: {sweep.num_evaluated}."
-    return Headline("In progress", "open", f"{text} Run the same command to continue.")
+    return page.Headline(
+        "In progress", "open", f"{text} Run the same command to continue."
+    )
 
 
 def _show_winner(sweep, winner):
@@ -254,7 +244,10 @@ def _show_winner(sweep, winner):
         "does harm, which does not mean that the best value is known."
     )
     columns = ["field", "value", "searched", "importance"]
-    return [Table("Settings", columns, rows, note=note), Code(sweep.best["command"])]
+    return [
+        page.Table("Settings", columns, rows, note=note),
+        page.Code(sweep.best["command"]),
+    ]
 
 
 def _show_finals(sweep, duels):
@@ -279,14 +272,16 @@ def _show_finals(sweep, duels):
         "Leads are in points of test accuracy, paired by seed; a trial is behind or "
         "ahead only where both intervals exclude 0."
     )
-    return Table("The winner against the other finals", columns, rows, note=note)
+    return page.Table("The winner against the other finals", columns, rows, note=note)
 
 
 def _show_search(sweep, winner):
     """Return the parts that draw all trials with a validation accuracy."""
     found = [t for t in sweep.trials if t.value is not None and t.state != "failed"]
     if not found:
-        return [Part("Search", [Text("No trial has a validation accuracy yet.")])]
+        return [
+            page.Part("Search", [page.Text("No trial has a validation accuracy yet.")])
+        ]
     rows = [
         {"number": t.number, "state": t.state, "accuracy": 100 * t.value}
         | {"settings": _describe_settings(sweep, t), "is_winner": t is winner}
@@ -299,16 +294,16 @@ def _show_search(sweep, winner):
         label = axis.field + (f", {TIMES} default" if axis.is_factor else "")
         spec = sweep_charts.by_setting(rows, axis, label, scope)
         title = f"Validation accuracy by {label}"
-        slices.append(Chart(f"slice_{axis.name}", title, spec))
+        slices.append(page.Chart(f"slice_{axis.name}", title, spec))
     title = "Validation accuracy of each trial, and the best so far"
-    history = Chart("history", title, sweep_charts.history(rows, scope))
+    history = page.Chart("history", title, sweep_charts.history(rows, scope))
     marks = (
         "A ring marks the winner. A pruned trial is drawn at the last accuracy that it "
         f"had, and one below {scope[0]:.2f} % at the lower end of the axis."
     )
     return [
-        Part("Accuracy by setting", [Grid(slices), Text(marks)]),
-        Part("Search", [history]),
+        page.Part("Accuracy by setting", [page.Grid(slices), page.Text(marks)]),
+        page.Part("Search", [history]),
     ]
 
 
@@ -321,7 +316,7 @@ def _tabulate_trials(sweep):
     ]
     columns = ["trial", "state", "validation accuracy", "epochs"]
     columns += [axis.field for axis in sweep.axes]
-    return Table("trials.csv", [*columns, "seconds", "retry of", "note"], rows)
+    return page.Table("trials.csv", [*columns, "seconds", "retry of", "note"], rows)
 
 
 def _show_command(sweep):
@@ -329,14 +324,11 @@ def _show_command(sweep):
     if sweep.config:
         on_digits = sweep.config["resolved"].dataset == "digits"
         file = f"configs/sweep.py{':digits' if on_digits else ''}"
-        blocks.append(Code(build_command(sweep.config["requested"], SWEEP, file)))
+        blocks.append(page.Code(build_command(sweep.config["requested"], SWEEP, file)))
     words = (
         f"Sampler {used['sampler']}, pruner {used['pruner']}. A sweep that several "
         "workers share, or that was interrupted, draws other trials."
     )
-    cited = ["Optuna", used["sampler"], used["pruner"]]
-    cited += ["fANOVA"] if sweep.best and sweep.best["importance"] else []
-    names = [name for name in cited if name in _PAPERS]
-    papers = Bullets(names, [_PAPERS[name] for name in names])
+    papers = page.Bullets(list(_PAPERS), list(_PAPERS.values()))
     environment = describe_environment(used.get("environment"))
-    return [*blocks, Text(words), *environment, papers]
+    return [*blocks, page.Text(words), *environment, papers]

@@ -18,7 +18,7 @@ from dwsep_jax.lock import locked
 from dwsep_jax.statistics import summarize_sample
 from dwsep_jax.sweep.study import Sweep, list_trials
 from dwsep_jax.sweep.trial import DIVERGED, format_setting, make_config, tabulate
-from dwsep_jax.train.trainer import Run, Trainer, describe_result, list_seeds
+from dwsep_jax.train.trainer import Run, Trainer, describe_result
 from dwsep_jax.trials import ENDED, latest
 from dwsep_jax.workdir import write_json
 
@@ -106,7 +106,8 @@ def train_finals(sweep: Sweep, dataset: data.Dataset) -> None:
 
 def _train_all(sweep, finals, dataset):
     """Return the `finals` of best.json."""
-    seeds = list_seeds(sweep.config, "sweep", sweep.config.seed + 1)
+    first, num_seeds = sweep.config.seed + 1, sweep.config.sweep.num_seeds
+    seeds = range(first, first + num_seeds)
     names = "; ".join(f"trial {t.number}, {' and '.join(r)}" for t, r in finals)
     console.say(f"best: {names}; each is trained with {len(seeds)} new seeds")
     groups = [str(final.trial.number) for final in finals for _ in seeds]
@@ -204,22 +205,10 @@ def _list_overrides(config, axes):
 
 
 def print_result(best: dict[str, Any]) -> None:
-    """Print a table of the finals, and the winner's values, accuracy and command."""
-    columns = ["trial", "best of", *best["overrides"]]
-    columns += ["validation accuracy, %", "test accuracy, %"]
-    rows = [
-        [
-            str(final["number"]),
-            ", ".join(final["reasons"]),
-            *map(format_setting, final["overrides"].values()),
-            console.format_points(final["summary"]["val_accuracy"]),
-            console.format_points(final["summary"]["accuracy"]),
-        ]
-        for final in best["finals"]
-    ]
-    num_seeds = len(best["finals"][0]["runs"])
-    console.print_table(f"Result over {num_seeds} seeds", columns, rows, (0, 1))
+    """Print the winner's values, its accuracy on test, and its command."""
     values = ", ".join(f"{k} {format_setting(v)}" for k, v in best["overrides"].items())
+    winner = best["finals"][0]
+    accuracy = console.format_points(winner["summary"]["accuracy"])
     console.say(f"best on validation: {values} (trial {best['number']})")
-    console.say(f"its test accuracy over {num_seeds} seeds: {rows[0][-1]} %")
+    console.say(f"its test accuracy over {len(winner['runs'])} seeds: {accuracy} %")
     console.say(f"train it with:\n{best['command']}")

@@ -30,7 +30,6 @@ from dwsep_jax.sweep.study import (
 from dwsep_jax.sweep.trial import end_trial, make_config, run_trial, tabulate
 from dwsep_jax.sweep.worker import work
 from dwsep_jax.train import loop
-from dwsep_jax.train.trainer import list_seeds
 from dwsep_jax.trials import latest
 from dwsep_jax.workdir import open_workdir
 
@@ -100,7 +99,6 @@ def check_search(
       UserError: as `check_study`.
     """
     choose("pruner", config.sweep.pruner, PRUNERS)
-    list_seeds(config, "sweep", config.seed + 1)
     loop.resolve(make_config({}, config, axes), dataset)
     for axis in axes:
         for value in axis.extremes:
@@ -115,15 +113,13 @@ def check_search(
 
 
 def print_plan(sweep: Sweep) -> None:
-    """Print the space, and how many trials of what length it takes."""
+    """Print how many trials of what length the space takes."""
     config = sweep.config
     states = [trial.state for trial in latest(tabulate(sweep))]
-    rows = [text.split("=", 1) for text in config.sweep.space]
-    console.print_table("Space", ["field", "values"], rows, text_columns=(0, 1))
     lengths = [max(a.extremes) for a in sweep.axes if a.field == "num_epochs"]
     num_epochs = (lengths or [config.num_epochs])[0]
     console.say(
         f"{len(states)} trials of up to {num_epochs} epochs on {config.dataset}, "
         f"sampler {config.sweep.sampler}, pruner {config.sweep.pruner}; "
-        f"{states.count('waiting')} waiting"
+        f"{states.count('waiting')} waiting; space: {', '.join(config.sweep.space)}"
     )

@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dwsep_jax import console, data
-from dwsep_jax.errors import ConfigError, DivergedError, UserError
+from dwsep_jax.errors import DivergedError, UserError
 from dwsep_jax.report.figures import LAST_FIGURE
 from dwsep_jax.train import loop
 from dwsep_jax.train.evaluation import read_evaluation
@@ -188,19 +188,3 @@ def describe_result(root: pathlib.Path, place: str, seed: int) -> dict[str, Any]
         "f1": evaluation["f1"]["macro"],
         "val_accuracy": score(read_rows(root / place)[epoch - 1]),
     }
-
-
-def list_seeds(config: ConfigDict, section: str, first: int) -> list[int]:
-    """Return `num_seeds` seeds, of the config's section, from the first on.
-
-    Raises:
-      ConfigError: if the last of them is too large.
-    """
-    num_seeds = config[section].num_seeds
-    last = first + num_seeds - 1
-    if last >= 2**32:
-        raise ConfigError(
-            f"--config.{section}.num_seeds={num_seeds}: with --config.seed="
-            f"{config.seed} the last seed would be {last}; the largest is {2**32 - 1}"
-        )
-    return list(range(first, last + 1))

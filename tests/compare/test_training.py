@@ -260,7 +260,15 @@ def test_members_at_once_limits_the_runs_of_a_program(tmp_path, quick, capsys):
     shown = capsys.readouterr().out
     assert "separable at rate 0.3: val_loss is nan  0 s, 0 s left" in shown
     assert "was trained before" not in shown
-    assert comparison["variants"]["standard"]["learning_rate"] == 0.1
+    entry = comparison["variants"]["standard"]
+    assert entry["learning_rate"] == 0.1
+    assert entry["rates"][2] == {
+        "factor": 3.0,
+        "learning_rate": pytest.approx(0.3),
+        "val_accuracy": None,
+        "val_loss": None,
+        "workdir": "standard/rate3",
+    }
     quick.groups.clear()
     assert run(tmp_path, members_at_once=4, **changes) == comparison
     assert quick.groups == []
@@ -330,25 +338,6 @@ def test_a_workdir_of_something_else_is_refused(tmp_path, quick):
         run(tmp_path, rate_factors=(1.0,))
 
 
-def test_a_rate_that_diverges_is_not_chosen(tmp_path, quick):
-    quick.score = diverge_at(0.3)
-    changes = {"num_seeds": 1, "rate_factors": (3.0, 1.0)}
-    entry = run(tmp_path / "a", **changes)["variants"]["standard"]
-    assert entry["rates"][0] == {
-        "factor": 3.0,
-        "learning_rate": pytest.approx(0.3),
-        "val_accuracy": None,
-        "val_loss": None,
-        "workdir": "standard/rate3",
-    }
-    assert entry["learning_rate"] == 0.1
-    quick.score = diverge_at(0.3, 0.1)
-    with pytest.raises(
-        UserError, match=r"separable diverges at every rate, 0\.3, 0\.1"
-    ):
-        run(tmp_path / "b", **changes)
-
-
 @pytest.mark.parametrize(
     ("scores", "best"),
     [
@@ -357,8 +346,13 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path, quick):
     ],
 )
 def test_validation_accuracy_decides_and_then_the_loss(scores, best):
-    trials = [{"val_accuracy": a, "val_loss": loss} for a, loss in scores]
-    assert choose_rate("it", trials) is trials[best]
+    rates = [
+        {"val_accuracy": accuracy, "val_loss": loss, "learning_rate": 0.1}
+        for accuracy, loss in scores
+    ]
+    assert choose_rate("it", rates) is rates[best]
+    with pytest.raises(UserError, match=r"it diverges at every rate, 0\.1;"):
+        choose_rate("it", rates[-1:])
 
 
 MISTAKES = {
@@ -374,10 +368,6 @@ MISTAKES = {
     "rates": (
         {"rate_factors": (1.0, 1000.0), "learning_rate": 2.0},
         r"--config\.learning_rate=2000\.0: must be",
-    ),
-    "seeds": (
-        {"seed": 2**32 - 1},
-        r"num_seeds=2: with --config\.seed=4294967295 the last seed would be",
     ),
 }
 

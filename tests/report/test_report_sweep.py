@@ -65,7 +65,7 @@ def markdown_of(directory):
 @pytest.mark.parametrize(
     ("options", "verdict", "tone", "limit"),
     [
-        ({}, "adam with swish, clearly", "good", ""),
+        ({"num_seeds": 1}, "adam with swish, not yet confirmed over seeds", "open", ""),
         (
             {"losses": {"optimizer=rmsprop": 0.002, "activation=relu": 0}},
             "adam with swish, not clearly ahead of rmsprop and relu",
@@ -89,12 +89,6 @@ def markdown_of(directory):
             "adam with swish, but too few trials are complete",
             "open",
             "Too few trials are complete for a space of 5 settings.",
-        ),
-        (
-            {"num_seeds": 1},
-            "adam with swish, not yet confirmed over seeds",
-            "open",
-            "",
         ),
         (
             {"verdict": "still_improving"},
@@ -224,14 +218,9 @@ def test_hopeless_trials_do_not_flatten_the_others(workdir):
     assert 85 < accuracy["domain"][0] < 98.5 == accuracy["domain"][1]
     assert accuracy["clamp"]
     charts = parts["Accuracy by setting"][0].charts
-    x = [chart.spec["layer"][0]["encoding"]["x"] for chart in charts]
-    assert [one["scale"].get("type") for one in x] == [
-        None,
-        None,
-        "log",
-        None,
-        "linear",
-    ]
+    scales = [chart.spec["layer"][0]["encoding"]["x"]["scale"] for chart in charts]
+    types = [scale.get("type") for scale in scales]
+    assert types == [None, None, "log", None, "linear"]
 
 
 def test_workdirs_of_all_kinds_stand_together(workdir, tmp_path):
@@ -259,25 +248,12 @@ def test_the_command_starts_the_same_search_in_a_new_study(workdir):
     assert "configs/sweep.py" not in markdown_of(workdir)
 
 
-def test_only_the_methods_used_are_cited(tmp_path):
-    write_sweep(tmp_path, pruner="halving", importance=IMPORTANCE)
-    cited = describe(tmp_path)[1]["How to reproduce it"][-1].items
-    assert cited == ["Optuna", "tpe", "halving", "fANOVA"]
-    change(tmp_path / "best.json", pruner="none", importance=None)
-    cited = describe(tmp_path)[1]["How to reproduce it"][-1].items
-    assert cited == ["Optuna", "tpe"]
-
-
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
         ({"number": 99}, "trials.csv is damaged (it lacks trial 99 of best.json)"),
-        ({"number": True}, "best.json is damaged (number must be a count"),
-        ({"importance": {"optimizer": "high"}}, "importance.optimizer must be a num"),
         ({"importance": {"optimizer": 1.0}}, "it lacks importance."),
         ({"space": ["optimizer"]}, "sweep.space: optimizer: an axis is FIELD=A|B|"),
-        ({"finals": [{"number": 1}]}, "it lacks finals[0].overrides"),
-        ({"schema": 2}, "its schema is 2, not 1"),
     ],
 )
 def test_a_wrong_value_of_best_is_named(workdir, changes, problem):
@@ -291,7 +267,6 @@ def test_a_wrong_value_of_best_is_named(workdir, changes, problem):
     [
         ({"num_trials": None}, "**In progress.** 16 trials have ended."),
         ({"sampler": None}, "--config.sweep.sampler=None: must be a name"),
-        ({"space": [3]}, "--config.sweep.space=3: must be a tuple of"),
         ({"space": ["lr=low..high"]}, "space: lr=low..high: unknown field lr"),
     ],
 )
@@ -307,14 +282,6 @@ def test_the_configuration_of_an_unfinished_sweep_is_checked(tmp_path, changes, 
         text = str(error)
         assert text.startswith(f"{path} is damaged (")
     assert shown in text
-
-
-def test_notes_of_trials_are_no_markup(workdir):
-    rows = make_trials()
-    rows[15]["note"] = "<script>alert(1)</script> a|b"
-    write_trials(workdir, rows)
-    assert "<script>alert" not in write.write_report([workdir]).read_text()
-    assert r"a\|b" in (workdir / "report.md").read_text()
 
 
 def test_a_sweep_is_reported_and_drawn_without_jax_and_optuna(clear):

@@ -29,7 +29,6 @@ NOT_A_STORAGE = ": must be the URL of a database on disk, or an Optuna journal"
         ({"sampler": "bayes"}, "sampler='bayes' is unknown; choose one of tpe, random"),
         ({"pruner": "hard"}, "pruner='hard' is unknown; choose one of median, halving"),
         ({"sampler": "grid"}, "sampler=grid: the space has any learning_rate from"),
-        ({"seed": 2**32 - 1}, "num_seeds=2: with --config.seed=4294967295 the last"),
         ({"storage": "study.sqlite"}, f"study.sqlite{NOT_A_STORAGE}"),
         ({"storage": "db://user@host/x"}, f"db://user@host/x{NOT_A_STORAGE}"),
         ({"storage": "sqlite://"}, f"sqlite://{NOT_A_STORAGE}"),
