@@ -53,11 +53,13 @@ def describe_sweep(sweep: Sweep) -> page.Section:
         dataset, reached = sweep.config["resolved"].dataset, {}
         title, parts, duels = f"Sweep {name} on {dataset}, in progress", [], {}
         headline = _answer_so_far(sweep, winner)
-    limits = page.write("sweep.jinja", "limits", _find_facts(sweep, winner, duels))
     parts += [
         *_show_search(sweep, winner),
         page.Part("All trials", [_tabulate_trials(sweep)]),
-        page.Part("What decided, and its limits", [page.Bullets(limits)]),
+        page.Part(
+            "What decided, and its limits",
+            [page.Bullets(_list_limits(sweep, winner, duels))],
+        ),
         page.Part("How to reproduce it", _show_command(sweep)),
     ]
     accuracy = mean_and_interval(reached.get("accuracy"))
@@ -94,33 +96,94 @@ def compare_finals(sweep: Sweep) -> dict[int, dict[str, Any]]:
     return duels
 
 
-def _find_facts(sweep, winner, duels):
-    """Return what the prose of the limits is written from."""
-    best, attempts = sweep.best, latest(sweep.trials)
+def _list_limits(sweep, winner, duels):
+    """Return what decided the sweep, and what the answer does not show."""
+    attempts = latest(sweep.trials)
     counts = Counter(trial.state for trial in attempts)
+    states = listing([f"{n} {state}" for state, n in counts.most_common()])
+    limits = [f"Trials: {states or 'none'}."]
     notes = Counter(t.note or "unknown" for t in attempts if t.state == "failed")
-    fields = [a.field for a in sweep.axes if a.field in ("optimizer", "activation")]
-    tried = {f: Counter(t.settings[f] for t in sweep.trials) for f in fields}
-    fits = sweep.diagnoses[best["number"]] if best else []
-    verdicts = Counter(fit["verdict"].replace("_", " ") for fit in fits)
-    edges = [(axis, find_edge(axis, winner)) for axis in sweep.axes if winner]
-    return {
-        "best": best,
-        "counts": counts,
-        "states": listing([f"{n} {s}" for s, n in counts.most_common()]),
-        "failures": ", ".join(f"{note} ({n})" for note, n in notes.most_common(3)),
-        "num_repeated": len(sweep.trials) - len(attempts),
-        "num_axes": len(sweep.axes),
-        "is_enough": _is_enough(sweep),
-        "edges": [(a.field, _describe_axis(a), side) for a, side in edges if side],
-        "duels": duels.values(),
-        "answers": [duel["answer"] for duel in duels.values()],
-        "tried": [
-            f"{field}: {', '.join(f'{v} {n}' for v, n in found.most_common())}"
-            for field, found in tried.items()
-        ],
-        "fits": listing([f"{v} in {n}" for v, n in verdicts.most_common()]),
-    }
+    if notes:
+        told = [f"{note} ({n})" for note, n in notes.most_common(3)]
+        limits.append(f"Failures: {', '.join(told)}.")
+    if repeated := len(sweep.trials) - len(attempts):
+        limits.append(f"Trials repeated because their worker was lost: {repeated}.")
+    if not _is_enough(sweep):
+        limits.append(
+            f"Too few trials are complete for a space of {len(sweep.axes)} settings. "
+            "The same command with a higher sweep.num_trials continues the search."
+        )
+    if counts["pruned"]:
+        limits.append(
+            "A pruned trial was behind when it was stopped, which says little about "
+            "where it would have ended. Only the finals compare optimizers and "
+            "activations."
+        )
+    for axis in sweep.axes if winner else []:
+        if side := find_edge(axis, winner):
+            limits.append(
+                f"The winner's {axis.field} is at the edge of the space "
+                f"({_describe_axis(axis)}). Better values may lie {side}: widen the "
+                "axis."
+            )
+    return limits + (_list_limits_of_finals(sweep, counts, duels) if sweep.best else [])
+
+
+def _list_limits_of_finals(sweep, counts, duels):
+    best, limits = sweep.best, []
+    if (later := counts.total() - sum(best["num_trials"].values())) > 0:
+        limits.append(
+            f"Trials that ended after the finals: {later}. Run the command of the "
+            "sweep again to include them."
+        )
+    found = best["validation"]["accuracy"]
+    if again := best["finals"][0]["summary"].get("val_accuracy"):
+        limits.append(
+            f"The winner reached {percent(found)} on validation in the search and "
+            f"{percent(again['mean'])} when retrained "
+            f"({points(again['mean'] - found)} points): the best of "
+            f"{counts['complete']} trials is partly the luckiest. Expect what the "
+            "finals show."
+        )
+    tried = []
+    for field in [
+        a.field for a in sweep.axes if a.field in ("optimizer", "activation")
+    ]:
+        numbers = Counter(trial.settings[field] for trial in sweep.trials)
+        told = [f"{value} {n}" for value, n in numbers.most_common()]
+        tried.append(f"{field}: {', '.join(told)}")
+    if tried:
+        limits.append(
+            "A final stands for the best trial found with an optimizer or activation, "
+            "not for that choice itself: the less often one was tried, the fewer "
+            f"chances it had. Trials by {'; '.join(tried)}."
+        )
+    if len(duels) > 1:
+        limits.append(
+            f"Each of the {len(duels)} comparisons with the winner is made at 95 %: "
+            "without any real difference, one in twenty would still show one."
+        )
+    if any(duel["bootstrap"] is None for duel in duels.values()):
+        limits.append(
+            "Some finals lack predictions of the same test images, so their "
+            "differences are judged over seeds alone."
+        )
+    if any(duel["answer"] == "undecided" for duel in duels.values()):
+        limits.append(
+            "More seeds (sweep.num_seeds) may settle what is undecided. If a "
+            "difference this small does not matter, take the cheaper setting."
+        )
+    verdicts = [
+        fit["verdict"].replace("_", " ") for fit in sweep.diagnoses[best["number"]]
+    ]
+    fits = [f"{verdict} in {n}" for verdict, n in Counter(verdicts).most_common()]
+    limits.append(f"The winner's loss curves: {listing(fits)} of its runs.")
+    if "still improving" in verdicts:
+        limits.append(
+            "With more epochs (num_epochs) the order may change: a short run favours "
+            "what learns fast."
+        )
+    return limits
 
 
 def _is_enough(sweep):

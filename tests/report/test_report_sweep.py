@@ -94,7 +94,7 @@ def markdown_of(directory):
             {"verdict": "still_improving"},
             "adam with swish, clearly",
             "good",
-            "still improving in 3 of its runs. With more epochs (num_epochs) the order",
+            "still improving in 3 of its runs.\nWith more epochs (num_epochs) the order may",
         ),
     ],
 )
@@ -126,7 +126,7 @@ def test_the_page_has_each_part_and_a_figure_of_each_chart(clear):
         assert words in text
     limits = read_limits(clear)
     for words in (
-        "11 complete, 4 pruned and 1 failed. Failures: diverged (1).\n",
+        "Trials: 11 complete, 4 pruned and 1 failed.\nFailures: diverged (1).\n",
         "which says little about where it would have ended",
         "98.50 % on validation in the search and 98.20 % when retrained (",
         "Each of the 4 comparisons with the winner is made at 95 %",
@@ -179,7 +179,10 @@ def test_lost_failed_and_late_trials_and_seeds_are_counted(workdir):
     assert f"| 96.00 {PLUS_MINUS} 0.50 % | 3 (1 diverged) |" in text
     assert "highest validation accuracy of 16 trials" in text
     limits = read_limits(workdir)
-    assert "14 complete and 3 pruned. Trials repeated because their worker" in limits
+    assert (
+        "Trials: 14 complete and 3 pruned.\nTrials repeated because their worker"
+        in limits
+    )
     assert "Failures" not in limits  # The lost one was repeated.
     assert "Trials that ended after the finals: 1." in limits
     assert "are judged over seeds alone" in limits
