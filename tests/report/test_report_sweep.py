@@ -94,7 +94,7 @@ def markdown_of(directory):
             {"verdict": "still_improving"},
             "adam with swish, clearly",
             "good",
-            "still improving in 3 of its runs.\nWith more epochs (num_epochs) the order may",
+            "still improving in 3 of its runs.\nWith more epochs (num_epochs) the or",
         ),
     ],
 )
