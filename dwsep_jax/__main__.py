@@ -2,7 +2,7 @@
 
 Usage:
   python main.py --config=FILE[:ARG] [--config.FIELD=VALUE ...] [--mode=MODE]
-                 [--workdir=DIR] [--split=SPLIT] [--debug]
+                 [--workdir=DIR] [--split=SPLIT] [--output=DIR] [--debug]
   Installed, it is also `dwsep-jax` or `python -m dwsep_jax` in place of
   `python main.py`.
 
@@ -31,10 +31,11 @@ Flags:
               sweep: search hyperparameters on validation, then retrain the best with
               new seeds and evaluate them on test; resumes where it was interrupted, and
               further processes join the search.
-              report: write report.html, report.md and figures/ into --workdir, from the
+              report: write report.html, report.md and figures/ into --output, from the
               files of one workdir or of several separated by commas; needs no jax.
   --workdir   Directory of the run's files; by default runs/ and a name made of the
               config file and the fields replaced.
+  --output    Directory for the files of --mode=report, by default the (first) workdir.
   --split     Split for --mode=evaluate: test (the default), validation or train.
   --debug     Show the traceback of an error.
 
@@ -56,6 +57,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_enum("mode", "train", list(MODES), "What to do.", flag_values=values)
     flags.DEFINE_string("workdir", None, "The run's files.", flag_values=values)
     splits = ["train", "validation", "test"]
+    flags.DEFINE_string("output", None, "The report's files.", flag_values=values)
     flags.DEFINE_enum("split", None, splits, "For evaluate.", flag_values=values)
     flags.DEFINE_bool("debug", False, "Show tracebacks.", flag_values=values)
     flags.DEFINE_bool("help", False, "Show help.", short_name="h", flag_values=values)
@@ -105,7 +107,8 @@ def run_report(command: cli.Command) -> None:
     from dwsep_jax import console
     from dwsep_jax.report import write
 
-    path = write.write_report([w for w in command.workdir.split(",") if w])
+    workdirs = [workdir for workdir in command.workdir.split(",") if workdir]
+    path = write.write_report(workdirs, command.output)
     console.say(f"report: {path}")
 
 

@@ -29,14 +29,15 @@ _PLATFORMS = {"cpu": "cpu", "gpu": "", "tpu": ""}
 class Command(NamedTuple):
     """What the command line asks for.
 
-    `config` is None where --mode=report has only a workdir; `split` is None where it is
-    not given.
+    `config` is None where --mode=report has only a workdir; `split` and `output` are
+    None where they are not given.
     """
 
     mode: str
     config: ConfigDict | None
     workdir: str
     split: str | None
+    output: str | None
 
 
 def run(
@@ -84,10 +85,12 @@ def make_command(values: flags.FlagValues, rest: list[str]) -> Command:
       UserError: if the config is to come from a workdir that has none.
     """
     check_names(rest[1:], values)
-    if values.split is not None and values.mode != "evaluate":
-        raise ConfigError(
-            f"--split={values.split}: only --mode=evaluate reads it; leave it out"
-        )
+    for flag, mode in (("split", "evaluate"), ("output", "report")):
+        value = values[flag].value
+        if value is not None and values.mode != mode:
+            raise ConfigError(
+                f"--{flag}={value}: only --mode={mode} reads it; leave it out"
+            )
     if values.workdir is not None and not values.workdir.strip():
         raise ConfigError("--workdir=: is empty; name a directory, or leave it out")
     workdir = values.workdir and os.path.expanduser(values.workdir)
@@ -95,7 +98,7 @@ def make_command(values: flags.FlagValues, rest: list[str]) -> Command:
     if values.config is not None:
         base = load_file(values.config)
     elif values.mode == "report":
-        return _make_report_command(workdir, rest)
+        return _make_report_command(workdir, values.output, rest)
     elif workdir is not None:
         base = load_requested(workdir, kind)
     else:
@@ -103,10 +106,12 @@ def make_command(values: flags.FlagValues, rest: list[str]) -> Command:
     config = override(base, rest)
     validate(config)
     workdir = workdir or default_workdir(values.config, config, base, kind)
-    return Command(values.mode, config, workdir, values.split)
+    return Command(values.mode, config, workdir, values.split, values.output)
 
 
-def _make_report_command(workdir: str | None, rest: list[str]) -> Command:
+def _make_report_command(
+    workdir: str | None, output: str | None, rest: list[str]
+) -> Command:
     """Return the command to report workdirs, which needs no config."""
     if workdir is None:
         raise ConfigError(
@@ -114,7 +119,7 @@ def _make_report_command(workdir: str | None, rest: list[str]) -> Command:
         )
     if rest[1:]:
         raise ConfigError(f"{rest[1]}: --mode=report only reads files; leave it out")
-    return Command("report", None, workdir, None)
+    return Command("report", None, workdir, None, output)
 
 
 def check_names(arguments: list[str], known: Iterable[str]) -> None:

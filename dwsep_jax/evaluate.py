@@ -4,7 +4,6 @@ import os
 
 from ml_collections import ConfigDict
 
-from dwsep_jax.console import print_evaluation
 from dwsep_jax.data import load
 from dwsep_jax.errors import UserError
 from dwsep_jax.nn.summary import describe_network, summarize
@@ -25,14 +24,15 @@ def evaluate_workdir(
       split_name: train, validation or test.
 
     Raises:
-      UserError: if there is no checkpoint.
+      UserError: if there is no checkpoint, or the result, which has been printed,
+        cannot be written.
     """
     dataset = load(config)
     state = _restore(config, workdir, make_state(config, dataset))
-    evaluation = evaluate_and_write(config, workdir, dataset, state, split_name)
     image_shape = dataset.train.images.shape[1:]
     parts = summarize(config, len(dataset.class_names), image_shape)
-    print_evaluation(evaluation, describe_network(config, parts))
+    network = describe_network(config, parts)
+    evaluate_and_write(config, workdir, dataset, state, split_name, network)
     draw_run(workdir)
 
 

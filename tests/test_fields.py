@@ -194,7 +194,8 @@ def test_deterministic_reaches_the_last_evaluation(dataset, monkeypatch, tmp_pat
     state = loop.make_state(tiny.make_resolved(), dataset)
     for deterministic in (False, True):
         config = tiny.make_resolved(deterministic=deterministic)
-        evaluation.evaluate_and_write(config, tmp_path, dataset, state, "validation")
+        arguments = (config, tmp_path, dataset, state, "validation", "the network")
+        evaluation.evaluate_and_write(*arguments)
     assert seen == [False, True]
 
 

@@ -308,6 +308,8 @@ DIGITS --mode=evaluate --split=val
     --split=val: value should be one of <train|validation|test>
 DIGITS --split=test
     --split=test: only --mode=evaluate reads it; leave it out
+DIGITS --output=x
+    --output=x: only --mode=report reads it; leave it out
 DIGITS --workdir=
     --workdir=: is empty; name a directory, or leave it out
 --mode=report
@@ -522,8 +524,8 @@ def test_the_program_runs_from_any_directory(tmp_path, command):
 
 def test_report_gets_the_workdirs_and_no_config(run, monkeypatch):
     noted = []
-    monkeypatch.setattr(write, "write_report", lambda w: noted.append(list(w)) or "x")
-    result = run("--mode=report", "--workdir=a,b")
+    monkeypatch.setattr(write, "write_report", lambda *a: noted.append(a) or "x")
+    result = run("--mode=report", "--workdir=a,b", "--output=c")
     assert (result.code, result.out) == (0, "report: x\n")
     assert run("--mode=report", DIGITS).code == 0
-    assert noted == [["a", "b"], ["runs/digits"]]
+    assert noted == [(["a", "b"], "c"), (["runs/digits"], None)]

@@ -20,11 +20,14 @@ _DESCRIBE = {
 }
 
 
-def write_report(workdirs: Sequence[str | os.PathLike]) -> pathlib.Path:
-    """Write report.html, report.md and figures/*.png into the first workdir.
+def write_report(
+    workdirs: Sequence[str | os.PathLike], output: str | os.PathLike | None = None
+) -> pathlib.Path:
+    """Write report.html, report.md and figures/*.png.
 
     Args:
       workdirs: of runs, comparisons and sweeps, finished or not; one section for each.
+      output: the directory to write into, by default the first workdir.
 
     Returns:
       The path of report.html.
@@ -41,14 +44,14 @@ def write_report(workdirs: Sequence[str | os.PathLike]) -> pathlib.Path:
     }
     contents["report.md"] = page.render_markdown(sections)
     contents["report.html"] = page.render_html(sections)
-    directory = directories[0]
+    directory = pathlib.Path(output or directories[0]).expanduser()
     try:
-        (directory / "figures").mkdir(exist_ok=True)
+        (directory / "figures").mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             write_atomically(directory / name, content)
     except OSError as error:
         raise UserError(
             f"{directory}: the report cannot be written there ({error.strerror}); "
-            "name a writable workdir first"
+            "give another directory with --output"
         ) from error
     return directory / "report.html"

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from dwsep_jax.console import print_evaluation
 from dwsep_jax.data import Dataset, Split
 from dwsep_jax.data.augment import normalize
 from dwsep_jax.environment import compiler_options, describe_environment
-from dwsep_jax.errors import choose
+from dwsep_jax.errors import UserError, choose
 from dwsep_jax.train.checkpoint import Checkpoints
 from dwsep_jax.train.metrics import calibration, classification_report
 from dwsep_jax.train.step import TrainState, averaged, eval_step
@@ -68,16 +69,28 @@ def evaluate_and_write(
     dataset: Dataset,
     state: TrainState,
     split_name: str,
+    network: str,
 ) -> dict[str, Any]:
-    """Evaluate a state on a split, and write its evaluation and predictions.
+    """Evaluate a state on a split, print the result and write it with its predictions.
 
     EMA weights, where the state has them, are evaluated in place of the raw ones.
 
     Writes evaluation.json and predictions.npz for `test`, evaluation-<split>.json and
     predictions-<split>.npz for the others.
 
+    Args:
+      config: resolved.
+      workdir: of the run.
+      dataset: of the run.
+      state: the weights.
+      split_name: train, validation or test.
+      network: one line that describes it, to be printed.
+
     Returns:
       The content of the evaluation file.
+
+    Raises:
+      UserError: if the result, which has been printed, cannot be written.
     """
     splits = {
         "train": dataset.train,
@@ -101,15 +114,23 @@ def evaluate_and_write(
         "calibration": calibration(split.labels, probabilities),
         "environment": describe_environment(config.dtype, config.seed),
     }
+    print_evaluation(evaluation, network)
     suffix = "" if split_name == "test" else f"-{split_name}"
     arrays = io.BytesIO()
     np.savez_compressed(
         arrays, id=split.ids, label=split.labels, probabilities=probabilities
     )
     directory = pathlib.Path(workdir)
-    # The evaluation last: where it exists, so do its predictions.
-    write_atomically(directory / f"predictions{suffix}.npz", arrays.getvalue())
-    write_json(directory / f"evaluation{suffix}.json", evaluation)
+    try:
+        # The evaluation last: where it exists, so do its predictions.
+        write_atomically(directory / f"predictions{suffix}.npz", arrays.getvalue())
+        write_json(directory / f"evaluation{suffix}.json", evaluation)
+    except OSError as error:
+        raise UserError(
+            f"{directory}: the result above cannot be written there "
+            f"({error.strerror}); free some space or make it writable, and repeat the "
+            "command"
+        ) from error
     return evaluation
 
 

@@ -407,9 +407,10 @@ def evaluate_on_test(member: Member, dataset: data.Dataset) -> None:
     evaluation = None if has_trained else read_evaluation(workdir, epoch)
     last_figure = workdir / LAST_FIGURE
     if evaluation is None:
-        evaluation = evaluate_and_write(config, workdir, dataset, state, "test")
+        evaluate_and_write(config, workdir, dataset, state, "test", member.network)
         last_figure.unlink(missing_ok=True)
-    console.print_evaluation(evaluation, member.network)
+    else:
+        console.print_evaluation(evaluation, member.network)
     if not last_figure.exists():
         draw_run(workdir)
     diagnosis = write_diagnosis(workdir)

@@ -425,8 +425,11 @@ def test_what_cannot_be_read_or_written_is_one_line(workdir, tmp_path):
         write.write_report([workdir, tmp_path / "empty"])
     shutil.rmtree(workdir / "figures")
     (workdir / "figures").write_text("in the way")
-    with pytest.raises(UserError, match="cannot be written there"):
+    with pytest.raises(UserError, match=r"cannot be written there .* with --output"):
         write.write_report([workdir])
+    path = write.write_report([workdir], tmp_path / "new" / "place")
+    assert path == tmp_path / "new" / "place" / "report.html"
+    assert path.exists()
 
 
 def luminance(color):

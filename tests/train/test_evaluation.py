@@ -1,13 +1,14 @@
 """Evaluation: every example once, whatever the batch size."""
 
 import json
+import os
 
 import jax
 import numpy as np
 import pytest
 
 from dwsep_jax.data.augment import normalize
-from dwsep_jax.errors import ConfigError
+from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.train import evaluation
 from tests import tiny
 
@@ -47,7 +48,8 @@ def test_every_example_counts_once_whatever_the_batch_size(state, dataset):
 def test_files_hold_what_the_contract_says(state, dataset, tmp_path):
     config = tiny.make_config(seed=5)
     for name, suffix in (("test", ""), ("train", "-train")):
-        returned = evaluation.evaluate_and_write(config, tmp_path, dataset, state, name)
+        arguments = (config, tmp_path, dataset, state, name, "the network")
+        returned = evaluation.evaluate_and_write(*arguments)
         written = json.loads((tmp_path / f"evaluation{suffix}.json").read_text())
         assert written == returned
         split = getattr(dataset, name)
@@ -73,4 +75,19 @@ def test_files_hold_what_the_contract_says(state, dataset, tmp_path):
         assert written["accuracy"] == pytest.approx(accuracy, rel=1e-6)
     assert not list(tmp_path.glob("*.tmp"))
     with pytest.raises(ConfigError, match="one of train, validation, test"):
-        evaluation.evaluate_and_write(config, tmp_path, dataset, state, "val")
+        evaluation.evaluate_and_write(config, tmp_path, dataset, state, "val", "")
+
+
+def test_a_result_that_cannot_be_written_is_shown(
+    state, dataset, tmp_path, monkeypatch, capsys
+):
+    def deny(*paths):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", deny)
+    arguments = (tiny.make_config(), tmp_path, dataset, state, "test", "the network")
+    with pytest.raises(
+        UserError, match=r"result above cannot .* \(Permission denied\)"
+    ):
+        evaluation.evaluate_and_write(*arguments)
+    assert "test accuracy" in capsys.readouterr().out
