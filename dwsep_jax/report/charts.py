@@ -1,8 +1,8 @@
 """Vega-Lite specifications of the charts, coloured by the page's theme."""
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from itertools import cycle
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -212,19 +212,19 @@ def pictures(values: list[Spec]) -> Spec:
     return layered(values, layers, 150 * (1 + values[-1]["row"]))
 
 
-def band_of(curves: list[list[Spec]], read: Callable[[Spec], float | None]) -> Series:
+def band_of(curves: list[list[Spec]], key: str, factor: float = 1) -> Series:
     """Return mean, lowest and highest over the runs at each epoch that any has.
 
     Args:
       curves: the rows of each run.
-      read: returns the value of a row; None and non-finite values are left out.
+      key: of a row; missing and non-finite values are left out.
+      factor: of the values.
     """
     found: dict[int, list[float]] = {}
-    for rows in curves:
-        for row in rows:
-            value = read(row)
-            if value is not None and math.isfinite(value):
-                found.setdefault(row["epoch"], []).append(value)
+    for row in itertools.chain(*curves):
+        value = row.get(key)
+        if value is not None and math.isfinite(value):
+            found.setdefault(row["epoch"], []).append(factor * value)
     return [
         (epoch, sum(ys) / len(ys), min(ys), max(ys))
         for epoch, ys in sorted(found.items())
@@ -269,7 +269,10 @@ def scale_by(
     field: str, names: Sequence[str], choices: Sequence[Any], shown: Iterable[str]
 ) -> Spec:
     """Return an encoding that gives each name one look, the same in all charts."""
-    scale = {"domain": names, "range": [c for c, _ in zip(cycle(choices), names)]}
+    scale = {
+        "domain": names,
+        "range": [c for c, _ in zip(itertools.cycle(choices), names)],
+    }
     legend = {"values": list(shown)}
     return {"field": field, "type": "nominal", "scale": scale, "legend": legend}
 

@@ -1,6 +1,5 @@
 """The report of a comparison."""
 
-import math
 import statistics
 from collections import Counter
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from dwsep_jax.fields import COMPARISON
 from dwsep_jax.report import charts, page
 from dwsep_jax.report.costs import Cost, find_speeds, list_costs, pareto_front
-from dwsep_jax.report.files import Comparison, Unfinished
+from dwsep_jax.report.files import Comparison
 from dwsep_jax.report.format import (
     DASH,
     PLUS_MINUS,
@@ -35,12 +34,17 @@ _TOLERANCE = 0.05
 
 
 def describe_comparison(comparison: Comparison) -> page.Section:
-    """Return the report of a finished comparison."""
+    """Return the report of a comparison, finished or not."""
     content = comparison.content
-    costs = list_costs(content["variants"], comparison.efficiency)
+    if content is None:
+        return _describe_unfinished(comparison)
+    efficiency = {name: runs[0].efficiency for name, runs in comparison.runs.items()}
+    costs = list_costs(content["variants"], efficiency)
     verdicts = {
-        name: Counter(d["verdict"].replace("_", " ") for d in found)
-        for name, found in comparison.diagnoses.items()
+        name: Counter(
+            run.diagnosis["verdict"].replace("_", " ") for run in runs if run.diagnosis
+        )
+        for name, runs in comparison.runs.items()
     }
     headline = answer(content, costs)
     limits = page.Bullets(_list_limits(content, verdicts))
@@ -62,20 +66,20 @@ def describe_comparison(comparison: Comparison) -> page.Section:
     )
 
 
-def describe_unfinished(unfinished: Unfinished) -> page.Section:
+def _describe_unfinished(comparison):
     """Return how far a comparison has come that has no comparison.json yet."""
     rows = []
-    for name, run in unfinished.runs.items():
-        last = run.rows[-1] if run.rows else {"epoch": 0, "val_accuracy": None}
-        test = percent(run.evaluation["accuracy"]) if run.evaluation else "not yet"
-        rows.append([name, str(last["epoch"]), percent(last["val_accuracy"]), test])
-    count = sum(1 for run in unfinished.runs.values() if run.evaluation)
+    for variant, runs in comparison.runs.items():
+        for run in runs:
+            last = run.rows[-1] if run.rows else {"epoch": 0, "val_accuracy": None}
+            test = percent(run.evaluation and run.evaluation["accuracy"])
+            row = [f"{variant}/{run.directory.name}", str(last["epoch"])]
+            rows.append([*row, percent(last["val_accuracy"]), test])
     words = (
-        f"No comparison.json yet: {count} of the {len(rows)} runs begun are evaluated. "
-        "Give the command of the comparison again to continue."
+        "No comparison.json yet. Give the command of the comparison again to continue."
     )
-    name = unfinished.directory.resolve().name
     columns = ["run", "epochs", "validation accuracy", "test accuracy"]
+    name = comparison.directory.resolve().name
     return page.Section(
         f"Comparison {name}, under way",
         [page.Headline("Unfinished", "open", words)],
@@ -149,13 +153,10 @@ def _show_variants(content):
             f"{key}={f'{value:.4g}' if isinstance(value, float) else value}"
             for key, value in variant["overrides"].items()
         ]
-        rates = [
-            f"{rate['learning_rate']:.3g} ({percent(rate['val_accuracy'])})"
-            for rate in variant["rates"]
-        ]
+        rates = [f"{rate['learning_rate']:.3g}" for rate in variant["rates"]]
         described.append(
             f"{name}: {variant['description']} ({', '.join(told)}); learning rate "
-            f"{variant['learning_rate']:.3g}, chosen on validation from "
+            f"{variant['learning_rate']:.3g}, on validation the best of "
             f"{listing(rates)}."
         )
     columns = ["variant", "test accuracy", "macro F1", "ECE"]
@@ -231,8 +232,7 @@ def _draw_accuracy(content, key, cost):
 
 
 def _show_curves(comparison, verdicts):
-    curves = {name: rows for name, rows in comparison.curves.items() if rows}
-    if not curves:
+    if not any(run.rows for runs in comparison.runs.values() for run in runs):
         return [page.Text("Left out: no run has its metrics.jsonl any more.")]
     grid = []
     for name, key, words in (
@@ -240,8 +240,8 @@ def _show_curves(comparison, verdicts):
         ("loss_train", "train_eval_loss", "training loss, evaluated (nats)"),
     ):
         series = {
-            variant: charts.band_of(rows, lambda row, key=key: row[key])
-            for variant, rows in curves.items()
+            variant: charts.band_of([run.rows for run in runs], key)
+            for variant, runs in comparison.runs.items()
         }
         spec = charts.lines(series, list(comparison.content["variants"]), words, ".4f")
         grid.append(page.Chart(name, words.capitalize(), spec))
@@ -269,7 +269,7 @@ def _tabulate_classes(content):
 def _list_limits(content, verdicts):
     """Return what the answer does not show, and what would show more."""
     pair, margin = content["paired"][content["main"]], content["margin"]
-    count, needed = content["num_examples"], seeds_needed(pair, margin)
+    count = content["num_examples"]
     limits = [
         f"One dataset ({content['dataset']}), one recipe, {content['num_epochs']} "
         "epochs, the times of one machine: others may favour another variant. Repeat "
@@ -280,11 +280,8 @@ def _list_limits(content, verdicts):
     ]
     if pair["n"] < MIN_SEEDS:
         limits.append(f"More seeds: at least {MIN_SEEDS}, 5 for a useful interval.")
-    elif content["answer"] == "undecided" and needed:
-        limits.append(
-            f"More seeds: about {needed} would narrow the interval to the margin, if "
-            "they vary as these did."
-        )
+    elif content["answer"] == "undecided":
+        limits.append("More seeds (compare.num_seeds) narrow the interval over seeds.")
     if edges := [n for n, v in content["variants"].items() if _is_rate_at_edge(v)]:
         limits.append(
             "The best learning rate was the lowest or highest tried for "
@@ -298,18 +295,6 @@ def _list_limits(content, verdicts):
     return limits
 
 
-def seeds_needed(pair: dict[str, Any], margin: float) -> int | None:
-    """Return about how many seeds would narrow the interval to the margin.
-
-    By the normal law, from the standard deviation of the paired differences; None where
-    that is unknown or the seeds suffice already.
-    """
-    if not pair["std"] or not margin:
-        return None
-    needed = math.ceil((1.96 * pair["std"] / margin) ** 2)
-    return needed if needed > pair["n"] else None
-
-
 def _is_rate_at_edge(variant):
     """Return whether the best learning rate was the lowest or highest of several."""
     tried = [rate["learning_rate"] for rate in variant["rates"]]
@@ -318,15 +303,9 @@ def _is_rate_at_edge(variant):
 
 def _show_command(comparison):
     content, blocks = comparison.content, []
-    recipe = ", ".join(
-        f"{key} {f'{value:g}' if isinstance(value, float) else value}"
-        for key, value in content["recipe"].items()
-    )
-    seeds = ", ".join(str(seed) for seed in content["seeds"])
-    words = f"Seeds {seeds}; {content['num_epochs']} epochs. Recipe: {recipe}."
     if comparison.config:
         argument = ":digits" if content["dataset"] == "digits" else ""
         config = f"configs/compare.py{argument}"
         requested = comparison.config["requested"]
         blocks.append(page.Code(build_command(requested, COMPARISON, config)))
-    return [*blocks, page.Text(words), *describe_environment(content["environment"])]
+    return [*blocks, *describe_environment(content["environment"])]

@@ -57,22 +57,20 @@ def draw_run(workdir: str | os.PathLike) -> list[pathlib.Path]:
 def curves(rows: list[dict[str, Any]]) -> list[Chart]:
     """Return the loss, accuracy and learning rate of the rows of metrics.jsonl."""
     best = max(rows, key=score)["epoch"]  # The first of equals, as its checkpoint is.
-    found = {
-        k: p for k, p in _CURVES.items() if any(f"{p}_loss" in row for row in rows)
-    }
     made = []
     for key, title, form, factor in (
         ("loss", "loss (nats)", ".4f", 1),
         ("accuracy", "accuracy (%)", ".2f", 100),
     ):
         series = {
-            label: _series(rows, f"{prefix}_{key}", factor)
-            for label, prefix in found.items()
+            label: points
+            for label, prefix in _CURVES.items()
+            if (points := charts.band_of([rows], f"{prefix}_{key}", factor))
         }
         spec = charts.lines(series, list(_CURVES), title, form, best)
         made.append(Chart(f"curve_{key}", title.capitalize(), spec))
     words = "learning rate"
-    series = {words: _series(rows, "learning_rate", 1)}
+    series = {words: charts.band_of([rows], "learning_rate")}
     spec = charts.lines(series, [words], words, ".3g", best, height=110)
     return [*made, Chart("curve_learning_rate", words.capitalize(), spec)]
 
@@ -109,7 +107,3 @@ def _chart_of(evaluation, name, words, spec):
         f"{percent(evaluation['accuracy'])} of {evaluation['num_examples']:,} images"
     )
     return Chart(name + suffix, title, spec, 640)
-
-
-def _series(rows, key, factor):
-    return charts.band_of([rows], lambda row: factor * row[key] if key in row else None)

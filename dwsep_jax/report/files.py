@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections import defaultdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,30 +40,19 @@ class Run(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A comparison's files; dicts are keyed by the names of the variants.
+    """A comparison's files.
 
     Attributes:
       directory: its workdir.
-      content: of comparison.json.
+      content: of comparison.json; None while the comparison is under way.
       config: of config.json, {requested, resolved}; None without one.
-      efficiency: of each variant, None where it was not measured.
-      curves: the rows of each run of a variant that still has them.
-      diagnoses: the diagnosis of each run of a variant that has one.
+      runs: of each variant, in the order of the seeds.
     """
 
     directory: pathlib.Path
-    content: dict[str, Any]
+    content: dict[str, Any] | None
     config: dict[str, Any] | None
-    efficiency: dict[str, dict[str, Any] | None]
-    curves: dict[str, list[list[dict[str, Any]]]]
-    diagnoses: dict[str, list[dict[str, Any]]]
-
-
-class Unfinished(NamedTuple):
-    """A comparison without its comparison.json: the runs it has begun."""
-
-    directory: pathlib.Path
-    runs: dict[str, Run]
+    runs: dict[str, list[Run]]
 
 
 class Sweep(NamedTuple):
@@ -74,7 +64,6 @@ class Sweep(NamedTuple):
       best: of best.json; None while the sweep is under way.
       axes: of its space.
       trials: by number.
-      curves: the rows of each final run that still has them.
       diagnoses: the diagnosis of each final run that has one.
       correct: whether each final run's predictions on test are right, bool (runs,
         images); None where a run has none.
@@ -86,13 +75,12 @@ class Sweep(NamedTuple):
     best: dict[str, Any] | None
     axes: list[Axis]
     trials: list[Trial]
-    curves: dict[int, list[list[dict[str, Any]]]]
     diagnoses: dict[int, list[dict[str, Any]]]
     correct: dict[int, np.ndarray | None]
     num_evaluated: int
 
 
-def read_workdir(workdir: str | os.PathLike) -> Run | Comparison | Unfinished | Sweep:
+def read_workdir(workdir: str | os.PathLike) -> Run | Comparison | Sweep:
     """Return what a workdir holds.
 
     Raises:
@@ -113,10 +101,11 @@ def read_workdir(workdir: str | os.PathLike) -> Run | Comparison | Unfinished | 
         return _read_sweep(directory)
     if run.rows or run.evaluation or run.others or run.efficiency:
         return run
-    begun = sorted(path.parent for path in directory.glob("*/seed*/metrics.jsonl"))
-    if begun:
-        runs = {str(path.relative_to(directory)): read_run(path) for path in begun}
-        return Unfinished(directory, runs)
+    runs: dict[str, list[Run]] = defaultdict(list)
+    for path in sorted(directory.glob("*/seed*/metrics.jsonl")):
+        runs[path.parent.parent.name].append(read_run(path.parent))
+    if runs:
+        return Comparison(directory, None, run.config, runs)
     raise UserError(
         f"--workdir={workdir}: nothing to report yet (no comparison.json, "
         "metrics.jsonl, evaluation.json, efficiency.json); give it a --mode=train first"
@@ -152,13 +141,11 @@ def _read_comparison(directory):
     asked = config["resolved"].compare.variants if config else []
     order = dict.fromkeys([content["main"], content["baseline"], *asked, *variants])
     variants = content["variants"] = {n: variants[n] for n in order if n in variants}
-    efficiency = {
-        name: read_json((directory / variant["efficiency"]).parent, "efficiency")
+    runs = {
+        name: [read_run(directory / run["workdir"]) for run in variant["runs"]]
         for name, variant in variants.items()
     }
-    runs = {name: variant["runs"] for name, variant in variants.items()}
-    files = _read_curves_and_diagnoses(directory, runs)
-    return Comparison(directory, content, config, efficiency, *files)
+    return Comparison(directory, content, config, runs)
 
 
 def _check_variants(path, content):
@@ -168,23 +155,14 @@ def _check_variants(path, content):
         if content[role] not in variants:
             problem = f"{role} is {content[role]}, which is none of its variants"
             raise damaged(path, problem)
-    compared = [content["main"], *(n for n in variants if n != content["baseline"])]
-    for name in compared:
-        if name not in content["paired"]:
+    for name, variant in variants.items():
+        is_compared = name != content["baseline"] or name == content["main"]
+        if is_compared and name not in content["paired"]:
             raise damaged(path, f"it lacks paired.{name}")
-    for name in variants:
         if len(content["per_class"].get(name, [])) != num_classes:
             raise damaged(path, f"per_class.{name} must have {num_classes} items")
-
-
-def _read_curves_and_diagnoses(directory, runs):
-    curves, diagnoses = {}, {}
-    for key, entries in runs.items():
-        places = [directory / run["workdir"] for run in entries]
-        curves[key] = [rows for place in places if (rows := read_rows(place))]
-        found = [read_json(place, "diagnosis") for place in places]
-        diagnoses[key] = [diagnosis for diagnosis in found if diagnosis]
-    return curves, diagnoses
+        if not variant["runs"]:
+            raise damaged(path, f"variants.{name}.runs is empty")
 
 
 def _read_sweep(directory):
@@ -202,14 +180,16 @@ def _read_sweep(directory):
         raise damaged(source, str(error)) from error
     trials = read_trials(directory / "trials.csv", axes)
     _check_belonging(directory, best, axes, trials)
-    runs = {final["number"]: final["runs"] for final in (best or {}).get("finals", [])}
-    correct = {
-        number: _find_correct([directory / run["workdir"] for run in entries])
-        for number, entries in runs.items()
+    runs = {
+        final["number"]: [read_run(directory / run["workdir"]) for run in final["runs"]]
+        for final in (best["finals"] if best else [])
     }
+    diagnoses = {
+        n: [r.diagnosis for r in found if r.diagnosis] for n, found in runs.items()
+    }
+    correct = {number: _find_correct(found) for number, found in runs.items()}
     evaluated = sum(1 for _ in directory.glob("final/*/seed*/evaluation.json"))
-    files = _read_curves_and_diagnoses(directory, runs)
-    return Sweep(directory, config, best, axes, trials, *files, correct, evaluated)
+    return Sweep(directory, config, best, axes, trials, diagnoses, correct, evaluated)
 
 
 def _check_belonging(directory, best, axes, trials):
@@ -232,9 +212,9 @@ def _check_belonging(directory, best, axes, trials):
                 )
 
 
-def _find_correct(workdirs):
+def _find_correct(runs):
     """Return whether each prediction is right, bool (runs, images), or None."""
-    predictions = [_read_predictions(place / "predictions.npz") for place in workdirs]
+    predictions = [run.predictions for run in runs]
     if not predictions or None in predictions:
         return None
     found = [p["probabilities"].argmax(axis=1) == p["label"] for p in predictions]

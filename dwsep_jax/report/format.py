@@ -54,29 +54,12 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 @_or_dash
 def amount(value: float | None) -> str:
-    """Return a count in full up to 99,999, and then in k, M, G or T."""
-    return f"{value:,.0f}" if abs(value) < 1e5 else scaled(value)
-
-
-@_or_dash
-def scaled(value: float | None, unit: str = "") -> str:
-    """Return a number with three digits and a unit: 12.3 GFLOP/s."""
-    for size, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= size:
-            return significant(value / size) + prefix + unit
-    return f"{significant(value)} {unit}".rstrip()
-
-
-@_or_dash
-def mebibytes(value: float | None) -> str:
-    """Return bytes as 12.3 MiB."""
-    return f"{significant(value / 2**20)} MiB"
-
-
-@_or_dash
-def milliseconds(value: float | None) -> str:
-    """Return milliseconds as 12.3 ms."""
-    return f"{significant(value)} ms"
+    """Return a count in full up to 99,999, and then in k, M, G or T: 12.3 M."""
+    size, prefix = 1, ""
+    for larger in ((1e3, " k"), (1e6, " M"), (1e9, " G"), (1e12, " T")):
+        if abs(value) >= max(1e5, larger[0]):
+            size, prefix = larger
+    return f"{significant(value / size)}{prefix}" if prefix else f"{value:,.0f}"
 
 
 @_or_dash

@@ -228,12 +228,14 @@ def _to_markdown(block, section):
             return "\n".join(f"- [{_escape(item)}]({url})" for item, url in links)
         case Headline(verdict, _, text, figures):
             numbers = [f"- {_escape(n)} {_escape(meaning)}" for n, meaning in figures]
-            return "\n".join([f"**{_escape(verdict)}.** {_escape(text)}", "", *numbers])
+            lines = [f"**{_escape(verdict)}.** {_escape(text)}", "", *numbers]
+            return "\n".join(lines).strip()
         case Table(caption, columns, rows, note):
             rule = ["---", *["---:"] * (len(columns) - 1)]
             cells = [map(_escape, columns), rule, *(map(_escape, row) for row in rows)]
             lines = [f"| {' | '.join(row)} |" for row in cells]
-            return "\n".join([f"**{_escape(caption)}**", "", *lines, "", _escape(note)])
+            lines = [f"**{_escape(caption)}**", "", *lines, "", _escape(note)]
+            return "\n".join(lines).strip()
         case Code(text):
             return f"```bash\n{text}\n```"
         case Chart():

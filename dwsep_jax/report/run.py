@@ -132,8 +132,8 @@ def _show_calibration(evaluation):
 def _show_efficiency(efficiency):
     if efficiency is None:
         return [NOT_MEASURED]
-    tables = [page.Table(*table[:3]) for table in tabulate_efficiency(efficiency)]
-    return [*tables, page.Text(f"{describe_limit(efficiency)}.")]
+    layers, *others = (page.Table(*t[:3]) for t in tabulate_efficiency(efficiency))
+    return [*others, page.Text(f"{describe_limit(efficiency)}."), layers]
 
 
 def _show_command(run):

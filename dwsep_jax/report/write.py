@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from dwsep_jax.errors import UserError
 from dwsep_jax.report import page
-from dwsep_jax.report.comparison import describe_comparison, describe_unfinished
-from dwsep_jax.report.files import Comparison, Run, Sweep, Unfinished, read_workdir
+from dwsep_jax.report.comparison import describe_comparison
+from dwsep_jax.report.files import Comparison, Run, Sweep, read_workdir
 from dwsep_jax.report.run import describe_run
 from dwsep_jax.report.sweep import describe_sweep
 from dwsep_jax.workdir import write_atomically
@@ -15,7 +15,6 @@ from dwsep_jax.workdir import write_atomically
 _DESCRIBE = {
     Run: describe_run,
     Comparison: describe_comparison,
-    Unfinished: describe_unfinished,
     Sweep: describe_sweep,
 }
 

@@ -5,10 +5,9 @@ import math
 import pathlib
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from dwsep_jax.config import CONFIGS, load_file
-from dwsep_jax.statistics import answer as decide
-from dwsep_jax.statistics import summarize_sample as summarize
 
 ENVIRONMENT = {
     "device_kind": "cpu",
@@ -38,12 +37,13 @@ def write_json(path: pathlib.Path, content: dict) -> None:
     path.write_text(text)
 
 
-def write_config(directory: pathlib.Path, config: str, **fields) -> None:
+def write_config(directory: pathlib.Path, config: str, **fields) -> ConfigDict:
     """Write a config.json: a file of the repository, and fields that differ."""
     config = load_file(str(CONFIGS.parent / config)).copy_and_resolve_references()
     config.update_from_flattened_dict(fields)
     parts = dict.fromkeys(("requested", "resolved"), config.to_dict())
     write_json(directory / "config.json", parts)
+    return config
 
 
 def make_rows(num_epochs: int, accuracy: float, seed: int = 0) -> list[dict]:
@@ -62,11 +62,17 @@ def make_rows(num_epochs: int, accuracy: float, seed: int = 0) -> list[dict]:
     return rows
 
 
-def make_predictions(names: list[str], accuracy: float, num_examples: int, seed: int):
-    """Return ids, labels and probabilities of that accuracy."""
+def make_predictions(
+    names: list[str], accuracy: float, num_examples: int, seed: int, order_seed: int
+):
+    """Return ids, labels and probabilities of that accuracy.
+
+    Runs of one `order_seed` find the same images hard.
+    """
     rng = np.random.default_rng(seed)
     labels = (np.arange(num_examples) % len(names)).astype(np.int32)
-    wrong = rng.permutation(num_examples) >= round(accuracy * num_examples)
+    easiness = np.random.default_rng(order_seed).permutation(num_examples)
+    wrong = easiness >= round(accuracy * num_examples)
     predicted = (labels + wrong * rng.integers(1, len(names), num_examples)) % len(
         names
     )
@@ -88,6 +94,7 @@ def write_run(
     verdict: str | None = "well_fitted",
     efficiency: dict | None = None,
     seed: int = 0,
+    order_seed: int | None = None,
 ) -> dict:
     """Write all files of a run but its config; return its evaluation."""
     from dwsep_jax.train.metrics import calibration, classification_report
@@ -96,7 +103,10 @@ def write_run(
     rows = make_rows(num_epochs, accuracy, seed)
     lines = [json.dumps(row) + "\n" for row in rows]
     (directory / "metrics.jsonl").write_text("".join(lines))
-    ids, labels, probabilities = make_predictions(names, accuracy, num_examples, seed)
+    order_seed = seed if order_seed is None else order_seed
+    ids, labels, probabilities = make_predictions(
+        names, accuracy, num_examples, seed, order_seed
+    )
     arrays = {"id": ids, "label": labels, "probabilities": probabilities}
     np.savez_compressed(directory / "predictions.npz", **arrays)
     evaluation = {"split": "test", "weights": "raw", "epoch": num_epochs}
@@ -163,21 +173,19 @@ def write_comparison(
     *,
     difference: float = 0.0,
     num_seeds: int = 5,
-    spread: float = 0.001,
     names: list[str] = tuple("0123456789"),
     num_epochs: int = 12,
     num_examples: int = 2000,
     with_efficiency: bool = True,
     with_diagnosis: bool = True,
     variants: dict = VARIANTS,
-) -> dict:
-    """Write a whole comparison and return its content.
+) -> None:
+    """Write a whole comparison.
 
     Args:
       directory: its workdir.
       difference: accuracy of `separable` minus that of `standard`, a share of 1.
       num_seeds: runs of each variant.
-      spread: how far the seeds lie apart.
       names: of the classes.
       num_epochs: of each run.
       num_examples: of test.
@@ -185,107 +193,42 @@ def write_comparison(
       with_diagnosis: whether each run has a diagnosis.json.
       variants: as `VARIANTS`.
     """
-    rng = np.random.default_rng(0)
-    content = make_comparison(names, num_examples, num_epochs, num_seeds)
-    fields = {"dataset": "digits", "num_epochs": num_epochs, "growth_rate": 12}
-    fields |= {"progress": False, "compare.num_seeds": num_seeds}
-    fields["compare.variants"] = tuple(variants)
-    write_config(directory, "configs/compare.py:digits", **fields)
-    accuracies = {}
+    from dwsep_jax.compare.result import build_comparison
+    from dwsep_jax.compare.variants import Variant
+    from dwsep_jax.compare.widths import Size
+
+    fields = {"num_epochs": num_epochs, "growth_rate": 12, "progress": False}
+    fields |= {"compare.num_seeds": num_seeds, "compare.variants": tuple(variants)}
+    config = write_config(directory, "configs/compare.py:digits", **fields)
+    rng, made = np.random.default_rng(0), []
     for name, (parameters, macs, ms, gain) in variants.items():
-        better = gain + (difference if name == "separable" else 0)
-        offsets = spread * np.linspace(-1, 1, num_seeds) if num_seeds > 1 else [0.0]
-        efficiency = make_efficiency(parameters, macs, ms) if with_efficiency else None
-        evaluations = [
+        accuracy = 0.97 + gain + (difference if name == "separable" else 0)
+        # A seed that is good for one variant is not for the others.
+        offsets = rng.permutation(np.linspace(-1, 1, num_seeds)) / 1000
+        for seed, offset in enumerate(offsets if num_seeds > 1 else [0.0]):
+            efficiency = make_efficiency(parameters, macs, ms)
             write_run(
                 directory / name / f"seed{seed}",
                 names=names,
-                accuracy=0.97 + better + float(offset),
+                accuracy=accuracy + float(offset),
                 num_examples=num_examples,
                 num_epochs=num_epochs,
                 verdict="well_fitted" if with_diagnosis else None,
-                efficiency=efficiency if seed == 0 else None,
+                efficiency=efficiency if with_efficiency and seed == 0 else None,
                 seed=seed,
+                order_seed=0,
             )
-            for seed, offset in enumerate(rng.permutation(offsets))
-        ]
-        entry = make_variant(name, evaluations, num_epochs, with_efficiency)
-        content["variants"][name] = entry | {"parameters": parameters, "macs": macs}
-        content["per_class"][name] = average_classes(evaluations)
-        accuracies[name] = np.array([run["accuracy"] for run in entry["runs"]])
-    for name in variants:
-        if name != "standard":
-            differences = accuracies[name] - accuracies["standard"]
-            pair, reason = make_pair(differences, num_examples)
-            content["paired"][name] = pair
-            if name == "separable":
-                content |= {"answer": pair["answer"], "reason": reason}
-    write_json(directory / "comparison.json", content)
-    return content
-
-
-def make_comparison(
-    names: list[str], num_examples: int, num_epochs: int, num_seeds: int
-) -> dict:
-    """Return a comparison.json that has no variants yet."""
-    content = {"dataset": "digits", "split": "test", "num_examples": num_examples}
-    content |= {"class_names": list(names), "margin": 0.005, "baseline": "standard"}
-    content |= {"main": "separable", "seeds": list(range(num_seeds))}
-    content |= {"num_epochs": num_epochs, "environment": ENVIRONMENT}
-    content |= {"recipe": {"optimizer": "sgd", "schedule": "cosine", "batch_size": 128}}
-    return content | {"variants": {}, "paired": {}, "per_class": {}}
-
-
-def make_variant(
-    name: str, evaluations: list[dict], num_epochs: int, with_efficiency: bool
-) -> dict:
-    """Return the entry of a variant, without its size, from its runs' evaluations."""
-    runs = []
-    for seed, evaluation in enumerate(evaluations):
-        run = {"seed": seed, "workdir": f"{name}/seed{seed}", "epoch": num_epochs}
-        run |= {"accuracy": evaluation["accuracy"], "loss": evaluation["loss"]}
-        run |= {k: evaluation[k]["macro"] for k in ("precision", "recall", "f1")}
-        run |= {"ece": evaluation["calibration"]["ece"], "val_accuracy": 0.96}
-        runs.append(run | {"train_seconds": 120.0, "images_per_second": 1500.0})
-    metrics = [key for key in runs[0] if key not in ("seed", "workdir")]
-    rates = []
-    for factor in (0.333, 1.0, 3.0):
-        rate = {"factor": factor, "learning_rate": 0.1 * factor, "val_loss": 0.2}
-        rate |= {"val_accuracy": 0.95 - abs(factor - 1) / 9}
-        rates.append(rate | {"workdir": f"{name}/rate{factor}"})
-    conv = name.partition("_")[0]
-    return {
-        "description": f"the {name.replace('_', ' by ')} network",
-        "overrides": {"conv": conv, "growth_rate": 24},
-        "conv": conv,
-        "rates": rates,
-        "learning_rate": 0.1,
-        "efficiency": f"{name}/seed0/efficiency.json",
-        "runs": runs,
-        "summary": {key: summarize([r[key] for r in runs]) for key in metrics},
-    }
-
-
-def average_classes(evaluations: list[dict]) -> list[dict]:
-    """Return the means over the runs of each class's figures."""
-    return [
-        {"name": rows[0]["name"]}
-        | {
-            f"{key}_mean": float(np.mean([row[key] for row in rows]))
-            for key in ("f1", "recall", "precision")
-        }
-        for rows in zip(*(evaluation["per_class"] for evaluation in evaluations))
+        words = f"the {name.replace('_', ' by ')} network"
+        overrides = {"conv": name.partition("_")[0], "growth_rate": 24}
+        made.append(Variant(name, words, overrides, config, Size(parameters, macs)))
+    rates = [
+        {"factor": factor, "learning_rate": 0.1 * factor, "val_loss": 0.2}
+        | {"val_accuracy": 0.95 - abs(factor - 1) / 9, "workdir": "unknown"}
+        for factor in (0.333, 1.0, 3.0)
     ]
-
-
-def make_pair(differences: np.ndarray, num_images: int) -> tuple[dict, str]:
-    """Return the paired difference of a variant and its baseline, and the reason."""
-    pair = summarize(differences.tolist())
-    ends = [pair["mean"] - 0.002, pair["mean"] + 0.002]
-    bootstrap = {"mean": pair["mean"], "ci95": ends, "num_images": num_images}
-    answer = decide(pair, bootstrap, 0.005)
-    found = {"against": "standard", "bootstrap": bootstrap, "answer": answer.answer}
-    return pair | found, answer.reason
+    rates, seeds = dict.fromkeys(variants, rates), range(num_seeds)
+    content = build_comparison(config, made, rates, seeds, directory)
+    write_json(directory / "comparison.json", content | {"environment": ENVIRONMENT})
 
 
 HUNDRED_CLASSES = [f"class {i:02d}" for i in range(100)]

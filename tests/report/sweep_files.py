@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 
 from dwsep_jax.config import CONFIGS, load_file
+from dwsep_jax.statistics import summarize_sample
 from tests.report import report_files
 
 CHOICES = {
@@ -141,7 +142,7 @@ def write_final(directory, number, loss, num_seeds, verdict, num_examples):
         run = {"seed": seed, "workdir": workdir, "accuracy": evaluation["accuracy"]}
         runs.append(run | {"val_accuracy": 0.982 - loss + float(offset)})
     summary = {
-        key: report_files.summarize([run[key] for run in runs])
+        key: summarize_sample([run[key] for run in runs])
         for key in ("accuracy", "val_accuracy")
     }
     return {"runs": runs, "summary": summary}
