@@ -11,6 +11,7 @@ import torch
 from ml_collections import ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.timing import make_dataset
 from benchmarks.torch_net import TorchDenseNet
 from configs import cpu, digits, separable, standard
 from dwsep_jax.efficiency.cost import count_cost
@@ -43,7 +44,8 @@ def main() -> None:
         for bottleneck in (0, 4):
             config = file.get_config()
             config.bottleneck = bottleneck
-            ours = count_cost(optim.resolve(config), NUM_CLASSES, IMAGE_SHAPE)
+            config = optim.resolve(config)
+            ours = count_cost(config, make_dataset(config.batch_size))
             parameters, macs = count_with_torch(config)
             counts = [ours["parameters"], parameters, ours["macs"], macs]
             counts.append(ours["macs"] - macs)

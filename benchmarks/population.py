@@ -19,10 +19,12 @@ from ml_collections import ConfigDict
 from benchmarks.timing import make_dataset, time_in_turn
 from dwsep_jax import cli
 from dwsep_jax.data import Dataset
+from dwsep_jax.data.augment import make_augment
 from dwsep_jax.environment import keep_freed_memory
 from dwsep_jax.train import loop
 from dwsep_jax.train.metrics import Metrics
-from dwsep_jax.train.programs import make_steps, stack, vmap_steps
+from dwsep_jax.train.programs import make_mesh, stack, vmap_steps
+from dwsep_jax.train.step import train_many
 
 NUM_ROUNDS = 5
 
@@ -34,11 +36,16 @@ def compile_run(config: ConfigDict, dataset: Dataset, num_members: int):
         member = config.copy_and_resolve_references()
         member.seed = seed
         states.append(loop.make_state(member, dataset))
-    steps = make_steps(config, len(dataset.class_names))
+    steps = partial(
+        train_many,
+        augment=make_augment(config, len(dataset.class_names)),
+        batch_size=config.batch_size,
+        num_steps=config.steps_per_dispatch,
+    )
     state, total = states[0], Metrics.empty()
     order = jnp.arange(len(dataset.train.labels), dtype=jnp.int32)
     if num_members:
-        steps = vmap_steps(steps)
+        steps = vmap_steps(steps, make_mesh(1))
         state = stack(states)
         total, order = (stack([x] * num_members) for x in (total, order))
     images, labels = dataset.train.images, dataset.train.labels
@@ -46,8 +53,7 @@ def compile_run(config: ConfigDict, dataset: Dataset, num_members: int):
     arguments = [state, total, arrays, order]
     if num_members:
         arguments.append(jnp.full(num_members, True))  # All are active.
-    take = jax.jit(partial(steps, num_steps=config.steps_per_dispatch))
-    compiled = take.lower(*arguments).compile()
+    compiled = jax.jit(steps).lower(*arguments).compile()
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 

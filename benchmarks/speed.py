@@ -261,13 +261,7 @@ def measure_loop(network: Network, num_steps: int, num_rounds: int) -> dict[str,
         state = result.state
 
     step = network._jax_step(network.state, network.make_batch(BATCH_SIZE))
-    augment = make_augment(
-        flip=config.flip,
-        shift=config.shift,
-        cutout_size=config.cutout,
-        mixup_alpha=config.mixup,
-        num_classes=10,
-    )
+    augment = make_augment(config, 10)
     key, batch = jax.random.key(0), permutation[:BATCH_SIZE]
     make_batch = compile_jax(
         lambda *args: augment(args[0], images[args[1]], labels[args[1]]), key, batch

@@ -10,7 +10,7 @@ from dwsep_jax.nn.summary import describe_network, summarize
 from dwsep_jax.report.figures import draw_run
 from dwsep_jax.train.checkpoint import Checkpoints
 from dwsep_jax.train.evaluation import evaluate_and_write, restore_to_evaluate
-from dwsep_jax.train.loop import make_state
+from dwsep_jax.train.step import make_state
 
 
 def evaluate_workdir(
@@ -29,8 +29,7 @@ def evaluate_workdir(
     """
     dataset = load(config)
     state = _restore(config, workdir, make_state(config, dataset))
-    image_shape = dataset.train.images.shape[1:]
-    parts = summarize(config, len(dataset.class_names), image_shape)
+    parts = summarize(config, len(dataset.class_names), dataset.image_shape)
     network = describe_network(config, parts)
     evaluate_and_write(config, workdir, dataset, state, split_name, network)
     draw_run(workdir)

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from dwsep_jax import console, data
+from dwsep_jax.data.augment import make_augment
 from dwsep_jax.fields import FIELDS
 from dwsep_jax.train import evaluation, loop, programs
 from dwsep_jax.train.metrics import Metrics
+from dwsep_jax.train.step import train_many
 from tests import quick, tiny
 from tests.compare import comparing
 from tests.sweep import sweeping
@@ -25,11 +27,12 @@ def program(dataset, **changes):
     config = tiny.make_resolved(**changes)
     state = loop.make_state(config, dataset, abstract=True)
     arrays = {"image": dataset.train.images, "label": dataset.train.labels}
-    steps = programs.make_steps(config, tiny.NUM_CLASSES)
+    augment = make_augment(config, tiny.NUM_CLASSES)
+    options = {"augment": augment, "batch_size": config.batch_size, "num_steps": 1}
     permutation = jax.ShapeDtypeStruct((44,), np.int32)
 
     def take(state, arrays, permutation):
-        return steps(state, Metrics.empty(), arrays, permutation, num_steps=1)
+        return train_many(state, Metrics.empty(), arrays, permutation, **options)
 
     return str(jax.make_jaxpr(take)(state, arrays, permutation))
 
@@ -176,7 +179,7 @@ def test_eval_batch_size_and_deterministic_reach_the_evaluation(dataset, monkeyp
         seen.add((batch_size, deterministic))
         return {"loss": 1.0, "accuracy": 1.0}, None
 
-    monkeypatch.setattr(loop, "evaluate", fake)
+    monkeypatch.setattr(evaluation, "evaluate", fake)
     state = loop.make_state(tiny.make_resolved(), dataset)
     for changes in ({}, {"eval_batch_size": 5}, {"deterministic": True}):
         loop.evaluate_epoch(tiny.make_resolved(**changes), dataset, state)

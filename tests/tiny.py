@@ -1,5 +1,6 @@
 """A network and a dataset small enough to train in a test."""
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -64,6 +65,18 @@ def make_dataset() -> Dataset:
 def make_resolved(**changes) -> ConfigDict:
     """Return `make_config` with every unset value set."""
     return loop.resolve(make_config(**changes), make_dataset())
+
+
+def bits(tree) -> dict[str, tuple]:
+    """Return dtype, shape and bytes of every leaf, by its path."""
+
+    def read(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        return str(leaf.dtype), leaf.shape, np.asarray(leaf).tobytes()
+
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): read(leaf) for path, leaf in leaves}
 
 
 def make_state(**changes) -> TrainState:

@@ -1,11 +1,10 @@
 """Augmentation inside the jitted step: a key and a batch in, a batch out."""
 
-from collections.abc import Callable
+import dataclasses
 
 import jax
 import jax.numpy as jnp
-
-Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+from ml_collections import ConfigDict
 
 
 def normalize(images: jax.Array) -> jax.Array:
@@ -78,32 +77,39 @@ def mixup(
     return blended, share * labels + (1 - share) * labels[other]
 
 
-def make_augment(
-    *,
-    flip: bool,
-    shift: int,
-    cutout_size: int,
-    mixup_alpha: float,
-    num_classes: int,
-) -> Augment:
-    """Return (key, images, labels) -> (images, labels), changed at random.
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """(key, images, labels) -> (images, labels), changed at random.
 
     uint8 images (N, H, W, C) become float32 in [-1, 1]: flip, shift, normalize, cutout,
-    mixup. Classes, int (N,), become probabilities (N, num_classes) with mixup.
+    mixup. Classes, int (N,), become probabilities (N, num_classes) with mixup. Equal
+    ones are one program.
     """
 
-    def augment(key, images, labels):
+    flip: bool
+    shift: int
+    cutout: int
+    mixup: float
+    num_classes: int
+
+    def __call__(
+        self, key: jax.Array, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         flip_key, shift_key, cutout_key, mixup_key = jax.random.split(key, 4)
-        if flip:
+        if self.flip:
             images = random_flip(flip_key, images)
-        if shift:
-            images = random_shift(shift_key, images, shift)
+        if self.shift:
+            images = random_shift(shift_key, images, self.shift)
         images = normalize(images)
-        if cutout_size:
-            images = cutout(cutout_key, images, cutout_size)
-        if mixup_alpha:
-            labels = jax.nn.one_hot(labels, num_classes)
-            images, labels = mixup(mixup_key, images, labels, mixup_alpha)
+        if self.cutout:
+            images = cutout(cutout_key, images, self.cutout)
+        if self.mixup:
+            labels = jax.nn.one_hot(labels, self.num_classes)
+            images, labels = mixup(mixup_key, images, labels, self.mixup)
         return images, labels
 
-    return augment
+
+def make_augment(config: ConfigDict, num_classes: int) -> Augment:
+    """Return the augmentation of a configuration."""
+    c = config
+    return Augment(c.flip, c.shift, c.cutout, c.mixup, num_classes)

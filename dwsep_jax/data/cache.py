@@ -1,10 +1,8 @@
-"""Caches the decoded arrays of a dataset on disk: memory-mapped, with checksums."""
+"""Caches the decoded arrays of a dataset on disk, in one file with checksums."""
 
 import hashlib
-import json
 import os
 import pathlib
-import shutil
 
 import numpy as np
 from absl import logging
@@ -15,6 +13,8 @@ from dwsep_jax.data.read import Decoded, Split
 from dwsep_jax.lock import locked
 from dwsep_jax.places import user_cache
 
+_NAME = "arrays.npz"
+
 
 def load(version_dir: pathlib.Path) -> Decoded:
     """Return `read.read(version_dir)`, from the cache if the files have not changed.
@@ -23,18 +23,18 @@ def load(version_dir: pathlib.Path) -> Decoded:
     read-only. A damaged cache is rebuilt; if none can be written, a warning says so.
     """
     key = hashlib.sha256(os.fsencode(version_dir.resolve())).hexdigest()[:16]
-    places = [version_dir / "arrays", user_cache() / f"arrays-{key}"]
+    places = [version_dir / _NAME, user_cache() / key / _NAME]
     # Of processes that start together, one decodes and the others wait for its cache.
     with locked(version_dir):
-        source = _fingerprint(version_dir)
-        for directory in places:
-            if (decoded := _restore(directory, source)) is not None:
+        source = _describe_files(version_dir)
+        for path in places:
+            if (decoded := _restore(path, source)) is not None:
                 return decoded
         say(f"decoding {version_dir}; later starts will load the decoded images")
         decoded = read.read(version_dir)
-        for directory in places:
+        for path in places:
             try:
-                _store(directory, source, decoded)
+                _store(path, source, decoded)
                 return decoded
             except OSError as error:
                 reason = error
@@ -46,62 +46,50 @@ def load(version_dir: pathlib.Path) -> Decoded:
     return decoded
 
 
-def _fingerprint(version_dir: pathlib.Path) -> dict[str, list[int]]:
-    """Return the size and modification time of each file, following links."""
-    return {
-        path.name: [path.stat().st_size, path.stat().st_mtime_ns]
+def _describe_files(version_dir: pathlib.Path) -> list[str]:
+    """Return name, size and modification time of each file, following links."""
+    return [
+        f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
         for path in sorted(version_dir.iterdir())
-        if path.is_file() and not path.name.startswith(".")
-    }
+        if path.is_file() and not path.name.startswith((".", _NAME))
+    ]
 
 
-def _restore(directory: pathlib.Path, source: dict) -> Decoded | None:
-    """Memory-map the arrays; return None, and say why, if they cannot be trusted."""
+def _restore(path: pathlib.Path, source: list[str]) -> Decoded | None:
+    """Read the arrays; return None, and say why, if they cannot be trusted."""
     try:
-        manifest = json.loads((directory / "manifest.json").read_bytes())
-        if manifest["source"] != source:
-            say(f"{directory} was decoded from other files; decoding again")
-            return None
-        arrays = {}
-        for name, expected in manifest["sha256"].items():
-            path = directory / f"{name}.npy"
-            if checksum(path) != expected:
-                raise ValueError(f"{path.name} has changed")
-            # np.asarray drops the subclass np.memmap but keeps the mapping.
-            arrays[name] = np.asarray(np.load(path, mmap_mode="r"))
-        splits = {
-            split: Split(*(arrays[f"{split}_{field}"] for field in Split._fields))
-            for split in ("train", "test")
-        }
-        return tuple(arrays["class_names"].tolist()), splits
+        with np.load(path) as arrays:  # Each array has a checksum of its own.
+            if arrays["source"].tolist() != source:
+                say(f"{path} was decoded from other files; decoding again")
+                return None
+            splits = {
+                split: Split(*(arrays[f"{split}_{field}"] for field in Split._fields))
+                for split in ("train", "test")
+            }
+            return tuple(arrays["class_names"].tolist()), splits
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        logging.warning("%s is damaged (%s); decoding again", directory, error)
+    # A damaged zip file raises any of half a dozen types.
+    except Exception as error:
+        logging.warning("%s is damaged (%s); decoding again", path, error)
         return None
 
 
-def _store(directory: pathlib.Path, source: dict, decoded: Decoded) -> None:
-    """Write arrays and manifest to a temporary directory, then rename it."""
+def _store(path: pathlib.Path, source: list[str], decoded: Decoded) -> None:
+    """Write the arrays to a temporary file, then rename it."""
     class_names, splits = decoded
-    arrays = {"class_names": np.array(class_names)}
+    arrays = {"source": np.array(source), "class_names": np.array(class_names)}
     for name, split in splits.items():
         arrays |= {f"{name}_{field}": array for field, array in split._asdict().items()}
-    incomplete = directory.with_name(f"{directory.name}.incomplete")
-    shutil.rmtree(incomplete, ignore_errors=True)  # Left by a start that was killed.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    incomplete = path.with_name(f"{_NAME}.incomplete")
     try:
-        incomplete.mkdir(parents=True)
-        checksums = {}
-        for name, array in arrays.items():
-            path = incomplete / f"{name}.npy"
-            np.save(path, array, allow_pickle=False)
-            checksums[name] = checksum(path)
-        manifest = {"source": source, "sha256": checksums}
-        (incomplete / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        shutil.rmtree(directory, ignore_errors=True)
-        os.rename(incomplete, directory)
-    finally:
-        shutil.rmtree(incomplete, ignore_errors=True)
+        with open(incomplete, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(incomplete, path)
+    except OSError:
+        incomplete.unlink(missing_ok=True)
+        raise
 
 
 def checksum(path: pathlib.Path) -> str:

@@ -27,6 +27,11 @@ class Dataset:
     train_eval: Split
     test: Split
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of every image, (H, W, C)."""
+        return self.train.images.shape[1:]
+
     def steps_per_epoch(self, batch_size: int) -> int:
         """Return the number of full batches in `train`."""
         return len(self.train.labels) // batch_size
@@ -52,8 +57,6 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
             f"training images of {num_classes} classes; choose {num_classes} to "
             f"{num_train - 1}"
         )
-    if seed < 0:
-        raise ConfigError(f"split_seed={seed} is negative; choose 0 or more")
     held_out = stratified_indices(train.labels, size, (seed, 0))
     rest = np.setdiff1d(np.arange(num_train), held_out)
     train_eval = rest[stratified_indices(train.labels[rest], size, (seed, 1))]
@@ -111,17 +114,30 @@ def find_official(name: str, data_dir: pathlib.Path) -> Decoded | None:
 
 def load_official(name: str, data_dir: pathlib.Path) -> Decoded:
     """Return class names and official splits; prepare CIFAR-10 if it is missing."""
-    if not re.fullmatch(r"\w+(/[\w.-]+)?", name):
-        raise _unknown(name)
-    if (found := find_official(name, data_dir)) is not None:
+    is_name = re.fullmatch(r"\w+(/[\w.-]+)?", name)
+    if is_name and (found := find_official(name, data_dir)) is not None:
         return found
     if name == "cifar10":
         # TFDS takes a second to import, and is not needed once data are prepared.
         from dwsep_jax.data import cifar10
 
         return cache.load(cifar10.prepare(data_dir))
-    if name.partition("/")[0] not in _known_names():
-        raise _unknown(name)
+    # Prepared under another spelling, or in a config, whose name follows the slash.
+    meant = re.compile(re.escape(name) + "(/.*)?", re.IGNORECASE)
+    if others := list(filter(meant.fullmatch, _list_prepared(data_dir))):
+        raise ConfigError(
+            f"dataset={name!r} is not in {data_dir}; choose {' or '.join(others)}"
+        )
+    import tensorflow_datasets as tfds
+
+    known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+    if not is_name or name.partition("/")[0] not in known:
+        nearest = [name.lower()]
+        if name.lower() not in known:
+            nearest = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0)
+        raise ConfigError(
+            f"dataset={name!r} is unknown to TFDS; did you mean {' or '.join(nearest)}?"
+        )
     raise DataError(
         f"{name} is not prepared in {data_dir}: choose a --config.data_dir that has "
         f"it, or run `tfds build {name} --data_dir={data_dir}` once, which needs "
@@ -129,14 +145,8 @@ def load_official(name: str, data_dir: pathlib.Path) -> Decoded:
     )
 
 
-def _known_names() -> list[str]:
-    import tensorflow_datasets as tfds
-
-    return ["digits", *tfds.list_builders(with_community_datasets=False)]
-
-
-def _unknown(name: str) -> ConfigError:
-    nearest = difflib.get_close_matches(name, _known_names(), n=3, cutoff=0)
-    return ConfigError(
-        f"dataset={name!r} is unknown to TFDS; the nearest are {', '.join(nearest)}"
-    )
+def _list_prepared(data_dir: pathlib.Path) -> list[str]:
+    """Return the datasets in a directory, those with configs as `name/config`."""
+    places = (*data_dir.glob("*"), *data_dir.glob("*/*"))
+    names = [place.relative_to(data_dir).as_posix() for place in places]
+    return sorted(name for name in names if find_version_dir(data_dir, name))

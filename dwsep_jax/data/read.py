@@ -15,7 +15,9 @@ from dwsep_jax.places import user_home
 
 # A dataset has to fit in the accelerator's memory.
 MAX_BYTES = 4 << 30
+# Pillow's names for pictures of one and of three channels, and for 8 bits at most.
 _MODES = {1: "L", 3: "RGB"}
+_CONVERTED = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
 class Split(NamedTuple):
@@ -147,14 +149,20 @@ def _read_split(builder, split: str) -> Split:
 
 
 def _decode(encoded: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:
+    """Return a picture, converted to gray or RGB; what is transparent shows white."""
     from PIL import Image
 
     height, width, channels = shape
     with Image.open(io.BytesIO(encoded)) as image:
-        found = f"{image.height}x{image.width} {image.mode}"
-        if found != (expected := f"{height}x{width} {_MODES[channels]}"):
+        is_converted = image.mode in _CONVERTED
+        if (image.height, image.width) != (height, width) or not is_converted:
+            found = f"{image.height}x{image.width} {image.mode}"
+            expected = f"{height}x{width} {_MODES[channels]}"
             raise DataError(f"{name} is {found}, not {expected}")
-        return np.asarray(image).reshape(shape)
+        if "A" in image.getbands() or "transparency" in image.info:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return np.asarray(image.convert(_MODES[channels])).reshape(shape)
 
 
 def _read_array_record(path: str) -> list[bytes]:

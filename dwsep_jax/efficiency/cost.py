@@ -27,7 +27,7 @@ from dwsep_jax.nn.counting import (
 from dwsep_jax.nn.densenet import DTYPES
 from dwsep_jax.nn.summary import with_reference_lowering
 from dwsep_jax.train import loop
-from dwsep_jax.train.step import make_train_state, train_step
+from dwsep_jax.train.step import make_state, train_step
 from dwsep_jax.workdir import load_config, open_workdir, write_json
 
 CPU_BATCH_SIZES = (1, 8, 32, 128)
@@ -69,24 +69,20 @@ def write_efficiency(config: ConfigDict, workdir: str | os.PathLike) -> dict[str
     Returns:
       The content of the file.
     """
-    dataset = data.load(config)
-    image_shape = dataset.train.images.shape[1:]
-    efficiency = measure_cost(config, len(dataset.class_names), image_shape)
+    efficiency = measure_cost(config, data.load(config))
     write_json(pathlib.Path(workdir, "efficiency.json"), efficiency)
     return efficiency
 
 
-def measure_cost(
-    config: ConfigDict, num_classes: int, image_shape: tuple[int, ...]
-) -> dict[str, Any]:
+def measure_cost(config: ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
     """Return the content of efficiency.json for a resolved configuration.
 
     A figure that is unavailable here (the batch does not fit into memory, the platform
     lacks an analysis) is None.
     """
-    counts = count_cost(config, num_classes, image_shape)
-    state = make_train_state(config, num_classes, image_shape)
-    train, inference = _measure_programs(config, num_classes, image_shape, state)
+    counts = count_cost(config, dataset)
+    state = make_state(config, dataset)
+    train, inference = _measure_programs(config, dataset, state)
     machine = measure_machine(DTYPES[config.dtype])
     return {
         "schema": 1,
@@ -114,16 +110,14 @@ def measure_cost(
     }
 
 
-def count_cost(
-    config: ConfigDict, num_classes: int, image_shape: tuple[int, ...]
-) -> dict[str, Any]:
+def count_cost(config: ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
     """Return `parameters`, `macs`, `layers` and `flops` of efficiency.json.
 
     Nothing is computed, and the result depends on neither device nor lowering.
     """
     reference = with_reference_lowering(config)
-    state = make_train_state(reference, num_classes, image_shape, abstract=True)
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    state = make_state(reference, dataset, abstract=True)
+    image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     operations = list_operations(state.apply_fn, _variables(state), image)
     layers = list_layers(operations, state.params)
     macs = sum(layer.macs for layer in layers)
@@ -133,7 +127,7 @@ def count_cost(
         "layers": [
             {**_describe_layer(layer), "share": layer.macs / macs} for layer in layers
         ],
-        "flops": _count_flops(config.batch_size, state, image_shape, macs),
+        "flops": _count_flops(config.batch_size, state, dataset.image_shape, macs),
     }
 
 
@@ -191,21 +185,27 @@ def _describe_layer(layer: Layer) -> dict[str, Any]:
     return {**layer._asdict(), "kind": kind, "output_shape": shape}
 
 
-def _measure_programs(config, num_classes, image_shape, state):
+def _measure_programs(config, dataset, state):
     """Return measurements of a training step, and of inference by batch size."""
     sizes = CPU_BATCH_SIZES if jax.default_backend() == "cpu" else OTHER_BATCH_SIZES
     options = compiler_options(config.deterministic)
     step = jax.jit(train_step, donate_argnums=0, compiler_options=options)
     infer = jax.jit(state.apply_fn, compiler_options=options)
-    draw_batch = jax.jit(_draw_batch, static_argnums=(0, 1, 2))
+
+    @partial(jax.jit, static_argnums=0)
+    def draw_batch(batch_size, seed):
+        key, shape = jax.random.key(seed), (batch_size, *dataset.image_shape)
+        return {
+            "image": jax.random.uniform(key, shape, minval=-1, maxval=1),
+            "label": jax.random.randint(key, shape[:1], 0, len(dataset.class_names)),
+        }
 
     def make_train_inputs(seed):
-        batch = draw_batch(config.batch_size, num_classes, image_shape, seed)
+        batch = draw_batch(config.batch_size, seed)
         return jax.tree.map(jnp.copy, state), batch  # The step donates its state.
 
     def make_inputs(batch_size, seed):
-        batch = draw_batch(batch_size, num_classes, image_shape, seed)
-        return _variables(state), batch["image"]
+        return _variables(state), draw_batch(batch_size, seed)["image"]
 
     what = f"a training step of {config.batch_size} images (--config.batch_size)"
     # Training comes first: the device's peak is that of the whole process.
@@ -232,14 +232,6 @@ def _find_rates(flops_per_image, inference, machine):
         "achieved_bytes_per_second": num_bytes,
         "achieved_by": name,
         "limited_by": find_limit(flops, num_bytes, machine),
-    }
-
-
-def _draw_batch(batch_size, num_classes, image_shape, seed):
-    key, shape = jax.random.key(seed), (batch_size, *image_shape)
-    return {
-        "image": jax.random.uniform(key, shape, minval=-1, maxval=1),
-        "label": jax.random.randint(key, shape[:1], 0, num_classes),
     }
 
 

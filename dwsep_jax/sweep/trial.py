@@ -77,16 +77,16 @@ def run_trial(
 
 
 def _train(config, dataset, trial, directory):
-    def prune(i, history):
+    def prune(history):
         trial.report(score(history[-1]), history[-1]["epoch"])
         # A run that has finished is complete, however bad.
         return not loop.is_finished(config, history) and trial.should_prune()
 
     with (
         console.logged(directory / "train.log"),
-        loop.open_member(config, directory, dataset) as member,
+        loop.Member(config, directory, dataset, prune=prune) as member,
     ):
-        loop.train([member], dataset, prune)
+        loop.train([member])
     if member.error is not None:
         raise member.error
     if member.is_pruned:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from dwsep_jax.console import say
@@ -34,8 +33,8 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of a run: the latest and the one with the highest score.
 
-    Saves are synchronous and atomic, and carry a checksum of every array and every
-    file: orbax itself restores a flipped bit in silence. Use as a context manager.
+    Saves are synchronous and atomic, and end with the checksums of all files: orbax
+    itself restores a flipped bit in silence. Use as a context manager.
     """
 
     def __init__(self, workdir: str | os.PathLike, read_only: bool = False):
@@ -76,13 +75,11 @@ class Checkpoints:
           scores: of the epochs so far; one that is missing or not finite is the worst.
             They are not orbax's `metrics`, which could not be read if damaged.
         """
-        sums = {"leaves": describe_leaves(tree), "checksums": checksums(tree)}
         args = ocp.args.Composite(
             arrays=ocp.args.StandardSave(tree),
-            metadata=ocp.args.JsonSave(sums | metadata),
+            metadata=ocp.args.JsonSave({"leaves": describe_leaves(tree)} | metadata),
         )
         self._manager.save(epoch, args=args, force=True)
-        # A kill before this leaves a checkpoint with checksums of its leaves alone.
         directory = self._directory / str(epoch)
         write_atomically(directory / _SUMS, json.dumps(_sums(directory), indent=1))
         best = max(self.epochs(), key=lambda e: _finite(scores.get(e)))
@@ -91,8 +88,9 @@ class Checkpoints:
                 self._manager.delete(other)
 
     def epochs(self) -> list[int]:
-        """Return the epochs that have a checkpoint, even a damaged one."""
-        return sorted(self._manager.all_steps()) if self._manager else []
+        """Return the epochs that have a complete checkpoint, even a damaged one."""
+        steps = self._manager.all_steps() if self._manager else []
+        return sorted(s for s in steps if (self._directory / str(s) / _SUMS).exists())
 
     def restore_latest(self, like: Tree) -> Restored | None:
         """Return the newest intact checkpoint, or None if there are no checkpoints.
@@ -139,25 +137,27 @@ class Checkpoints:
         return None
 
     def discard_after(self, epoch: int) -> None:
-        """Delete the checkpoints of later epochs, which were passed over.
+        """Delete the checkpoints of later epochs, damaged or incomplete.
 
         Otherwise saving such an epoch again would be refused.
         """
-        for later in self.epochs():
+        for later in self._manager.all_steps():
             if later > epoch:
                 self._manager.delete(later)
 
     def _restore(self, epoch, like):
         directory = self._directory / str(epoch)
-        if (directory / _SUMS).exists():
-            _check_equal(json.loads((directory / _SUMS).read_bytes()), _sums(directory))
+        expected, found = json.loads((directory / _SUMS).read_bytes()), _sums(directory)
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise ValueError(f"the checksum of {name} does not match")
         args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
         metadata = dict(self._manager.restore(epoch, args=args)["metadata"])
         self._refuse_another_network(epoch, metadata.pop("leaves"), like)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target))
         tree = self._manager.restore(epoch, args=args)["arrays"]
-        _check_equal(metadata.pop("checksums"), checksums(tree))
+        metadata.pop("checksums", None)  # Older ones have those of each leaf.
         return Restored(epoch, tree, metadata)
 
     def _refuse_another_network(self, epoch, there, like):
@@ -173,26 +173,12 @@ class Checkpoints:
 
 def describe_leaves(tree: Tree) -> dict[str, str]:
     """Return dtype and shape of every leaf by its path; arrays or their shapes do."""
-    return {
-        name: f"{leaf.dtype} {'x'.join(map(str, leaf.shape)) or 'scalar'}"
-        for name, leaf in _leaves_by_path(tree).items()
-    }
 
+    def describe(leaf):
+        return f"{leaf.dtype} {'x'.join(map(str, leaf.shape)) or 'scalar'}"
 
-def checksums(tree: Tree) -> dict[str, str]:
-    """Return the SHA-256 of every leaf's values by its path."""
-
-    def digest(leaf):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        return hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
-
-    return {name: digest(leaf) for name, leaf in _leaves_by_path(tree).items()}
-
-
-def _leaves_by_path(tree):
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): describe(leaf) for path, leaf in leaves}
 
 
 def _sums(directory):
@@ -202,12 +188,6 @@ def _sums(directory):
         for path in sorted(directory.rglob("*"))
         if path.is_file() and not path.name.startswith(_SUMS)
     }
-
-
-def _check_equal(expected, found):
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise ValueError(f"the checksum of {name} does not match")
 
 
 def _finite(score):

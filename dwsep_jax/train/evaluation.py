@@ -2,23 +2,25 @@
 
 import functools
 import io
+import math
 import os
 import pathlib
+import time
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dwsep_jax.console import print_evaluation
+from dwsep_jax.console import print_evaluation, say
 from dwsep_jax.data import Dataset, Split
 from dwsep_jax.data.augment import normalize
 from dwsep_jax.environment import compiler_options, describe_environment
-from dwsep_jax.errors import UserError, choose
+from dwsep_jax.errors import DivergedError, UserError, choose
 from dwsep_jax.train.checkpoint import Checkpoints
 from dwsep_jax.train.metrics import calibration, classification_report
 from dwsep_jax.train.step import TrainState, averaged, eval_step
-from dwsep_jax.workdir import read_intact, score, write_atomically, write_json
+from dwsep_jax.workdir import Row, read_intact, score, write_atomically, write_json
 
 
 @functools.cache
@@ -61,6 +63,41 @@ def evaluate(
         probabilities.append(batch_probabilities)
     values = {name: float(value) for name, value in total.compute().items()}
     return values, np.concatenate(jax.device_get(probabilities))[: len(split.labels)]
+
+
+def compile_evaluation(config: ConfigDict, dataset: Dataset, state: TrainState) -> None:
+    """Evaluate one image, so that compilation is not charged to the first epoch."""
+    start = time.perf_counter()
+    image = Split(*(array[:1] for array in dataset.validation))
+    evaluate(state, image, config.eval_batch_size, deterministic=config.deterministic)
+    seconds = time.perf_counter() - start
+    say(f"compiled the evaluation step in {seconds:.1f} s")
+
+
+def evaluate_epoch(config: ConfigDict, dataset: Dataset, state: TrainState) -> Row:
+    """Return loss and accuracy on train_eval and validation, also of the EMA weights.
+
+    Raises:
+      DivergedError: if a loss is not finite.
+    """
+    parts = {
+        "train_eval": (state, dataset.train_eval),
+        "val": (state, dataset.validation),
+    }
+    if state.ema is not None:
+        parts["ema_val"] = (averaged(state), dataset.validation)
+    row = {}
+    for prefix, (weights, split) in parts.items():
+        values, _ = evaluate(
+            weights, split, config.eval_batch_size, deterministic=config.deterministic
+        )
+        row |= {f"{prefix}_{name}": value for name, value in values.items()}
+        if not math.isfinite(values["loss"]):
+            raise DivergedError(
+                f"{prefix}_loss is {values['loss']} after step {int(state.step):,}; "
+                f"try a learning_rate below {config.learning_rate:g}"
+            )
+    return row
 
 
 def evaluate_and_write(

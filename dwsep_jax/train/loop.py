@@ -1,12 +1,10 @@
 """The training loop, for one run or for several in one program.
 
-`open_member` opens a run as a `Member`, and `train` takes a list of members through the
-loop; a lone run is a list of one. Only the compiled program differs: see `programs`.
+A run is a `Member`, and `train` takes a list of members through the loop; a lone run is
+a list of one. Only the compiled program differs: see `programs`.
 """
 
 import contextlib
-import dataclasses
-import math
 import os
 import pathlib
 import time
@@ -15,7 +13,6 @@ from functools import partial
 
 import jax
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 
 from dwsep_jax import console, data
 from dwsep_jax.data import order
@@ -26,19 +23,14 @@ from dwsep_jax.report.figures import LAST_FIGURE, draw_run
 from dwsep_jax.train import optim, output
 from dwsep_jax.train.checkpoint import Checkpoints
 from dwsep_jax.train.evaluation import (
-    evaluate,
+    compile_evaluation,
     evaluate_and_write,
+    evaluate_epoch,
     read_evaluation,
     restore_to_evaluate,
 )
 from dwsep_jax.train.programs import EpochPrograms, EpochResult
-from dwsep_jax.train.step import (
-    TrainState,
-    averaged,
-    make_run_keys,
-    make_train_state,
-    static_fields,
-)
+from dwsep_jax.train.step import TrainState, make_run_keys, make_state, static_fields
 from dwsep_jax.workdir import (
     Row,
     append_row,
@@ -50,9 +42,8 @@ from dwsep_jax.workdir import (
     write_rows,
 )
 
-# Whether to give up a member, asked after each epoch, given the member's index and the
-# rows of its epochs so far.
-Prune = Callable[[int, list[Row]], bool]
+# Whether to give a run up, given the rows of its epochs so far.
+Prune = Callable[[list[Row]], bool]
 
 
 def train_and_evaluate(
@@ -68,27 +59,24 @@ def train_and_evaluate(
       UserError: if the workdir belongs to another configuration or is in use by another
         process, data are missing, or training diverges.
     """
-    dataset = data.load(config)
-    config = open_workdir(workdir, config, partial(resolve, dataset=dataset))
-    with claimed(workdir), open_member(config, workdir, dataset) as member:
-        train([member], dataset)
+    with open_member(config, workdir, data.load(config)) as member:
+        train([member])
         if member.error is not None:
             raise member.error
         if on_test:
-            evaluate_on_test(member, dataset)
+            evaluate_on_test(member)
 
 
 def train_members(
     configs: Sequence[ConfigDict],
     workdirs: Sequence[str | os.PathLike],
     dataset: data.Dataset,
-    prune: Prune | None = None,
 ) -> list["Member"]:
     """Train several runs in one program, each in its own workdir.
 
     Each leaves what `train_and_evaluate` leaves with `on_test=False`, and a train.log.
     Interrupted members resume after their own last complete epochs. A member that
-    diverges, is pruned or finishes early is frozen until the others have finished.
+    diverges or finishes early is frozen until the others have finished.
 
     Raises:
       ValueError: if the runs do not share a program: see `step.static_fields`.
@@ -97,121 +85,156 @@ def train_members(
     with contextlib.ExitStack() as stack:
         members = []
         for config, workdir in zip(configs, workdirs, strict=True):
-            config = open_workdir(workdir, config, partial(resolve, dataset=dataset))
-            stack.enter_context(claimed(workdir))
             log = pathlib.Path(workdir, "train.log")
             member = open_member(config, workdir, dataset, log)
             members.append(stack.enter_context(member))
         if len({static_fields(member.config) for member in members}) > 1:
             raise ValueError("the members do not share a program")
-        train(members, dataset, prune)
+        train(members)
     return members
 
 
-def train(
-    members: Sequence["Member"], dataset: data.Dataset, prune: Prune | None = None
-) -> None:
+def train(members: Sequence["Member"]) -> None:
     """Train members until each has finished, diverged or been pruned.
 
-    Args:
-      members: runs that share a program, each with its own progress.
-      dataset: of all members.
-      prune: asked after each epoch, and at the start about those already trained.
+    They share a program and a dataset; each has its own progress.
     """
-    prune = prune or (lambda i, history: False)
-    for i, member in enumerate(members):
-        histories = (member.history[: n + 1] for n in range(len(member.history)))
-        member.is_pruned = any(prune(i, history) for history in histories)
     if not any(member.is_active for member in members):
         return
-    config, num_examples = members[0].config, len(dataset.train.labels)
+    config, dataset = members[0].config, members[0].dataset
     programs = EpochPrograms(config, dataset, [member.state for member in members])
     compile_evaluation(config, dataset, members[0].state)
-    steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
-    start = time.perf_counter()
-    with console.EpochProgress(config, steps_per_epoch) as progress:
-        while active := [i for i, member in enumerate(members) if member.is_active]:
-            progress.start_epoch(min(len(members[i].history) for i in active))
+    start, num_steps = time.perf_counter(), dataset.steps_per_epoch(config.batch_size)
+    with console.EpochProgress(config, num_steps) as progress:
+        while active := [member for member in members if member.is_active]:
+            progress.start_epoch(min(len(member.history) for member in active))
             epoch_start = time.perf_counter()
             results = programs.train_epoch(
                 [member.state for member in members],
                 [member.is_active for member in members],
-                [member.permute(num_examples) for member in members],
+                [member.permute() for member in members],
                 progress,
             )
             seconds = time.perf_counter() - epoch_start
-            for i in active:
-                member = members[i]
-                try:
-                    row = make_row(member.config, dataset, results[i], seconds)
-                except DivergedError as error:
-                    member.error = error
-                    continue
-                row["elapsed_seconds"] = (
-                    member.seconds_before + time.perf_counter() - start
-                )
-                member.finish_epoch(results[i].state, row)
-                member.is_pruned = prune(i, member.history)
+            for member, result in zip(members, results, strict=True):
+                if member.is_active:
+                    member.finish_epoch(result, seconds, start)
 
 
-@dataclasses.dataclass(eq=False)
 class Member:
     """A run, alone or among others, and how far it has been trained.
+
+    A context manager: its files are open within.
 
     Attributes:
       config: resolved.
       workdir: where its files are.
+      dataset: that it is trained on.
       network: one line that describes the network.
-      checkpoints: its checkpoints, open.
-      events: its TensorBoard events; None if not wanted.
-      log: file that takes its console output; None for the console.
+      checkpoints: its checkpoints.
       state: after the last epoch.
       history: the rows of its epochs.
+      num_resumed: how many of them an earlier process has trained.
       error: how it diverged, if it did.
       is_pruned: whether it was given up.
     """
 
-    config: ConfigDict
-    workdir: pathlib.Path
-    network: str
-    checkpoints: Checkpoints
-    events: SummaryWriter | None
-    log: pathlib.Path | None
-    state: TrainState
-    history: list[Row]
-    error: DivergedError | None = None
-    is_pruned: bool = False
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: str | os.PathLike,
+        dataset: data.Dataset,
+        log: pathlib.Path | None = None,
+        prune: Prune = lambda history: False,
+    ):
+        """Take a resolved configuration, and a file for what would go to the console.
 
-    def __post_init__(self):
-        self.num_resumed = len(self.history)
-        last = self.history[-1] if self.history else {"elapsed_seconds": 0.0}
-        self.seconds_before = last["elapsed_seconds"]
-        self._order_key = make_run_keys(self.config.seed).order
+        `prune` says whether to give the run up. It is asked after each epoch, and at
+        the start about those already trained.
+        """
+        self.config, self.workdir, self.dataset = config, pathlib.Path(workdir), dataset
+        self.state, self.history = make_state(config, dataset), []
+        self.error: DivergedError | None = None
+        self._log, self._prune, self._events = log, prune, None
+        self._order_key = make_run_keys(config.seed).order
+
+    def __enter__(self) -> "Member":
+        """Start the run or resume it, without the epochs that must be trained again.
+
+        Raises:
+          UserError: if there are results, but no checkpoint to resume from.
+        """
+        with contextlib.ExitStack() as stack, self._logged():
+            self.network = output.print_start(self.config, self.dataset, self.state)
+            self.checkpoints = stack.enter_context(Checkpoints(self.workdir))
+            if restored := self.checkpoints.restore_latest(self.state):
+                self.state, self.history = restored.tree, restored.metadata["history"]
+                what = "finished" if self.is_finished else "resuming"
+                step = int(self.state.step)
+                console.say(f"{what} after epoch {restored.epoch}, step {step:,}")
+            write_rows(self.workdir, self.history)
+            self.checkpoints.discard_after(len(self.history))
+            if not self.is_finished:  # --mode=evaluate may have evaluated before.
+                (self.workdir / "evaluation.json").unlink(missing_ok=True)
+            has_events = (self.workdir / "tensorboard").exists()
+            if self.config.tensorboard and not (self.is_finished and has_events):
+                events = output.open_events(self.workdir, self.history)
+                self._events = stack.enter_context(events)
+            self._close = stack.pop_all().close
+        n = self.num_resumed = len(self.history)
+        self._seconds_before = self.history[-1]["elapsed_seconds"] if n else 0.0
+        self.is_pruned = any(self._prune(self.history[: i + 1]) for i in range(n))
+        return self
+
+    def __exit__(self, *exception):
+        self._close()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs that it needs are trained."""
+        return is_finished(self.config, self.history)
 
     @property
     def is_active(self) -> bool:
         """Whether there is another epoch to train."""
-        has_ended = self.error is not None or self.is_pruned
-        return not has_ended and not is_finished(self.config, self.history)
+        return not (self.error or self.is_pruned or self.is_finished)
 
-    def permute(self, num_examples: int) -> jax.Array:
-        """Return the order of the examples in the next epoch, int32 (num_examples,)."""
+    def permute(self) -> jax.Array:
+        """Return the order of the examples in the next epoch, int32 (M,)."""
+        num_examples = len(self.dataset.train.labels)
         return order.epoch_permutation(self._order_key, len(self.history), num_examples)
 
-    def finish_epoch(self, state: TrainState, row: Row) -> None:
-        """Save an epoch: first the state, then its row, which is also printed."""
-        self.state = lower_rate_on_plateau(self.config, state, row["val_loss"])
+    def finish_epoch(self, result: EpochResult, seconds: float, start: float) -> None:
+        """Evaluate and save an epoch: first the state, then its row, which is printed.
+
+        Args:
+          result: of the epoch; if it diverged, only the error is kept.
+          seconds: that its steps took.
+          start: of the training, by `time.perf_counter`.
+        """
+        try:
+            row = make_row(self.config, self.dataset, result, seconds)
+        except DivergedError as error:
+            self.error = error
+            return
+        elapsed = time.perf_counter() - start
+        row["elapsed_seconds"] = self._seconds_before + elapsed
+        self.state = lower_rate_on_plateau(self.config, result.state, row["val_loss"])
         self.history.append(row)
         scores = {row["epoch"]: score(row) for row in self.history}
         metadata = {"history": self.history}
         self.checkpoints.save(row["epoch"], self.state, metadata, scores)
         append_row(self.workdir, row)
-        if self.events is not None:
-            output.write_events(self.events, row)
+        if self._events is not None:
+            output.write_events(self._events, row)
         num_epochs = self.config.num_epochs
         left = seconds_left(self.history, self.num_resumed, num_epochs)
-        with _logged(self.log):
+        with self._logged():
             console.say(console.format_epoch(row, num_epochs, left))
+        self.is_pruned = self._prune(self.history)
+
+    def _logged(self):
+        return console.logged(self._log) if self._log else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -221,36 +244,10 @@ def open_member(
     dataset: data.Dataset,
     log: pathlib.Path | None = None,
 ) -> Iterator[Member]:
-    """Open the run of a resolved configuration, to start it or to resume it.
-
-    Rows in metrics.jsonl of epochs that must be trained again are removed.
-
-    Raises:
-      UserError: if there are results, but no checkpoint to resume from.
-    """
-    workdir = pathlib.Path(workdir)
-    with contextlib.ExitStack() as stack:
-        with _logged(log):
-            state, history = make_state(config, dataset), []
-            network = output.print_start(config, dataset, state)
-            checkpoints = stack.enter_context(Checkpoints(workdir))
-            if restored := checkpoints.restore_latest(state):
-                checkpoints.discard_after(restored.epoch)
-                state, history = restored.tree, restored.metadata["history"]
-                what = "finished" if is_finished(config, history) else "resuming"
-                step = int(state.step)
-                console.say(f"{what} after epoch {restored.epoch}, step {step:,}")
-        write_rows(workdir, history)
-        finished, events = is_finished(config, history), None
-        if not finished:  # --mode=evaluate may have evaluated an earlier epoch.
-            (workdir / "evaluation.json").unlink(missing_ok=True)
-        if config.tensorboard and not (finished and (workdir / "tensorboard").exists()):
-            events = stack.enter_context(output.open_events(workdir, history))
-        yield Member(config, workdir, network, checkpoints, events, log, state, history)
-
-
-def _logged(log):
-    return console.logged(log) if log else contextlib.nullcontext()
+    """Open the run of a requested configuration, for this process alone."""
+    config = open_workdir(workdir, config, partial(resolve, dataset=dataset))
+    with claimed(workdir), Member(config, workdir, dataset, log) as member:
+        yield member
 
 
 def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
@@ -294,19 +291,6 @@ def _check_memory(config, state):
         )
 
 
-def make_state(
-    config: ConfigDict, dataset: data.Dataset, abstract: bool = False
-) -> TrainState:
-    """Return the initial state of a run on a dataset, as `step.make_train_state`."""
-    return make_train_state(
-        config,
-        len(dataset.class_names),
-        dataset.train.images.shape[1:],
-        dataset.steps_per_epoch(config.batch_size),
-        abstract,
-    )
-
-
 def is_finished(config: ConfigDict, history: list[Row]) -> bool:
     """Return whether there is nothing left to train."""
     return len(history) >= config.num_epochs or is_settled(
@@ -344,32 +328,6 @@ def make_row(
     }
 
 
-def evaluate_epoch(config: ConfigDict, dataset: data.Dataset, state: TrainState) -> Row:
-    """Return loss and accuracy on train_eval and validation, also of the EMA weights.
-
-    Raises:
-      DivergedError: if a loss is not finite.
-    """
-    parts = {
-        "train_eval": (state, dataset.train_eval),
-        "val": (state, dataset.validation),
-    }
-    if state.ema is not None:
-        parts["ema_val"] = (averaged(state), dataset.validation)
-    row = {}
-    for prefix, (weights, split) in parts.items():
-        values, _ = evaluate(
-            weights, split, config.eval_batch_size, deterministic=config.deterministic
-        )
-        row |= {f"{prefix}_{name}": value for name, value in values.items()}
-        if not math.isfinite(values["loss"]):
-            raise DivergedError(
-                f"{prefix}_loss is {values['loss']} after step {int(state.step):,}; "
-                f"try a learning_rate below {config.learning_rate:g}"
-            )
-    return row
-
-
 def lower_rate_on_plateau(
     config: ConfigDict, state: TrainState, val_loss: float
 ) -> TrainState:
@@ -383,23 +341,12 @@ def lower_rate_on_plateau(
     return state.replace(plateau=plateau)
 
 
-def compile_evaluation(
-    config: ConfigDict, dataset: data.Dataset, state: TrainState
-) -> None:
-    """Evaluate one image, so that compilation is not charged to the first epoch."""
-    start = time.perf_counter()
-    image = data.Split(*(array[:1] for array in dataset.validation))
-    evaluate(state, image, config.eval_batch_size, deterministic=config.deterministic)
-    seconds = time.perf_counter() - start
-    console.say(f"compiled the evaluation step in {seconds:.1f} s")
-
-
-def evaluate_on_test(member: Member, dataset: data.Dataset) -> None:
+def evaluate_on_test(member: Member) -> None:
     """Evaluate a trained member on test; write, draw, diagnose and print the result."""
     config, workdir, state = member.config, member.workdir, member.state
     if config.early_stopping:
         state = restore_to_evaluate(config, member.checkpoints, state)
-    epoch = int(state.step) // dataset.steps_per_epoch(config.batch_size)
+    epoch = int(state.step) // member.dataset.steps_per_epoch(config.batch_size)
     if config.early_stopping:
         output.print_stop(config, member.history, epoch)
     # If this process has trained, what is there may be of an earlier epoch.
@@ -407,7 +354,8 @@ def evaluate_on_test(member: Member, dataset: data.Dataset) -> None:
     evaluation = None if has_trained else read_evaluation(workdir, epoch)
     last_figure = workdir / LAST_FIGURE
     if evaluation is None:
-        evaluate_and_write(config, workdir, dataset, state, "test", member.network)
+        arguments = (member.dataset, state, "test", member.network)
+        evaluate_and_write(config, workdir, *arguments)
         last_figure.unlink(missing_ok=True)
     else:
         console.print_evaluation(evaluation, member.network)

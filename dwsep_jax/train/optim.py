@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from dwsep_jax.config import STEADY_SCHEDULES
 from dwsep_jax.errors import choose
 
 Schedule = Callable[[jax.Array], jax.Array]
@@ -82,8 +81,9 @@ SCHEDULES = {
     "onecycle": _onecycle,
     "step": _step,
     "exponential": _exponential,
-    # On a plateau, the state's multiplier does the rest: see `update_plateau`.
-    **dict.fromkeys(STEADY_SCHEDULES, jnp.ones_like),
+    "constant": jnp.ones_like,
+    # The state's multiplier does the rest: see `update_plateau`.
+    "plateau": jnp.ones_like,
 }
 
 

@@ -23,8 +23,7 @@ _CURVES = ("train_eval", "train", "ema_val", "val")
 def print_start(config: ConfigDict, dataset: Dataset, state: TrainState) -> str:
     """Print what is trained on what, and return one line that describes the network."""
     console.say(parameter_overview.get_parameter_overview(state.params))
-    image_shape = dataset.train.images.shape[1:]
-    parts = summarize(config, len(dataset.class_names), image_shape)
+    parts = summarize(config, len(dataset.class_names), dataset.image_shape)
     rows = [
         [p.name, "x".join(map(str, p.output_shape)), p.parameters, p.macs]
         for p in parts

@@ -31,9 +31,7 @@ from dwsep_jax.train.step import TrainState, train_many
 
 # Losses are read once this many later steps have been dispatched.
 _MAX_PENDING_STEPS = 32
-_AXIS = "members"
-
-Steps = Callable[..., tuple[TrainState, Metrics, jax.Array]]
+_PER_MEMBER, _SHARED = PartitionSpec("members"), PartitionSpec()
 
 
 class EpochResult(NamedTuple):
@@ -65,42 +63,33 @@ class EpochPrograms:
         Raises:
           UserError: if a step needs more memory than there is.
         """
-        start = time.perf_counter()
-        num_members = len(states)
-        num_devices = count_devices(num_members) if num_members > 1 else 1
-        self._per_member = self._replicated = None
-        if num_devices > 1:
-            mesh = _make_mesh(num_devices)
-            self._per_member = NamedSharding(mesh, PartitionSpec(_AXIS))
-            self._replicated = NamedSharding(mesh, PartitionSpec())
-        self._arrays = self._place(
-            {
-                "image": jnp.asarray(dataset.train.images),
-                "label": jnp.asarray(dataset.train.labels),
-            },
-            self._replicated,
-        )
-        steps = make_steps(config, len(dataset.class_names))
-        remedy = (
-            f"take a smaller --config.batch_size than {config.batch_size} or a smaller "
-            "network, and another --workdir"
-        )
-        if num_members > 1:
-            steps = vmap_steps(steps, num_devices)
-            remedy = f"take members_at_once below {num_members}"
-        order = jnp.zeros(len(dataset.train.labels), jnp.int32)
-        arguments = self._pack(states, [True] * num_members, [order] * num_members)
+        start, n = time.perf_counter(), len(states)
+        self._mesh = make_mesh(n) if n > 1 else None
+        images, labels = dataset.train.images, dataset.train.labels
+        self._arrays = self._place({"image": images, "label": labels}, _SHARED)
+        order = jnp.zeros(len(labels), jnp.int32)
+        arguments = self._pack(states, [True] * n, [order] * n)
         leaves, structure = jax.tree.flatten(arguments)
-        shapes = tuple(_describe_array(leaf, num_devices > 1) for leaf in leaves)
-        self.programs = []
-        whole, rest = divmod(
-            dataset.steps_per_epoch(config.batch_size), config.steps_per_dispatch
+        compile_steps = partial(
+            _compile,
+            make_augment(config, len(dataset.class_names)),
+            config.batch_size,
+            self._mesh,
+            config.deterministic,
+            structure,
+            tuple(map(self._describe, leaves)),
         )
-        for size, count in ((config.steps_per_dispatch, whole), (rest, rest > 0)):
-            if count:
-                program = _compile(steps, size, config.deterministic, structure, shapes)
-                _check_memory(program, remedy)
-                self.programs += [(size, program)] * count
+        size = config.steps_per_dispatch
+        whole, rest = divmod(dataset.steps_per_epoch(config.batch_size), size)
+        sizes = [size] * whole + [rest] * (rest > 0)
+        self.programs = [(size, compile_steps(size)) for size in sizes]
+        remedy = f"take members_at_once below {n}"
+        if n == 1:
+            remedy = (
+                f"take a smaller --config.batch_size than {config.batch_size} or a "
+                "smaller network, and another --workdir"
+            )
+        _check_memory(self.programs[0][1], remedy)
         seconds = time.perf_counter() - start
         console.say(f"compiled the training step in {seconds:.1f} s")
 
@@ -148,99 +137,82 @@ class EpochPrograms:
                     break
         for losses in pending:
             read(losses)
-        states, totals = self._unpack(state, total)
-        means = [
-            {name: float(value) for name, value in total.compute().items()}
-            for total in totals
+        results = zip(*self._unpack(state, total), errors, strict=True)
+        return [
+            EpochResult(state, {k: float(v) for k, v in total.compute().items()}, error)
+            for state, total, error in results
         ]
-        return [EpochResult(*x) for x in zip(states, means, errors, strict=True)]
 
     def _pack(self, states, is_active, orders):
         """Return (state, total, arrays, order, [is_active]) as the programs take it."""
         totals = [Metrics.empty()] * len(states)
-        if len(states) == 1:
+        if self._mesh is None:
             return states[0], totals[0], self._arrays, orders[0]
         stacked = stack(states), stack(totals), stack(orders), jnp.asarray(is_active)
-        state, total, order, active = self._place(stacked, self._per_member)
-        return state, total, self._arrays, order, active
+        state, total, order, is_active = self._place(stacked, _PER_MEMBER)
+        return state, total, self._arrays, order, is_active
 
     def _unpack(self, state, total):
-        if state.step.ndim == 0:
+        if self._mesh is None:
             return [state], [total]
-        if self._per_member is not None:
-            state, total = jax.device_put((state, total), jax.devices()[0])
+        state, total = jax.device_put((state, total), jax.devices()[0])
         return unstack(state), unstack(total)
 
-    def _place(self, tree, sharding):
-        return tree if sharding is None else jax.device_put(tree, sharding)
+    def _place(self, tree, spec):
+        return jax.device_put(tree, self._mesh and NamedSharding(self._mesh, spec))
+
+    def _describe(self, array):
+        sharding = self._mesh and array.sharding
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
-def make_steps(config: ConfigDict, num_classes: int) -> Steps:
-    """Return `step.train_many` for a configuration, lacking only `num_steps`.
-
-    Configurations with the same augmentation and batch size get the same function.
-    """
-    return _make_steps(
-        config.batch_size,
-        flip=config.flip,
-        shift=config.shift,
-        cutout_size=config.cutout,
-        mixup_alpha=config.mixup,
-        num_classes=num_classes,
+@functools.lru_cache(maxsize=16)
+def _compile(
+    augment, batch_size, mesh, deterministic, structure, shapes, num_steps
+) -> jax.stages.Compiled:
+    """Compile `num_steps` steps, once for all runs that share the program."""
+    steps = partial(
+        train_many, augment=augment, batch_size=batch_size, num_steps=num_steps
     )
+    jitted = jax.jit(
+        steps if mesh is None else vmap_steps(steps, mesh),
+        donate_argnums=(0, 1),
+        compiler_options=compiler_options(deterministic),
+    )
+    return jitted.lower(*jax.tree.unflatten(structure, shapes)).compile()
 
 
-@functools.lru_cache(maxsize=8)
-def _make_steps(batch_size, **augmentation):
-    augment = make_augment(**augmentation)
-    return partial(train_many, augment=augment, batch_size=batch_size)
+def make_mesh(num_members: int) -> Mesh:
+    """Return the devices that the members are spread over: all of them, or one."""
+    devices = jax.local_devices()
+    return Mesh(devices if num_members % len(devices) == 0 else devices[:1], "members")
 
 
-@functools.lru_cache(maxsize=8)
-def vmap_steps(steps: Steps, num_devices: int = 1) -> Steps:
+def vmap_steps(steps: Callable, mesh: Mesh) -> Callable:
     """Turn the steps of one run into the steps of several members at once.
 
     Args:
-      steps: as `make_steps` returns them: (state, total, data, order, num_steps=...) ->
-        (state, total, losses).
-      num_devices: each takes its share of the members.
+      steps: (state, total, data, order) -> (state, total, losses), as `train_many`.
+      mesh: each device takes its share of the members.
 
     Returns:
-      (states, totals, data, orders, is_active, num_steps=...) -> (states, totals,
-      losses), where all but the data have a leading axis of N members. A step leaves
-      members unchanged where `is_active`, bool (N,), is False.
+      (states, totals, data, orders, is_active) -> (states, totals, losses), where all
+      but the data have a leading axis of N members. A step leaves members unchanged
+      where `is_active`, bool (N,), is False.
     """
 
-    def take(num_steps, state, total, arrays, order, is_active):
-        before = (state, total)
-        *after, losses = steps(*before, arrays, order, num_steps=num_steps)
+    def take(state, total, arrays, order, is_active):
+        *after, losses = steps(state, total, arrays, order)
         keep = partial(jnp.where, is_active)
-        return *jax.tree.map(keep, tuple(after), before), losses
+        return *jax.tree.map(keep, tuple(after), (state, total)), losses
 
-    def take_all(*arguments, num_steps):
-        mapped = jax.vmap(partial(take, num_steps), in_axes=(0, 0, None, 0, 0))
-        if num_devices == 1:
-            return mapped(*arguments)
-        per_member, replicated = PartitionSpec(_AXIS), PartitionSpec()
-        return jax.shard_map(
-            mapped,
-            mesh=_make_mesh(num_devices),
-            in_specs=(per_member, per_member, replicated, per_member, per_member),
-            out_specs=per_member,
-            check_vma=False,
-        )(*arguments)
-
-    return take_all
-
-
-def count_devices(num_members: int) -> int:
-    """Return how many devices the members are spread over: all of them, or one."""
-    num_devices = jax.local_device_count()
-    return num_devices if num_members % num_devices == 0 else 1
-
-
-def _make_mesh(num_devices):
-    return Mesh(np.array(jax.local_devices()[:num_devices]), (_AXIS,))
+    return jax.shard_map(
+        jax.vmap(take, in_axes=(0, 0, None, 0, 0)),
+        mesh=mesh,
+        in_specs=(_PER_MEMBER, _PER_MEMBER, _SHARED, _PER_MEMBER, _PER_MEMBER),
+        out_specs=_PER_MEMBER,
+        check_vma=False,
+    )
 
 
 @jax.jit
@@ -254,22 +226,6 @@ def unstack(tree: Any) -> list[Any]:
     """Return the tree of each member."""
     num_members = len(jax.tree.leaves(tree)[0])
     return [jax.tree.map(itemgetter(i), tree) for i in range(num_members)]
-
-
-def _describe_array(array, with_sharding):
-    sharding = array.sharding if with_sharding else None
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-
-
-@functools.lru_cache(maxsize=16)
-def _compile(steps, num_steps, deterministic, structure, shapes):
-    """Compile `num_steps` steps, once for all runs that share the program."""
-    jitted = jax.jit(
-        partial(steps, num_steps=num_steps),
-        donate_argnums=(0, 1),
-        compiler_options=compiler_options(deterministic),
-    )
-    return jitted.lower(*jax.tree.unflatten(structure, shapes)).compile()
 
 
 def _check_memory(compiled, remedy):

@@ -12,6 +12,7 @@ from flax import struct
 from ml_collections import ConfigDict
 
 from dwsep_jax.config import run_fields
+from dwsep_jax.data import Dataset
 from dwsep_jax.data.augment import Augment
 from dwsep_jax.data.order import batch_indices
 from dwsep_jax.nn.densenet import create_model
@@ -121,26 +122,25 @@ def create_train_state(
     )
 
 
-def make_train_state(
-    config: ConfigDict,
-    num_classes: int,
-    image_shape: tuple[int, ...],
-    steps_per_epoch: int = 1,
-    abstract: bool = False,
+def make_state(
+    config: ConfigDict, dataset: Dataset, abstract: bool = False
 ) -> TrainState:
     """Return the initial state of the run of a resolved configuration.
 
     Args:
       config: with rate, decay and warm-up set.
-      num_classes: of the labels.
-      image_shape: (H, W, C).
-      steps_per_epoch: sets the length of the schedule.
+      dataset: gives classes, shape of the images and steps of an epoch.
       abstract: return shapes and dtypes in place of arrays; nothing is computed.
 
     Raises:
       ConfigError: for an unknown choice.
     """
-    init = _make_init(static_fields(config), num_classes, image_shape, steps_per_epoch)
+    init = _make_init(
+        static_fields(config),
+        len(dataset.class_names),
+        dataset.image_shape,
+        dataset.steps_per_epoch(config.batch_size),
+    )
     rates = (*_ALWAYS_IN_THE_STATE[1:], *_IN_THE_STATE_ABOVE_0)
     arguments = make_run_keys(config.seed), {name: config[name] for name in rates}
     return jax.eval_shape(init, *arguments) if abstract else init(*arguments)

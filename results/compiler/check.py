@@ -50,13 +50,12 @@ def take_step(base, overrides, variant, path):
 
     from dwsep_jax import data
     from dwsep_jax.compare.variants import make_variants
-    from dwsep_jax.data.augment import normalize
+    from dwsep_jax.data.augment import make_augment, normalize
     from dwsep_jax.data.order import epoch_permutation
     from dwsep_jax.nn import densenet
     from dwsep_jax.train import loop
     from dwsep_jax.train.metrics import Metrics
-    from dwsep_jax.train.programs import make_steps
-    from dwsep_jax.train.step import eval_step, make_run_keys
+    from dwsep_jax.train.step import eval_step, make_run_keys, train_many
 
     is_wide = jax.config.jax_enable_x64
     if is_wide:
@@ -77,8 +76,11 @@ def take_step(base, overrides, variant, path):
     images, labels, _ = dataset.train
     arrays = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
     order = epoch_permutation(make_run_keys(config.seed).order, 0, len(labels))
-    steps = jax.jit(make_steps(config, 10), static_argnames="num_steps")
-    after, _, losses = steps(state, Metrics.empty(), arrays, order, num_steps=1)
+    steps = jax.jit(train_many, static_argnames=("augment", "batch_size", "num_steps"))
+    options = {"augment": make_augment(config, 10), "batch_size": config.batch_size}
+    after, _, losses = steps(
+        state, Metrics.empty(), arrays, order, num_steps=1, **options
+    )
     size = config.eval_batch_size
     batch = {"image": normalize(arrays["image"][:size])}
     batch |= {"label": arrays["label"][:size], "mask": jnp.ones(size, bool)}

@@ -77,20 +77,20 @@ def test_mixup_share_follows_the_beta_distribution():
     assert 0.6 < near_ends < 0.76
 
 
-OFF = dict(flip=False, shift=0, cutout_size=0, mixup_alpha=0.0)
+OFF = dict(flip=False, shift=0, cutout=0, mixup=0.0)
 LABELS = jnp.arange(16) % 4
 
 
 @pytest.mark.parametrize(
-    "option", [{"flip": True}, {"shift": 2}, {"cutout_size": 4}], ids=str
+    "option", [{"flip": True}, {"shift": 2}, {"cutout": 4}], ids=str
 )
 def test_each_option_on_images_acts_alone(option):
     images = jax.random.randint(KEY, (16, 8, 8, 3), 0, 256).astype(jnp.uint8)
-    off = augment.make_augment(**OFF, num_classes=4)
+    off = augment.Augment(**OFF, num_classes=4)
     plain, labels = off(KEY, images, LABELS)
     np.testing.assert_array_equal(plain, augment.normalize(images))
     assert labels is LABELS
-    on = augment.make_augment(**OFF | option, num_classes=4)
+    on = augment.Augment(**OFF | option, num_classes=4)
     y, labels = on(KEY, images, LABELS)
     assert labels is LABELS
     assert y.shape == images.shape
@@ -102,7 +102,7 @@ def test_each_option_on_images_acts_alone(option):
 
 def test_mixup_blends_images_with_labels():
     images = jax.random.randint(KEY, (16, 8, 8, 3), 0, 256).astype(jnp.uint8)
-    mix = augment.make_augment(**OFF | {"mixup_alpha": 1.0}, num_classes=4)
+    mix = augment.Augment(**OFF | {"mixup": 1.0}, num_classes=4)
     y, labels = mix(KEY, images, LABELS)
     np.testing.assert_allclose(labels.sum(1), np.ones(16), rtol=1e-6)
     # What was blended shows in the labels, and the images obey the same shares.
@@ -125,7 +125,7 @@ def test_options_draw_by_keys_of_their_own(monkeypatch):
 
     for name in ("random_flip", "random_shift", "cutout", "mixup"):
         monkeypatch.setattr(augment, name, record(getattr(augment, name)))
-    on = dict(flip=True, shift=1, cutout_size=2, mixup_alpha=0.5)
+    on = dict(flip=True, shift=1, cutout=2, mixup=0.5)
     images = jnp.zeros((16, 8, 8, 3), jnp.uint8)
-    augment.make_augment(**on, num_classes=4)(KEY, images, LABELS)
+    augment.Augment(**on, num_classes=4)(KEY, images, LABELS)
     assert len(set(keys)) == len(keys) == 4

@@ -1,11 +1,13 @@
 """Decoding what TFDS prepared, and refusing what cannot be trained on."""
 
+import io
 import os
 import pathlib
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from dwsep_jax.data import read
 from dwsep_jax.errors import DataError
@@ -36,8 +38,39 @@ def test_examples_with_ids_are_sorted_by_them(tmp_path):
     np.testing.assert_array_equal(splits["train"].labels, order % 4)
 
 
-def with_image(shape, mode=None):
-    return {"edit": {"image": encode_image(np.zeros(shape, np.uint8), mode)}}
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 3), (7, 7, 1)])
+@pytest.mark.parametrize(
+    ("mode", "color", "shown", "options"),
+    [
+        ("1", 1, WHITE, {}),
+        ("L", 100, (100, 100, 100), {}),
+        ("LA", (100, 0), WHITE, {}),
+        ("P", 0, RED, {}),
+        ("P", 0, WHITE, {"transparency": 0}),
+        ("RGB", RED, RED, {}),
+        ("RGBA", (255, 0, 0, 255), RED, {}),
+        ("RGBA", (0, 0, 0, 0), WHITE, {}),
+    ],
+)
+def test_pictures_are_converted(tmp_path, shape, mode, color, shown, options):
+    picture, buffer = Image.new(mode, (shape[1], shape[0]), color), io.BytesIO()
+    if mode == "P":
+        picture.putpalette(RED)
+    picture.save(buffer, "PNG", **options)
+    image = tfds.features.Image(shape=shape)
+    edit = {"image": buffer.getvalue()}
+    write_dataset(tmp_path / "toy/1.0.0", image=image, edit=edit)
+    _, splits = read.read(tmp_path / "toy/1.0.0")
+    want = Image.new("RGB", (1, 1), shown).convert("RGB" if shape[2] == 3 else "L")
+    want = np.broadcast_to(np.asarray(want), shape)
+    np.testing.assert_array_equal(splits["train"].images[4], want)
+
+
+def with_image(shape, dtype=np.uint8):
+    return {"edit": {"image": encode_image(np.zeros(shape, dtype))}}
 
 
 def flip_a_bit(path):
@@ -49,11 +82,9 @@ def flip_a_bit(path):
 @pytest.mark.parametrize(
     ("dataset", "problem"),
     [
-        (with_image((8, 6, 4)), "train example 4 is 8x6 RGBA, not 8x6 RGB"),
-        (with_image((16, 16, 3)), "train example 4 is 16x16 RGB, not"),
+        (with_image((16, 16, 3)), "train example 4 is 16x16 RGB, not 8x6 RGB"),
         (with_image((6, 8, 3)), "train example 4 is 6x8 RGB, not"),
-        (with_image((8, 6, 3), "P"), "train example 4 is 8x6 P, not"),
-        (with_image((8, 6)), "train example 4 is 8x6 L, not"),
+        (with_image((8, 6), np.uint16), "train example 4 is 8x6 I;16, not"),
         ({"edit": {"image": b"no image"}}, "UnidentifiedImageError"),
         ({"edit": {"label": -1}}, "train example 4 has label -1, of 4 classes"),
         ({"edit": {"label": 4}}, "train example 4 has label 4, of 4 classes"),

@@ -13,10 +13,10 @@ IMAGE = tfds.features.Image(shape=(8, 6, 3))
 LABEL = tfds.features.ClassLabel(num_classes=4)
 
 
-def encode_image(array, mode=None):
-    """Return a PNG of an array, uint8 (H, W) or (H, W, C)."""
-    image, buffer = Image.fromarray(array), io.BytesIO()
-    (image.convert(mode) if mode else image).save(buffer, "PNG")
+def encode_image(array):
+    """Return a PNG of an array (H, W) or (H, W, C)."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from configs import separable
@@ -17,7 +18,7 @@ from tests import tiny
 def test_layers_have_names_kinds_and_shapes(monkeypatch):
     monkeypatch.setattr(cost, "_count_flops", lambda *args: {})
     config = tiny.make_resolved(bottleneck=2, inner_norm=True)
-    counts = cost.count_cost(config, 3, (8, 8, 3))
+    counts = cost.count_cost(config, tiny.make_dataset())
     layers, parts = counts["layers"], summarize(config, 3, (8, 8, 3))
     assert counts["parameters"] == sum(part.parameters for part in parts)
     assert counts["macs"] == sum(part.macs for part in parts)
@@ -52,7 +53,7 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_items_explain_what_xla_counts(name):
     config = tiny.make_resolved(block_sizes=(2, 1), **VARIANTS[name])
-    counts = cost.count_cost(config, 3, (8, 8, 3))
+    counts = cost.count_cost(config, tiny.make_dataset())
     flops = counts["flops"]
     assert flops["formula_forward"] == 2 * counts["macs"]
     forward, training = flops["itemized"], flops["itemized_train_step"]
@@ -70,12 +71,15 @@ def test_items_explain_what_xla_counts(name):
     assert training["conv_and_dense"] == 3 * flops["formula_forward"] - stem
     if name == "separable":
         config.lowering = "shift"
-        assert cost.count_cost(config, 3, (8, 8, 3)) == counts
+        assert cost.count_cost(config, tiny.make_dataset()) == counts
 
 
 def test_norms_and_activations_equal_a_count_by_hand():
     config = optim.resolve(separable.get_config())
-    flops = cost.count_cost(config, 10, (32, 32, 3))["flops"]
+    images = np.empty((config.batch_size, 32, 32, 3), np.uint8)
+    split = data.Split(images, np.empty(len(images)), np.empty(len(images)))
+    dataset = data.Dataset("images", tuple("0123456789"), *[split] * 4)
+    flops = cost.count_cost(config, dataset)["flops"]
     assert abs(flops["itemized"]["other"]) < 1e-4 * flops["xla_forward"]
     # A norm takes one multiply-add per element that it reads.
     blocks = ((48, 32), (96, 16), (120, 8), (132, 4))
@@ -100,7 +104,7 @@ def quick(monkeypatch):
 
 
 def measure(**changes):
-    return cost.measure_cost(tiny.make_resolved(**changes), 3, (8, 8, 3))
+    return cost.measure_cost(tiny.make_resolved(**changes), tiny.make_dataset())
 
 
 @pytest.mark.usefixtures("quick")

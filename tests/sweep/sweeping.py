@@ -39,23 +39,23 @@ class Quick:
         self.score = lambda config: [0.5] * config.num_epochs
         patch.setattr(study, "POLL_SECONDS", 0.05)
         patch.setattr(loop, "resolve", lambda config, dataset: optim.resolve(config))
-        patch.setattr(loop, "open_member", self.open_member)
+        patch.setattr(loop, "Member", self.open_member)
         patch.setattr(loop, "train", self.train_trial)
 
     @contextlib.contextmanager
-    def open_member(self, config, workdir, dataset):
+    def open_member(self, config, workdir, dataset, prune):
         self.trials.append((int(workdir.name), config))
         yield types.SimpleNamespace(
             **{"config": config, "workdir": workdir, "history": []},
-            **{"error": None, "is_pruned": False},
+            **{"error": None, "is_pruned": False, "prune": prune},
         )
 
-    def train_trial(self, members, dataset, prune):
+    def train_trial(self, members):
         (member,) = members
         for row in quick.make_rows(self.score(member.config)):
             member.history.append(row)
             write_rows(member.workdir, member.history)
-            if prune(0, member.history):
+            if member.prune(member.history):
                 member.is_pruned = True
                 break
 

@@ -14,7 +14,7 @@ from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.lock import locked
 from dwsep_jax.train import evaluation, loop
 from dwsep_jax.train import step as step_lib
-from dwsep_jax.train.checkpoint import Checkpoints, checksums
+from dwsep_jax.train.checkpoint import Checkpoints
 from dwsep_jax.workdir import load_config
 from tests import tiny
 
@@ -258,7 +258,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     assert f"resuming {after}" in capsys.readouterr().out
     assert without_times(resumed) == without_times(rows)
     assert resumed[1]["elapsed_seconds"] < resumed[2]["elapsed_seconds"]
-    a, b = (checksums(restore(w, config, dataset)) for w in (whole, tmp_path))
+    a, b = (tiny.bits(restore(w, config, dataset)) for w in (whole, tmp_path))
     assert a == b
     a, b = (np.load(w / "predictions.npz")["probabilities"] for w in (whole, tmp_path))
     np.testing.assert_array_equal(a, b)
@@ -274,16 +274,15 @@ def test_resuming_restores_every_leaf_of_the_state(dataset, tmp_path):
 
     initial = loop.make_state(config, dataset)
     saved = jax.tree.map(change, initial)
-    before, want = checksums(initial), checksums(saved)
+    before, want = tiny.bits(initial), tiny.bits(saved)
     assert all(before[name] != want[name] for name in want)
     assert {".plateau.epochs_since_best", ".ema.decay", ".label_smoothing"} < set(want)
     row = {"epoch": 1, "val_accuracy": 0.5, "elapsed_seconds": 1.0}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, saved, {"history": [row]}, {1: 0.5})
-    with loop.open_member(config, tmp_path, dataset) as member:
-        assert checksums(member.state) == want
+    with loop.Member(config, tmp_path, dataset) as member:
+        assert tiny.bits(member.state) == want
         assert member.history == [row]
-        assert member.seconds_before == 1.0
 
 
 def test_rows_and_results_are_of_the_averaged_weights_too(everything, dataset):
@@ -367,18 +366,12 @@ def test_an_evaluation_that_is_not_finite_is_divergence(dataset):
     nan = jax.tree.map(lambda s: s * jnp.nan, state.batch_stats)
     message = r"train_eval_loss is nan after step 0; try a learning_rate below 0\.1"
     with pytest.raises(UserError, match=message):
-        loop.evaluate_epoch(config, dataset, state.replace(batch_stats=nan))
+        evaluation.evaluate_epoch(config, dataset, state.replace(batch_stats=nan))
 
 
 def test_two_processes_do_not_share_a_workdir(tmp_path):
     with locked(tmp_path), pytest.raises(UserError, match="another process is at work"):
         run(tiny.make_config(), tmp_path)
-
-
-def train(config, workdir, dataset):
-    with loop.open_member(config, workdir, dataset) as member:
-        loop.train([member], dataset)
-    return member
 
 
 def test_rows_hold_what_their_names_say(tmp_path, dataset, monkeypatch):
@@ -391,7 +384,8 @@ def test_rows_hold_what_their_names_say(tmp_path, dataset, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", spy)
     monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(ticks)))
-    member = train(tiny.make_resolved(), tmp_path, dataset)
+    with loop.Member(tiny.make_resolved(), tmp_path, dataset) as member:
+        loop.train([member])
     first, row = member.history
     splits = {"train_eval": dataset.train_eval, "val": dataset.validation}
     for prefix, split in splits.items():

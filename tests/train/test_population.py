@@ -1,5 +1,7 @@
 """Members trained in one program: each leaves what its lone run would leave."""
 
+from functools import partial
+
 import pytest
 
 from dwsep_jax import data
@@ -7,7 +9,7 @@ from dwsep_jax.errors import DivergedError
 from dwsep_jax.train import loop, programs, step
 from dwsep_jax.train.checkpoint import Checkpoints
 from tests import tiny
-from tests.train.test_loop import read_rows
+from tests.train.test_loop import Interrupted, read_rows
 from tests.train.test_programs import (
     BAD_RATE,
     BAD_STEP,
@@ -36,17 +38,26 @@ class Trained:
         patch.setattr(step, "train_step", explode)
         self.evaluate_epoch, self.append_row = loop.evaluate_epoch, loop.append_row
         patch.setattr(loop, "evaluate_epoch", self.evaluate)
+        self.member_type = loop.Member
+        patch.setattr(loop, "Member", self.open_member)
         self.configs = [make_member(i, num_epochs=3) for i in range(4)]
         self.configs[2].learning_rate = BAD_RATE
         self.workdirs = [directory / f"member{i}" for i in range(4)]
-        arguments = (self.configs, self.workdirs, dataset, self.prune)
+        self.asked = []
         with pytest.MonkeyPatch.context() as breaking:
             breaking.setattr(loop, "append_row", self.interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                loop.train_members(*arguments)
+            with pytest.raises(Interrupted):
+                loop.train_members(self.configs, self.workdirs, dataset)
         self.lengths = [len(read_rows(workdir)) for workdir in self.workdirs]
-        self.asked = []
-        self.members = loop.train_members(*arguments)
+        self.asked.clear()
+        self.members = loop.train_members(self.configs, self.workdirs, dataset)
+
+    def open_member(self, config, *arguments):
+        return self.member_type(config, *arguments, partial(self.prune, config.seed))
+
+    def prune(self, i, history):
+        self.asked.append((i, len(history)))
+        return i == 1 and len(history) == 2
 
     def evaluate(self, config, dataset, state):
         if config.seed == 3 and state.step == 10:
@@ -55,14 +66,8 @@ class Trained:
 
     def interrupt(self, workdir, row):
         if workdir == self.workdirs[1]:
-            raise KeyboardInterrupt
+            raise Interrupted
         self.append_row(workdir, row)
-
-    asked = ()
-
-    def prune(self, i, history):
-        self.asked = [*self.asked, (i, len(history))]
-        return i == 1 and len(history) == 2
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +88,12 @@ def assert_same_files(workdir, lone, config, dataset):
     assert text == (lone / "config.json").read_text()
     names = {path.name for path in workdir.iterdir()} - {"train.log"}
     assert names == {path.name for path in lone.iterdir()}
-    kept, want = [], []
-    for directory, restored in ((workdir, kept), (lone, want)):
+    like, restored = loop.make_state(config, dataset), []
+    for directory in (workdir, lone):
         with Checkpoints(directory, read_only=True) as checkpoints:
-            state = loop.make_state(config, dataset)
-            restored += checkpoints.restore_latest(state)[:2]
-    assert kept[0] == want[0]
-    assert_near([parts(kept[1])], [parts(want[1])], 1e-3)
+            restored.append(checkpoints.restore_latest(like))
+    assert restored[0].epoch == restored[1].epoch
+    assert_near(*([parts(one.tree)] for one in restored), 1e-3)
 
 
 def test_a_member_leaves_the_files_of_its_lone_run(trained, dataset, tmp_path):
@@ -126,10 +130,8 @@ def test_a_pruned_member_is_frozen_and_stays_pruned(trained, dataset, capsys):
     # Asked after each epoch, those that were trained before included.
     asked = [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (2, 1), (3, 1)]
     assert sorted(trained.asked) == asked
-    some = slice(0, 2)
-    members = loop.train_members(
-        trained.configs[some], trained.workdirs[some], dataset, trained.prune
-    )
+    some = trained.configs[:2], trained.workdirs[:2]
+    members = loop.train_members(*some, dataset)
     assert [len(member.history) for member in members] == [3, 2]
     assert members[1].is_pruned
     assert "compiled" not in capsys.readouterr().out

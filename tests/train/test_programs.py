@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dwsep_jax.data import order
+from dwsep_jax.data.augment import make_augment
 from dwsep_jax.errors import UserError
 from dwsep_jax.train import loop, programs, step
-from dwsep_jax.train.checkpoint import checksums
 from dwsep_jax.train.metrics import Metrics
 from tests import tiny
 
@@ -23,10 +23,16 @@ def dataset():
     return tiny.make_dataset()
 
 
+def make_steps(config, num_steps=2):
+    augment = make_augment(config, tiny.NUM_CLASSES)
+    options = {"batch_size": config.batch_size, "num_steps": num_steps}
+    return partial(step.train_many, augment=augment, **options)
+
+
 def train(config, workdir, dataset):
-    with loop.open_member(config, workdir, dataset) as member:
-        loop.train([member], dataset)
-    return checksums(member.state.params)
+    with loop.Member(config, workdir, dataset) as member:
+        loop.train([member])
+    return tiny.bits(member.state.params)
 
 
 @pytest.mark.usefixtures("recompiled")
@@ -82,14 +88,14 @@ def test_losses_are_read_while_later_steps_run(dataset):
 def test_the_training_step_lowers_for_tpu(dataset):
     config = tiny.make_resolved(mixup=0.2, cutout=2)
     state = loop.make_state(config, dataset)
-    steps = programs.make_steps(config, tiny.NUM_CLASSES)
+    steps = make_steps(config)
     arrays = {"image": dataset.train.images, "label": dataset.train.labels}
 
     def take(params, batch_stats, opt_state, key_data, arrays, permutation):
         key = jax.random.wrap_key_data(key_data)
         parts = dict(params=params, batch_stats=batch_stats, opt_state=opt_state)
         before = (state.replace(key=key, **parts), Metrics.empty())
-        new, total, _ = steps(*before, arrays, permutation, num_steps=2)
+        new, total, _ = steps(*before, arrays, permutation)
         return new.params, new.opt_state, total.compute()
 
     exported = jax.export.export(jax.jit(take), platforms=["tpu"])(
@@ -102,11 +108,11 @@ def test_the_training_step_lowers_for_tpu(dataset):
 
 def test_steps_keep_their_dtypes_in_64_bits(dataset):
     config = tiny.make_resolved()
-    steps = programs.make_steps(config, tiny.NUM_CLASSES)
+    steps = make_steps(config)
     arrays = {"image": dataset.train.images, "label": dataset.train.labels}
 
     def take(state, arrays, order):
-        return steps(state, Metrics.empty(), arrays, order, num_steps=2)
+        return steps(state, Metrics.empty(), arrays, order)
 
     with jax.enable_x64(True):
         state = loop.make_state(config, dataset, abstract=True)
@@ -178,9 +184,10 @@ def test_members_are_their_lone_runs(dataset, conv, num_devices):
         "image": jnp.asarray(dataset.train.images),
         "label": jnp.asarray(dataset.train.labels),
     }
-    steps = programs.make_steps(configs[0], tiny.NUM_CLASSES)
-    take = jax.jit(partial(steps, num_steps=1))
-    take_all = jax.jit(partial(programs.vmap_steps(steps, num_devices), num_steps=1))
+    steps = make_steps(configs[0], num_steps=1)
+    take = jax.jit(steps)
+    mesh = jax.sharding.Mesh(jax.devices()[:num_devices], "members")
+    take_all = jax.jit(programs.vmap_steps(steps, mesh))
     alone, members = list(states), programs.stack(states)
     totals = programs.stack([Metrics.empty()] * 4)
     for i in range(20):
@@ -201,7 +208,7 @@ def test_members_are_their_lone_runs(dataset, conv, num_devices):
             active = jnp.array([True, False, True, True])
             after, counts, _ = take_all(programs.stack(states), *arguments[1:], active)
             _, frozen, *_ = programs.unstack(after)
-            assert checksums(frozen) == checksums(states[1])
+            assert tiny.bits(frozen) == tiny.bits(states[1])
             assert [int(t.loss.count) for t in programs.unstack(counts)] == [8, 0, 8, 8]
     assert take._cache_size() == 1
     assert len(members.step.sharding.device_set) == num_devices
@@ -213,7 +220,7 @@ def test_members_are_their_lone_runs(dataset, conv, num_devices):
 
 
 def test_members_are_spread_over_all_devices_or_none():
-    assert [programs.count_devices(n) for n in (2, 3, 4)] == [2, 1, 2]
+    assert [programs.make_mesh(n).size for n in (2, 3, 4)] == [2, 1, 2]
 
 
 def test_static_fields_distinguish_programs():
