@@ -10,12 +10,6 @@ from dwsep_jax.data import augment
 KEY = jax.random.key(0)
 
 
-def test_normalize_maps_bytes_to_minus_one_and_one():
-    y = augment.normalize(jnp.array([0, 51, 255], jnp.uint8))
-    assert y.dtype == jnp.float32
-    np.testing.assert_allclose(y, [-1.0, -0.6, 1.0], atol=1e-6)
-
-
 def test_random_flip_mirrors_about_half_and_nothing_else():
     images = jax.random.randint(KEY, (2000, 2, 3, 1), 0, 256).astype(jnp.uint8)
     y = np.asarray(augment.random_flip(KEY, images))
@@ -77,40 +71,33 @@ def test_mixup_share_follows_the_beta_distribution():
     assert 0.6 < near_ends < 0.76
 
 
-OFF = dict(flip=False, shift=0, cutout=0, mixup=0.0)
+OFF = dict(flip=False, shift=0, cutout=0, mixup=0.0, num_classes=4)
 LABELS = jnp.arange(16) % 4
 
 
 @pytest.mark.parametrize(
-    "option", [{"flip": True}, {"shift": 2}, {"cutout": 4}], ids=str
+    "option", [{"flip": True}, {"shift": 2}, {"cutout": 4}, {"mixup": 1.0}], ids=str
 )
-def test_each_option_on_images_acts_alone(option):
+def test_each_option_acts_alone(option):
     images = jax.random.randint(KEY, (16, 8, 8, 3), 0, 256).astype(jnp.uint8)
-    off = augment.Augment(**OFF, num_classes=4)
-    plain, labels = off(KEY, images, LABELS)
-    np.testing.assert_array_equal(plain, augment.normalize(images))
+    plain, labels = augment.Augment(**OFF)(KEY, images, LABELS)
+    np.testing.assert_allclose(plain, images / 127.5 - 1, atol=1e-6)
     assert labels is LABELS
-    on = augment.Augment(**OFF | option, num_classes=4)
+    on = augment.Augment(**OFF | option)
     y, labels = on(KEY, images, LABELS)
-    assert labels is LABELS
+    if "mixup" in option:
+        # The images obey the shares that show in the labels.
+        key = jax.random.split(KEY, 4)[3]
+        want = augment.mixup(key, plain, jax.nn.one_hot(LABELS, 4), 1.0)
+        np.testing.assert_array_equal(y, want[0])
+        np.testing.assert_array_equal(labels, want[1])
+    else:
+        assert labels is LABELS
     assert y.shape == images.shape
     assert y.dtype == jnp.float32
     assert not np.array_equal(y, plain)
     np.testing.assert_array_equal(y, on(KEY, images, LABELS)[0])
     assert not np.array_equal(y, on(jax.random.key(1), images, LABELS)[0])
-
-
-def test_mixup_blends_images_with_labels():
-    images = jax.random.randint(KEY, (16, 8, 8, 3), 0, 256).astype(jnp.uint8)
-    mix = augment.Augment(**OFF | {"mixup": 1.0}, num_classes=4)
-    y, labels = mix(KEY, images, LABELS)
-    np.testing.assert_allclose(labels.sum(1), np.ones(16), rtol=1e-6)
-    # What was blended shows in the labels, and the images obey the same shares.
-    x = augment.normalize(images)
-    key = jax.random.split(KEY, 4)[3]
-    want = augment.mixup(key, x, jax.nn.one_hot(LABELS, 4), 1.0)
-    np.testing.assert_array_equal(y, want[0])
-    np.testing.assert_array_equal(labels, want[1])
 
 
 def test_options_draw_by_keys_of_their_own(monkeypatch):
@@ -125,7 +112,6 @@ def test_options_draw_by_keys_of_their_own(monkeypatch):
 
     for name in ("random_flip", "random_shift", "cutout", "mixup"):
         monkeypatch.setattr(augment, name, record(getattr(augment, name)))
-    on = dict(flip=True, shift=1, cutout=2, mixup=0.5)
-    images = jnp.zeros((16, 8, 8, 3), jnp.uint8)
-    augment.Augment(**on, num_classes=4)(KEY, images, LABELS)
+    on = OFF | dict(flip=True, shift=1, cutout=2, mixup=0.5)
+    augment.Augment(**on)(KEY, jnp.zeros((16, 8, 8, 3), jnp.uint8), LABELS)
     assert len(set(keys)) == len(keys) == 4

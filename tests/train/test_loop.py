@@ -313,11 +313,13 @@ def test_the_plateau_lowers_the_rate_in_the_program_and_in_the_rows(
     assert rows[2]["train_loss"] != everything[1][2]["train_loss"]
 
 
+CHOICES = ("conv", "lowering", "optimizer", "schedule")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        *[({name: "x"}, "is unknown") for name in ("conv", "lowering", "schedule")],
-        ({"optimizer": "x"}, "is unknown"),
+        *[({name: "x"}, f"{name}='x' is unknown; choose one of") for name in CHOICES],
         ({"batch_size": 45}, "batch_size=45 is more than the 44 training images"),
         ({"block_sizes": (1, 1, 1, 1, 1)}, "block_sizes w"),
         ({"shift": 8}, "^shift=8 leaves nothing of images of 8 pixels; take at most 7"),
