@@ -19,14 +19,14 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "dwsep_jax")
 
 
 def describe_environment(dtype: str, seed: int) -> dict[str, Any]:
-    """Return device kind and count, platform, versions, dtype, seed, and git commit.
+    """Return devices, CPU threads, platform, versions, dtype, seed, and git commit.
 
     The commit is None if this package is not in a git checkout.
     """
     device = jax.devices()[0]
     return {
         "device_kind": device.device_kind,
-        "device_count": jax.device_count(),
+        **describe_parallelism(),
         "platform": device.platform,
         "machine": platform.platform(),
         "python": platform.python_version(),
@@ -35,6 +35,13 @@ def describe_environment(dtype: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "git_commit": _git_commit(),
     }
+
+
+def describe_parallelism() -> dict[str, int]:
+    """Return the numbers on which the order of XLA's sums on a CPU depends."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # Not on macOS.
+    threads = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    return {"device_count": jax.device_count(), "cpu_threads": threads}
 
 
 def compiler_options(deterministic: bool) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from dwsep_jax import console, data
 from dwsep_jax.data import order
 from dwsep_jax.diagnose import write_diagnosis
-from dwsep_jax.environment import memory_bytes
+from dwsep_jax.environment import describe_parallelism, memory_bytes
 from dwsep_jax.errors import ConfigError, DivergedError
 from dwsep_jax.report.figures import LAST_FIGURE, draw_run
 from dwsep_jax.train import optim, output
@@ -172,6 +172,7 @@ class Member:
                 what = "finished" if self.is_finished else "resuming"
                 step = int(self.state.step)
                 console.say(f"{what} after epoch {restored.epoch}, step {step:,}")
+                self._warn_of_other_bits(restored.metadata.get("parallelism"))
             write_rows(self.workdir, self.history)
             self.checkpoints.discard_after(len(self.history))
             if not self.is_finished:  # --mode=evaluate may have evaluated before.
@@ -222,7 +223,7 @@ class Member:
         self.state = lower_rate_on_plateau(self.config, result.state, row["val_loss"])
         self.history.append(row)
         scores = {row["epoch"]: score(row) for row in self.history}
-        metadata = {"history": self.history}
+        metadata = {"history": self.history, "parallelism": describe_parallelism()}
         self.checkpoints.save(row["epoch"], self.state, metadata, scores)
         append_row(self.workdir, row)
         if self._events is not None:
@@ -232,6 +233,21 @@ class Member:
         with self._logged():
             console.say(console.format_epoch(row, num_epochs, left))
         self.is_pruned = self._prune(self.history)
+
+    def _warn_of_other_bits(self, before: dict[str, int] | None) -> None:
+        """Say so where a run goes on with another number of threads or devices."""
+        now = describe_parallelism()
+        is_on_cpu = jax.default_backend() == "cpu"
+        if is_on_cpu and not self.is_finished and before not in (None, now):
+            there, here = (
+                f"{numbers['cpu_threads']} CPU threads for {numbers['device_count']} "
+                "devices"
+                for numbers in (before, now)
+            )
+            console.say(
+                f"warning: trained with {there} so far, and now with {here}: the last "
+                "digits may differ from those of an uninterrupted run"
+            )
 
     def _logged(self):
         return console.logged(self._log) if self._log else contextlib.nullcontext()

@@ -2,27 +2,40 @@
 
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from clu import metrics as clu_metrics
+from flax import struct
 
 NUM_CALIBRATION_BINS = 15
 
 
-@flax.struct.dataclass
-class Metrics(clu_metrics.Collection):
-    """Mean loss and accuracy: summed on the device, divided once, on the host."""
+class Metrics(struct.PyTreeNode):
+    """Mean loss and accuracy: summed on the device, divided once, on the host.
 
-    loss: clu_metrics.Average.from_output("loss")
-    accuracy: clu_metrics.Average.from_output("correct")
+    Attributes:
+      loss: sum over examples, float32 scalar.
+      correct: number of examples, float32 scalar.
+      count: number of examples, int32 scalar.
+    """
+
+    loss: jax.Array
+    correct: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def empty(cls) -> "Metrics":
+        """Return the sums over no examples."""
+        return cls(jnp.float32(0), jnp.float32(0), jnp.int32(0))
+
+    def merge(self, other: "Metrics") -> "Metrics":
+        """Return the sums over the examples of both."""
+        return jax.tree.map(jnp.add, self, other)
 
     def compute(self) -> dict[str, jax.Array]:
         """Return the means."""
-        # clu divides by an integer, which jax may have been told to refuse.
-        with jax.numpy_dtype_promotion("standard"):
-            return super().compute()
+        count = self.count.astype(jnp.float32)
+        return {"loss": self.loss / count, "accuracy": self.correct / count}
 
 
 def measure(
@@ -36,8 +49,12 @@ def measure(
       labels: classes, int (N,).
       mask: bool (N,); examples where it is False are not counted.
     """
-    correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-    return Metrics.single_from_model_output(loss=losses, correct=correct, mask=mask)
+    correct = jnp.argmax(logits, axis=-1) == labels
+    return Metrics(
+        loss=jnp.where(mask, losses, 0).sum(),
+        correct=(mask & correct).astype(jnp.float32).sum(),
+        count=mask.sum(dtype=jnp.int32),
+    )
 
 
 def classification_report(
@@ -54,7 +71,8 @@ def classification_report(
       `precision`, `recall`, `f1`: each {macro, weighted, micro}. `per_class`: a list of
       {name, precision, recall, f1, support}. `confusion_matrix`: K rows (truth) of K
       counts. A class that is never predicted has precision 0, a class without examples
-      recall 0, as in scikit-learn with `zero_division=0`.
+      recall 0, as in scikit-learn with `zero_division=0`. The averages are, as there,
+      over the classes that occur among labels or predictions.
     """
     from sklearn import metrics as sk_metrics
 
@@ -62,7 +80,7 @@ def classification_report(
     classes = np.arange(len(class_names))
     names = ("precision", "recall", "f1")
 
-    def scores(average):
+    def scores(average, classes=None):
         return sk_metrics.precision_recall_fscore_support(
             labels, predictions, labels=classes, average=average, zero_division=0
         )
@@ -74,7 +92,9 @@ def classification_report(
     report["per_class"] = [
         {"name": name, "precision": float(p), "recall": float(r), "f1": float(f)}
         | {"support": int(support)}
-        for name, p, r, f, support in zip(class_names, *scores(None), strict=True)
+        for name, p, r, f, support in zip(
+            class_names, *scores(None, classes), strict=True
+        )
     ]
     matrix = sk_metrics.confusion_matrix(labels, predictions, labels=classes)
     report["confusion_matrix"] = matrix.tolist()

@@ -145,10 +145,9 @@ class Plateau(NamedTuple):
 
 def make_plateau() -> Plateau:
     """Return the state before the first epoch."""
-    one = jnp.ones((), jnp.float32)
-    # Not infinity, which JAX_DEBUG_INFS would take for an error.
-    most = jnp.full((), jnp.finfo(jnp.float32).max, jnp.float32)
-    return Plateau(one, most, jnp.zeros((), jnp.int32))
+    # Not infinite, which JAX_DEBUG_INFS would take for an error.
+    highest = jnp.finfo(jnp.float32).max
+    return Plateau(jnp.float32(1), jnp.float32(highest), jnp.int32(0))
 
 
 def update_plateau(

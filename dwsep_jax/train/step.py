@@ -102,18 +102,20 @@ def create_train_state(
     @jax.jit
     def init():
         images = jnp.zeros((1, *image_shape), jnp.float32)
-        variables = model.init(keys.init, images)
+        variables = model.init(keys.init, images, train=False)
         return variables["params"], variables.get("batch_stats", {})
 
     params, batch_stats = init()
-    # Copied: weights and average must not share buffers, which can be donated once.
-    copies = jax.tree.map(jnp.copy, (params, batch_stats))
-    ema = Average(*copies, jnp.float32(ema_decay)) if ema_decay else None
+    # Copied: a buffer can be donated once, so that no two leaves may share one.
+    average, opt_state = jax.tree.map(
+        jnp.copy, ((params, batch_stats), tx.init(params))
+    )
+    ema = Average(*average, jnp.float32(ema_decay)) if ema_decay else None
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        opt_state=tx.init(params),
+        opt_state=opt_state,
         key=keys.steps,
         ema=ema,
         plateau=make_plateau(),
@@ -191,8 +193,12 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     Returns:
       The state after, and the metrics of this batch as trained (with dropout, before
       the step).
+
+    Raises:
+      ValueError: for another dtype or shape.
     """
     labels = batch["label"]
+    _check_images(batch["image"])
     hard_labels = labels if labels.ndim == 1 else labels.argmax(axis=-1)
     _, dropout_key = _step_keys(state)
     rates = {} if state.dropout_rate is None else {"dropout_rate": state.dropout_rate}
@@ -206,11 +212,20 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
             rngs={"dropout": dropout_key},
             **rates,
         )
-        losses = cross_entropy(logits, _smooth(labels, state, logits.shape[-1]))
+        losses = cross_entropy(logits, labels, state.label_smoothing)
         return losses.mean(), (losses, logits, updated.get("batch_stats", {}))
 
-    grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
+    (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    losses, logits, batch_stats = aux
+    tx = optax.with_extra_args_support(state.tx)
+    updates, opt_state = tx.update(
+        grads,
+        state.opt_state,
+        state.params,
+        value=loss,
+        grad=grads,
+        value_fn=lambda params: loss_fn(params)[0],
+    )
     updates = jax.tree.map(lambda u: state.plateau.multiplier * u, updates)
     params = optax.apply_updates(state.params, updates)
     metrics = measure(losses, logits, hard_labels, jnp.ones(losses.shape, bool))
@@ -222,18 +237,6 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         ema=state.ema and _update_average(state.ema, state.step, params, batch_stats),
     )
     return state, metrics
-
-
-def _smooth(labels, state, num_classes):
-    """Return the labels as smoothed probabilities, if the state has a smoothing.
-
-    Smoothing after mixup is as good as before: both are linear.
-    """
-    if state.label_smoothing is None:
-        return labels
-    if labels.ndim == 1:
-        labels = jax.nn.one_hot(labels, num_classes)
-    return optax.smooth_labels(labels, state.label_smoothing)
 
 
 def _update_average(ema, step, params, batch_stats):
@@ -275,7 +278,20 @@ def train_many(
     Returns:
       The state after; the metrics; the loss of each step, float32 (num_steps,), NaN
       where the step left a parameter that is not finite.
+
+    Raises:
+      ValueError: for another dtype or shape, or a batch larger than the epoch.
     """
+    images, labels = data["image"], data["label"]
+    if images.dtype != jnp.uint8 or not (
+        labels.shape == permutation.shape == images.shape[:1]
+    ):
+        raise ValueError(
+            f"image {jax.typeof(images)}, label {jax.typeof(labels)} and permutation "
+            f"{jax.typeof(permutation)} must be uint8 (M, H, W, C), int (M,), int (M,)"
+        )
+    if not 1 <= batch_size <= len(labels):
+        raise ValueError(f"batch_size={batch_size} must be 1 to {len(labels)}")
     steps_per_epoch = permutation.shape[0] // batch_size
 
     def take_step(carry, _):
@@ -283,14 +299,11 @@ def train_many(
         step_in_epoch = state.step % steps_per_epoch
         indices = batch_indices(permutation, step_in_epoch, batch_size)
         key, _ = _step_keys(state)
-        images, labels = augment(key, data["image"][indices], data["label"][indices])
-        state, metrics = train_step(state, {"image": images, "label": labels})
-        loss = metrics.compute()["loss"].astype(jnp.float32)
+        image, label = augment(key, images[indices], labels[indices])
+        state, metrics = train_step(state, {"image": image, "label": label})
+        loss = metrics.compute()["loss"]
         loss = jnp.where(jnp.isfinite(optax.tree.norm(state.params)), loss, jnp.nan)
-        merged = total.merge(metrics)
-        # clu counts in int64 where jax has 64 bits, but starts in int32.
-        keep_dtype = lambda old, new: new.astype(old.dtype)  # noqa: E731
-        return (state, jax.tree.map(keep_dtype, total, merged)), loss
+        return (state, total.merge(metrics)), loss
 
     if num_steps == 1:  # A loop of one step would only hide it from the compiler.
         carry, loss = take_step((state, total), None)
@@ -309,22 +322,57 @@ def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
 
     Returns:
       Metrics of the batch, and probabilities of the classes, float32 (N, K).
+
+    Raises:
+      ValueError: for another dtype or shape.
     """
+    _check_images(batch["image"])
+    labels, mask = batch["label"], batch["mask"]
+    if labels.ndim != 1 or mask.shape != labels.shape or mask.dtype != bool:
+        raise ValueError(
+            f"labels {jax.typeof(labels)} and mask {jax.typeof(mask)} must be int (N,) "
+            "and bool (N,)"
+        )
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     logits = state.apply_fn(variables, batch["image"], train=False)
-    losses = cross_entropy(logits, batch["label"])
-    metrics = measure(losses, logits, batch["label"], batch["mask"])
+    losses = cross_entropy(logits, labels)
+    metrics = measure(losses, logits, labels, mask)
     return metrics, nn.softmax(logits)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, smoothing: jax.Array | None = None
+) -> jax.Array:
     """Return the cross-entropy (N,) in nats of logits (N, K).
 
-    Labels are classes, int (N,), or probabilities, (N, K).
+    Labels are classes, int (N,), or probabilities, float (N, K). A smoothing spreads
+    that share of each evenly over the classes; after mixup that is as good as before,
+    as both are linear.
+
+    Raises:
+      ValueError: for labels of another dtype or shape.
     """
-    if labels.ndim == 1:
+    is_integer = jnp.issubdtype(labels.dtype, jnp.integer)
+    if labels.shape != (logits.shape[:1] if is_integer else logits.shape):
+        raise ValueError(
+            f"labels {jax.typeof(labels)} do not fit logits {jax.typeof(logits)}: they "
+            "must be classes, int (N,), or probabilities of the classes, float (N, K)"
+        )
+    if is_integer and smoothing is None:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if is_integer:
+        labels = jax.nn.one_hot(labels, logits.shape[-1])
+    if smoothing is not None:
+        labels = optax.smooth_labels(labels, smoothing)
     return optax.softmax_cross_entropy(logits, labels)
+
+
+def _check_images(images):
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images {jax.typeof(images)} must be floating point in [-1, 1]: see "
+            "`dwsep_jax.data.augment.normalize`"
+        )
 
 
 def _step_keys(state):

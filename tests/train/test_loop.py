@@ -253,9 +253,14 @@ def test_an_interrupted_run_ends_with_the_same_bits(
             run(config, tmp_path)
     if damage:  # Epoch 2 is lost, and trained again.
         flip_bytes(tmp_path / "checkpoints" / "2" / "arrays")
+        changed = {"device_count": 2, "cpu_threads": 1000}
+        monkeypatch.setattr(loop, "describe_parallelism", lambda: changed)
     resumed = run(config, tmp_path)
     after = "after epoch 1, step 5" if damage else "after epoch 2, step 10"
-    assert f"resuming {after}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"resuming {after}" in shown
+    assert ("and now with 1000 CPU threads for 2 devices" in shown) == damage
+    assert ("warning" in shown) == damage
     assert without_times(resumed) == without_times(rows)
     assert resumed[1]["elapsed_seconds"] < resumed[2]["elapsed_seconds"]
     a, b = (tiny.bits(restore(w, config, dataset)) for w in (whole, tmp_path))
@@ -270,7 +275,7 @@ def test_resuming_restores_every_leaf_of_the_state(dataset, tmp_path):
     def change(leaf):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.fold_in(leaf, 1)
-        return jnp.where(jnp.isinf(leaf), 0, leaf) + jnp.ones((), leaf.dtype)
+        return jnp.where(leaf > 1e30, 0, leaf) + jnp.ones((), leaf.dtype)
 
     initial = loop.make_state(config, dataset)
     saved = jax.tree.map(change, initial)
@@ -369,6 +374,12 @@ def test_an_evaluation_that_is_not_finite_is_divergence(dataset):
     message = r"train_eval_loss is nan after step 0; try a learning_rate below 0\.1"
     with pytest.raises(UserError, match=message):
         evaluation.evaluate_epoch(config, dataset, state.replace(batch_stats=nan))
+
+
+@pytest.mark.usefixtures("recompiled", "no_figures", "strict")
+def test_jaxs_own_checks_let_a_run_pass(tmp_path):
+    with jax.debug_infs(True), jax.debug_nans(True):
+        run(tiny.make_config(**EVERYTHING | {"num_epochs": 1}), tmp_path)
 
 
 def test_two_processes_do_not_share_a_workdir(tmp_path):

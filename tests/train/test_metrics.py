@@ -29,25 +29,28 @@ def test_classification_report_equals_scikit_learn():
     scores = rng.normal(size=(200, 4))
     scores[np.arange(200), labels] += 1
     scores[:, 1] -= 100  # The second class is never predicted.
-    names, predictions = ("a", "b", "c", "d"), scores.argmax(1)
+    scores = np.pad(scores, ((0, 0), (0, 1)), constant_values=-100)
+    names, predictions = ("a", "b", "c", "d", "absent"), scores.argmax(1)
     report = metrics.classification_report(labels, scores, names)
     for average in ("macro", "weighted", "micro"):
         want = sk_metrics.precision_recall_fscore_support(
-            labels, predictions, labels=range(4), average=average, zero_division=0
+            labels, predictions, average=average, zero_division=0
         )
         for key, value in zip(("precision", "recall", "f1"), want, strict=False):
             assert report[key][average] == value
     accuracy = (predictions == labels).mean()
     assert report["f1"]["micro"] == pytest.approx(accuracy)
     matrix = np.array(report["confusion_matrix"])  # Rows are truth.
-    np.testing.assert_array_equal(matrix.sum(1), np.bincount(labels, minlength=4))
-    np.testing.assert_array_equal(matrix.sum(0), np.bincount(predictions, minlength=4))
+    np.testing.assert_array_equal(matrix.sum(1), np.bincount(labels, minlength=5))
+    np.testing.assert_array_equal(matrix.sum(0), np.bincount(predictions, minlength=5))
     rows = report["per_class"]
     assert [row["name"] for row in rows] == list(names)
     assert [row["support"] for row in rows] == matrix.sum(1).tolist()
     # Never predicted: precision 0. Without examples: recall 0.
     assert rows[1]["precision"] == 0
     assert rows[3]["recall"] == 0
+    perfect = metrics.classification_report(labels, np.eye(5)[labels], names)
+    assert perfect["f1"]["macro"] == 1  # Three of the five classes occur.
     assert rows[0]["recall"] == matrix[0, 0] / matrix[0].sum()
 
 

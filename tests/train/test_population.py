@@ -51,6 +51,7 @@ class Trained:
         self.lengths = [len(read_rows(workdir)) for workdir in self.workdirs]
         self.asked.clear()
         self.members = loop.train_members(self.configs, self.workdirs, dataset)
+        self.asked_of_members = sorted(self.asked)
 
     def open_member(self, config, *arguments):
         return self.member_type(config, *arguments, partial(self.prune, config.seed))
@@ -129,7 +130,7 @@ def test_a_pruned_member_is_frozen_and_stays_pruned(trained, dataset, capsys):
     assert [member.is_pruned for member in trained.members] == [0, 1, 0, 0]
     # Asked after each epoch, those that were trained before included.
     asked = [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (2, 1), (3, 1)]
-    assert sorted(trained.asked) == asked
+    assert trained.asked_of_members == asked
     some = trained.configs[:2], trained.workdirs[:2]
     members = loop.train_members(*some, dataset)
     assert [len(member.history) for member in members] == [3, 2]

@@ -125,6 +125,53 @@ def test_labels_may_be_probabilities_and_are_smoothed(state, train_step, batch):
             )
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"label": jnp.zeros((8, 1), int)},
+            r"int32\[8,1\] do not fit logits .*\[8,3\]",
+        ),
+        ({"label": jnp.zeros((8, 1))}, r"labels float32\[8,1\] do not fit"),
+        ({"label": jnp.zeros((8, 2))}, r"labels float32\[8,2\] do not fit"),
+        ({"label": jnp.zeros((8, 3), int)}, r"labels int32\[8,3\] do not fit"),
+        ({"label": jnp.zeros(8)}, r"labels float32\[8\] do not fit"),
+        ({"label": jnp.zeros(7, int)}, r"labels int32\[7\] do not fit"),
+        ({"image": jnp.zeros((8, 8, 8, 3), jnp.uint8)}, "must be floating point in"),
+        ({"mask": jnp.zeros((8, 1), bool)}, r"mask bool\[8,1\] must be int \(N,\) and"),
+        ({"mask": jnp.zeros(8)}, r"mask float32\[8\] must be int \(N,\) and bool"),
+    ],
+)
+def test_other_shapes_and_dtypes_are_refused(state, batch, changes, message):
+    smooth = state.replace(label_smoothing=jnp.float32(0.3))
+    calls = [(step.train_step, state), (step.train_step, smooth)]
+    if "mask" in changes:
+        calls = [(step.eval_step, state)]
+    masked = batch | {"mask": jnp.ones(8, bool)} | changes
+    for function, before in calls:
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(function, before, masked)
+    if "mask" not in changes:
+        with pytest.raises(ValueError, match=r"labels|images"):
+            jax.eval_shape(step.eval_step, state, masked)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({"image": jnp.zeros((44, 8, 8, 3))}, {}),
+        ({"label": jnp.zeros((44, 1), int)}, {}),
+        ({"label": jnp.zeros(43, int)}, {}),
+        ({}, {"batch_size": 45}),
+    ],
+)
+def test_an_epoch_of_other_arrays_is_refused(state, arrays, changes, options):
+    options = {"batch_size": 8, "num_steps": 1} | options
+    arguments = (state, Metrics.empty(), arrays | changes, jnp.arange(44))
+    with pytest.raises(ValueError, match=r"must be uint8|=45 must be 1 to 44"):
+        step.train_many(*arguments, augment=make_augment(), **options)
+
+
 def test_the_dropout_rate_is_that_of_the_state(state, train_step, batch):
     losses = [
         loss_of(train_step(state.replace(dropout_rate=jnp.float32(rate)), batch)[1])
@@ -245,13 +292,19 @@ def test_a_sharded_batch_gives_the_step_of_a_whole_one(state, train_step, batch)
     assert_near(sharded.params, whole.params)
 
 
-def test_a_model_without_batch_statistics_or_dropout_can_be_trained(batch):
+PLATEAU = optax.contrib.reduce_on_plateau(factor=0.5)
+
+
+@pytest.mark.parametrize(
+    "tx", [optax.sgd(0.1), optax.lbfgs(), optax.chain(optax.sgd(0.1), PLATEAU)]
+)
+def test_a_model_without_batch_statistics_or_dropout_can_be_trained(batch, tx):
     class Linear(nn.Module):
         @nn.compact
-        def __call__(self, x, train=False):
+        def __call__(self, x, train):
             return nn.Dense(3)(x.reshape(len(x), -1))
 
-    arguments = (Linear(), optax.sgd(0.1), (8, 8, 3), step.make_run_keys(0))
+    arguments = (Linear(), tx, (8, 8, 3), step.make_run_keys(0))
     state = step.create_train_state(*arguments, ema_decay=0.5)
     # The weights and their average are not one buffer, which could be donated once.
     new, first = jax.jit(step.train_step, donate_argnums=0)(state, batch)
