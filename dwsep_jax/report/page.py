@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jinja2
 import vl_convert
 
-from dwsep_jax.report.format import DASH, percent, points
+from dwsep_jax.report.format import DASH
 
 # Colours in the light and the dark theme. Text has a contrast of at least 4.5 to the
 # background, series have at least 3 (WCAG 2.1). The series follow Okabe and Ito's
-# palette for colour-blind readers; the ramp runs from bad to good.
+# palette for colour-blind readers.
 COLORS = {
     "page": ("#ffffff", "#12161c"),
     "panel": ("#f4f6f8", "#1b2129"),
@@ -30,10 +30,6 @@ COLORS = {
     "series3": ("#aa4499", "#d884c8"),
     "series4": ("#8a6d00", "#e2c64b"),
     "series5": ("#57606a", "#a3adb8"),
-    "ramp0": ("#8b929a", "#68727e"),
-    "ramp1": ("#557fb0", "#5b86b3"),
-    "ramp2": ("#2a6cb0", "#6fb1ec"),
-    "ramp3": ("#003a70", "#d3eaff"),
 }
 _PNG_WIDTH = 640
 _MAX_ROWS_IN_ALT = 12
@@ -136,16 +132,21 @@ class Section(NamedTuple):
 
 def render_html(sections: list[Section]) -> str:
     """Return the page as one file that loads nothing else."""
-    return (
-        _environment(autoescape=True)
-        .get_template("page.html.jinja")
-        .render(
-            sections=sections,
-            overview=_give_overview(sections),
-            colors=COLORS,
-            bundle=_bundle(),
-            config=_chart_config(),
-        )
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dwsep_jax.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["kind"] = lambda block: type(block).__name__
+    environment.filters["whole"] = _keep_units
+    return environment.get_template("page.html.jinja").render(
+        sections=sections,
+        overview=_give_overview(sections),
+        colors=COLORS,
+        bundle=_bundle(),
+        config=_chart_config(),
     )
 
 
@@ -184,26 +185,6 @@ def draw(spec: dict[str, Any], title: str) -> bytes:
     text = json.dumps(spec).replace('"width": "container"', f'"width": {_PNG_WIDTH}')
     text = re.sub(r"var\(--([a-z0-9]+)\)", lambda match: COLORS[match[1]][0], text)
     return vl_convert.vegalite_to_png(json.loads(text), scale=2)
-
-
-def write(template: str, block: str, values: dict[str, Any]) -> list[str]:
-    """Return the lines of a block of a template of prose, without empty ones."""
-    found = _environment(autoescape=False).get_template(template)
-    text = "".join(found.blocks[block](found.new_context(values)))
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _environment(autoescape):
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dwsep_jax.report", "templates"),
-        autoescape=autoescape,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "points": points, "whole": _keep_units}
-    environment.filters["kind"] = lambda block: type(block).__name__
-    return environment
 
 
 def _figure_name(section, chart):

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -16,14 +15,8 @@ from PIL import Image
 
 from dwsep_jax.data.read import Split
 from dwsep_jax.errors import UserError
-from dwsep_jax.report import charts, comparison, costs, files, mistakes, page, write
-from dwsep_jax.report.format import (
-    amount,
-    interval,
-    mean_and_interval,
-    points,
-    significant,
-)
+from dwsep_jax.report import comparison, costs, files, mistakes, page, write
+from dwsep_jax.report import format as form
 from dwsep_jax.report.run import describe_run
 from tests.report import report_files
 
@@ -144,13 +137,18 @@ def test_pareto_front():
 
 
 def test_numbers_have_sensible_digits():
-    assert (amount(99_999), amount(223_000)) == ("99,999", "223 k")
-    assert (significant(0.01234), significant(123.4)) == ("0.0123", "123")
-    assert points(-0.0125) == "\N{MINUS SIGN}1.25"
-    assert interval([0.001, 0.002]) == "+0.10 to +0.20"
-    assert amount(None) == interval(None) == mean_and_interval(None) == "\N{EN DASH}"
+    assert (form.amount(99_999), form.amount(223_000)) == ("99,999", "223 k")
+    assert (form.significant(0.01234), form.significant(123.4)) == ("0.0123", "123")
+    assert form.points(-0.0125) == "\N{MINUS SIGN}1.25"
+    assert form.interval([0.001, 0.002]) == "+0.10 to +0.20"
+    assert (
+        form.amount(None)
+        == form.interval(None)
+        == form.mean_and_interval(None)
+        == "\N{EN DASH}"
+    )
     summary = {"mean": 0.98, "ci95": [0.97, 0.99]}
-    assert mean_and_interval(summary) == "98.00 \N{PLUS-MINUS SIGN} 1.00 %"
+    assert form.mean_and_interval(summary) == "98.00 \N{PLUS-MINUS SIGN} 1.00 %"
 
 
 def test_the_markdown_has_every_figure_and_fact(win):
@@ -177,33 +175,24 @@ def test_the_markdown_has_every_figure_and_fact(win):
         assert words in markdown
 
 
-class Structure(HTMLParser):
-    """Collects the headings, charts and loaded addresses of a page."""
+def headings_of(html):
+    return [int(level) for level in re.findall("<h([1-6])", without_scripts(html))]
 
-    def __init__(self, html):
-        super().__init__()
-        self.headings, self.alts, self.loads = [], [], []
-        self.feed(html)
 
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        if re.fullmatch("h[1-6]", tag):
-            self.headings.append(int(tag[1]))
-        if attrs.get("class") == "chart":
-            self.alts.append(attrs.get("aria-label"))
-        if tag != "a":
-            self.loads += [attrs[name] for name in ("src", "href") if attrs.get(name)]
+def without_scripts(html):
+    return re.sub("<script.*?</script>", "", html, flags=re.DOTALL)
 
 
 def test_the_page_is_one_file_with_headings_in_order(win):
     html = (win / "report.html").read_text()
-    structure = Structure(html)
-    headings = structure.headings
+    headings = headings_of(html)
     assert headings[0] == headings.count(1) == 1
     assert all(b - a <= 1 for a, b in itertools.pairwise(headings))
-    assert len(structure.alts) == 6
-    assert all(structure.alts)
-    assert all(address.startswith("data:") for address in structure.loads)
+    html = without_scripts(html)
+    assert html.count("<noscript><p>") == 6
+    assert len(re.findall('class="chart" [^>]*aria-label="[^"]+"', html)) == 6
+    loads = re.findall(r'<(?!a )[^>]* (?:src|href)="([^"]*)"', html)
+    assert all(address.startswith("data:") for address in loads)
     assert "@import" not in html
 
 
@@ -365,22 +354,26 @@ def test_several_workdirs_become_sections_of_the_first(workdir, run):
         assert row in markdown
     names = {path.name for path in (run / "figures").iterdir()}
     assert {"curve_loss.png", "2-curve_loss.png", "3-accuracy_macs.png"} <= names
-    assert Structure((run / "report.html").read_text()).headings.count(1) == 1
+    assert headings_of((run / "report.html").read_text()).count(1) == 1
     assert not (other / "report.html").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "parts"),
+    ("name", "content", "problem"),
     [
-        ("comparison.json", b"", ["is damaged", "repeat the command of the comp"]),
-        ("comparison.json", b'{"schema": 1}', ["lacks answer, baseline, class_names"]),
-        ("comparison.json", {"main": "separables"}, ["main is separables"]),
-        ("separable/seed0/efficiency.json", b"[]", ["damaged", "--mode=efficiency"]),
-        ("standard/seed1/metrics.jsonl", b"{", ["metrics.jsonl, line 1 is damaged"]),
-        ("standard/seed1/diagnosis.json", b'{"a": NaN}', ["damaged"]),
+        ("comparison.json", b"", "repeat the command of the comparison to write it"),
+        ("comparison.json", b'{"schema": 1}', "lacks answer, baseline, class_names"),
+        ("comparison.json", {"main": "separables"}, "main is separables"),
+        ("separable/seed0/efficiency.json", b"[]", "--mode=efficiency"),
+        ("standard/seed1/metrics.jsonl", b"{", "metrics.jsonl, line 1 is damaged"),
+        ("standard/seed1/diagnosis.json", b'{"a": NaN}', "NaN is not a number"),
+        ("standard/seed0/diagnosis.json", {"verdict": "good"}, "verdict must be one"),
+        ("standard/seed0/diagnosis.json", {"schema": 2}, "its schema is 2, not 1"),
+        ("standard/seed0/predictions.npz", b"PK", "--mode=evaluate"),
+        ("separable/seed0/efficiency.json", {"latency": [{}]}, "latency[0].batch_size"),
     ],
 )
-def test_a_damaged_file_is_one_line_that_names_it(workdir, name, content, parts):
+def test_a_damaged_file_is_one_line_that_names_it(workdir, name, content, problem):
     before = (workdir / "report.html").read_bytes()
     if isinstance(content, dict):
         change(workdir / name, **content)
@@ -388,33 +381,10 @@ def test_a_damaged_file_is_one_line_that_names_it(workdir, name, content, parts)
         (workdir / name).write_bytes(content)
     with pytest.raises(UserError) as raised:
         write.write_report([workdir])
-    for part in (str(workdir / name), *parts):
+    for part in (str(workdir / name), "damaged", problem):
         assert part in str(raised.value)
     assert "\n" not in str(raised.value)
     assert (workdir / "report.html").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "problem"),
-    [
-        ("evaluation.json", {"accuracy": "high"}, "accuracy must be a number"),
-        ("evaluation.json", {"confusion_matrix": [[1]]}, "is not 10 x 10"),
-        ("evaluation.json", {"calibration": {"ece": 0}}, "it lacks calibration."),
-        ("diagnosis.json", {"verdict": "good"}, "verdict must be one of overfitting"),
-        ("diagnosis.json", {"schema": 2}, "its schema is 2, not 1"),
-        ("efficiency.json", {"latency": [{}]}, "it lacks latency[0].batch_size"),
-        ("predictions.npz", None, "predictions.npz is damaged"),
-    ],
-)
-def test_a_wrong_value_is_named_with_its_place(run, name, changes, problem):
-    if changes:
-        change(run / name, **changes)
-    else:
-        (run / name).write_bytes((run / name).read_bytes()[:200])
-    with pytest.raises(UserError) as raised:
-        write.write_report([run])
-    assert str(run / name) in str(raised.value)
-    assert problem in str(raised.value)
 
 
 def test_what_cannot_be_read_or_written_is_one_line(workdir, tmp_path):
@@ -446,10 +416,8 @@ def test_both_themes_are_legible(theme):
 
     for name in ("text", "muted", "link", "good", "bad", "open"):
         assert min(contrast(name, "page"), contrast(name, "panel")) >= 4.5, name
-    for name in (*(f"series{i}" for i in range(6)), "ramp0"):
-        assert contrast(name, "page") >= 3, name
-    ramp = [contrast(f"ramp{i}", "page") for i in range(4)]
-    assert all(high / low > 1.2 for low, high in itertools.pairwise(ramp))
+    for i in range(6):
+        assert contrast(f"series{i}", "page") >= 3, i
     assert contrast("text", "heat") >= 4.5
 
 
@@ -463,10 +431,6 @@ def test_a_variant_looks_the_same_in_all_charts(workdir):
     ]
     assert len(scales) > 6
     assert all(scale == scales[0] for scale in scales)
-    assert (
-        dict(zip(scales[0]["domain"], scales[0]["range"], strict=True))["standard"]
-        == (charts.COLORS[1])
-    )
 
 
 def test_a_report_needs_no_jax(win):
