@@ -102,7 +102,8 @@ def read_workdir(workdir: str | os.PathLike) -> Run | Comparison | Sweep:
     if run.rows or run.evaluation or run.others or run.efficiency:
         return run
     runs: dict[str, list[Run]] = defaultdict(list)
-    for path in sorted(directory.glob("*/seed*/metrics.jsonl")):
+    # Runs of a variant: `seed<k>`, and those that try its rates, `rate<factor>`.
+    for path in sorted(directory.glob("*/[rs]*/metrics.jsonl")):
         runs[path.parent.parent.name].append(read_run(path.parent))
     if runs:
         return Comparison(directory, None, run.config, runs)

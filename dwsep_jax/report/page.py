@@ -150,8 +150,8 @@ def render_html(sections: list[Section]) -> str:
     )
 
 
-def render_markdown(sections: list[Section]) -> str:
-    """Return the same content as Markdown that refers to figures/*.png."""
+def render_markdown(sections: list[Section], figures: str = "figures") -> str:
+    """Return the same content as Markdown that refers to <figures>/*.png."""
     found = []
     if len(sections) > 1:
         found += ["# Overview", _to_markdown(_give_overview(sections), 0)]
@@ -161,7 +161,8 @@ def render_markdown(sections: list[Section]) -> str:
         for part in section.parts:
             found.append(f"## {_escape(part.title)}")
             found += [_to_markdown(block, i) for block in part.blocks]
-    return "\n\n".join(found) + "\n"
+    # All other brackets are escaped.
+    return "\n\n".join(found).replace("](figures/", f"]({figures}/") + "\n"
 
 
 def render_figures(sections: list[Section]) -> dict[str, bytes]:

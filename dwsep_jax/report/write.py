@@ -36,8 +36,7 @@ def write_report(
         cannot be written. In the first two cases nothing has been written.
     """
     directories = [pathlib.Path(workdir).expanduser() for workdir in workdirs]
-    found = [read_workdir(directory) for directory in directories]
-    sections = [_DESCRIBE[type(content)](content) for content in found]
+    sections = [describe(directory) for directory in directories]
     contents = {
         f"figures/{name}": png for name, png in page.render_figures(sections).items()
     }
@@ -54,3 +53,9 @@ def write_report(
             "give another directory with --output"
         ) from error
     return directory / "report.html"
+
+
+def describe(workdir: str | os.PathLike) -> page.Section:
+    """Return the section of a workdir; raise `UserError` as `write_report` does."""
+    content = read_workdir(workdir)
+    return _DESCRIBE[type(content)](content)
