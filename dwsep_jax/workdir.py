@@ -7,6 +7,7 @@ line. Without jax.
 import contextlib
 import copy
 import fnmatch
+import hashlib
 import json
 import os
 import pathlib
@@ -72,14 +73,33 @@ def read_json(directory: str | os.PathLike, name: str) -> dict[str, Any] | None:
     if content.get("schema") != 1:
         raise damaged(path, f"its schema is {content.get('schema')}, not 1")
     if name == "config":
-        content.setdefault("kind", RUN)
-        try:
-            for part in ("requested", "resolved"):
-                content[part] = from_dict(content[part])
-                validate(content[part])
-        except ConfigError as error:
-            raise damaged(path, str(error)) from error
+        content = _check_config(content, path)
     return content
+
+
+def _check_config(content: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+    """Return what config.json holds, with configs; raise `UserError` if damaged."""
+    stored = content.pop("sha256", None)  # Earlier versions wrote none.
+    if stored not in (None, _checksum(content)):
+        raise damaged(path, "it is not as it was written: its checksum differs")
+    content.setdefault("kind", RUN)
+    try:
+        for part in ("requested", "resolved"):
+            content[part] = from_dict(content[part])
+            validate(content[part])
+    except ConfigError as error:
+        raise damaged(path, str(error)) from error
+    for name in FIELDS:
+        requested, resolved = content["requested"][name], content["resolved"][name]
+        if requested not in (None, resolved):
+            values = f"{format_value(resolved)}, not {format_value(requested)}"
+            raise damaged(path, f"{name} is resolved as {values}, as requested")
+    return content
+
+
+def _checksum(content):
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_intact(directory: str | os.PathLike, name: str) -> dict[str, Any] | None:
@@ -175,10 +195,10 @@ def load_requested(workdir: str | os.PathLike, kind: str = RUN) -> ConfigDict:
 
 def _write_config(directory, requested, resolved, kind):
     content = {"schema": 1, "requested": requested.to_dict()}
-    content |= {"resolved": resolved.to_dict()} | (
-        {} if kind == RUN else {"kind": kind}
-    )
-    write_json(directory / "config.json", content)
+    content["resolved"] = resolved.to_dict()
+    if kind != RUN:
+        content["kind"] = kind
+    write_json(directory / "config.json", content | {"sha256": _checksum(content)})
 
 
 def _continue(

@@ -374,6 +374,20 @@ def test_only_a_directory_of_logs_becomes_a_workdir(tmp_path):
     open_workdir(tmp_path / "logs", make_config(), resolve)
 
 
+def test_no_flipped_bit_of_a_number_goes_unnoticed(tmp_path):
+    open_workdir(tmp_path, make_config(), resolve)
+    path = tmp_path / "config.json"
+    content = path.read_bytes()
+    for i in range(content.index(b'"sha256"')):
+        if content[i : i + 1].isdigit():
+            changed = bytearray(content)
+            changed[i] ^= 1
+            path.write_bytes(changed)
+            with pytest.raises(UserError, match=r"config\.json is damaged"):
+                load_config(tmp_path)
+
+
+SHA256 = 64 * "0"
 DAMAGES = {
     "Expecting value": lambda content: b"",
     "can't decode": lambda content: b"\xff\xfe\x00",
@@ -382,6 +396,12 @@ DAMAGES = {
     "its schema is None": lambda content: content.pop("schema") and content,
     "lacks seed": lambda content: content["resolved"].pop("seed") + 1 and content,
     "seed=x: must be": lambda content: content["resolved"].update(seed="x") or content,
+    "momentum is resolved as 0.8, not 0.9": lambda content: (
+        content["resolved"].update(momentum=0.8) or content
+    ),
+    "its checksum differs": lambda content: (
+        content["resolved"].update(learning_rate=0.5) or content | {"sha256": SHA256}
+    ),
     "unknown field": lambda content: content["requested"].update(nest=1) or content,
     "kind must be one of run,": lambda content: content | {"kind": "ensemble"},
     "requested must be an object": lambda content: content | {"requested": 3},
@@ -392,7 +412,9 @@ DAMAGES = {
 def test_damaged_config_json_is_one_line(tmp_path, problem):
     open_workdir(tmp_path, make_config(), resolve)
     path = tmp_path / "config.json"
-    content = DAMAGES[problem](json.loads(path.read_text()))
+    content = json.loads(path.read_text())
+    del content["sha256"]  # Without it, each value must speak for itself.
+    content = DAMAGES[problem](content)
     is_bytes = isinstance(content, bytes)
     path.write_bytes(content if is_bytes else json.dumps(content).encode())
     for read in (
