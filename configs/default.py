@@ -171,6 +171,8 @@ def get_sweep() -> ml_collections.ConfigDict:
     c.num_trials = config_dict.placeholder(int)
     # Final runs of the best trials; their seeds follow `seed`.
     c.num_seeds = 5
+    # Epochs of the final runs; unset: as many as their trials had.
+    c.refit_epochs = config_dict.placeholder(int)
     # URL of a database (without a password: config.json shows it), or a file *.journal
     # or *.log on a disk that workers share; unset: study.db in the workdir.
     c.storage = config_dict.placeholder(str)

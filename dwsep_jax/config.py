@@ -139,8 +139,8 @@ def from_dict(stored: dict[str, Any]) -> ConfigDict:
     Raises:
       ConfigError: for a field that no version has had.
     """
-    fields = dict(ADDED)
-    for name, value in flatten(stored).items():
+    fields = {}
+    for name, value in (ADDED | flatten(stored)).items():
         if name not in FIELDS and name not in BY_LAST_NAME:
             raise ConfigError(unknown_field(name))
         for place in [name] if name in FIELDS else BY_LAST_NAME[name]:

@@ -181,6 +181,7 @@ FIELDS = {
     "sweep.pruner": _text("median"),
     "sweep.num_trials": _optional(_integer("24", 1, 10**6)),
     "sweep.num_seeds": _NUM_SEEDS,
+    "sweep.refit_epochs": _optional(_integer("100", 1, 10**6)),
     "sweep.storage": _optional(_text("postgresql://user@host/database")),
     "sweep.study": _text("sweep"),
     "sweep.members_at_once": _MEMBERS_AT_ONCE,
@@ -188,7 +189,7 @@ FIELDS = {
 
 # Fields that were added after config.json had been written without them, each with the
 # value that older runs had in effect: its default in configs/default.py.
-ADDED: dict[str, Any] = {}
+ADDED: dict[str, Any] = {"sweep.refit_epochs": None}
 
 # The fields in sections by their last names, under which older config.json files have
 # them at the top.
@@ -203,11 +204,12 @@ SECTIONS = {RUN: "", COMPARISON: "compare", SWEEP: "sweep"}
 # These change no result, except for the last bits of an evaluation's sums.
 CHANGE_NOTHING = frozenset({"data_dir", "progress", "eval_batch_size", "tensorboard"})
 # These may differ when a workdir is continued: a comparison then has more seeds or
-# another answer, a sweep more trials and seeds. Members trained in another program have
-# the same numbers up to the last digits.
+# another answer, a sweep more trials or other finals. Members trained in another
+# program have the same numbers up to the last digits.
 MAY_CHANGE = CHANGE_NOTHING | {
     *("compare.num_seeds", "compare.margin", "compare.members_at_once"),
-    *("sweep.num_trials", "sweep.num_seeds", "sweep.storage", "sweep.members_at_once"),
+    *("sweep.num_trials", "sweep.num_seeds", "sweep.refit_epochs", "sweep.storage"),
+    "sweep.members_at_once",
 }
 
 

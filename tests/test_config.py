@@ -93,7 +93,7 @@ INVALID = {
     "compare.margin": [-0.1, 101, NAN],
     "compare.members_at_once sweep.members_at_once": [0, 1001, 1.5],
     "sweep.space": [(), ("",), ("a=1|2", "a=1|2"), (1,), "a=1|2", None],
-    "sweep.num_trials": [0, -1, 1.5, 10**6 + 1],
+    "sweep.num_trials sweep.refit_epochs": [0, -1, 1.5, 10**6 + 1],
 }
 INVALID = {name: values for names, values in INVALID.items() for name in names.split()}
 

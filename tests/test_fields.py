@@ -255,6 +255,7 @@ IN_THE_SWEEP = {
     "sweep.storage": "kept.journal",
     "sweep.study": "other",
     "sweep.num_seeds": 3,
+    "sweep.refit_epochs": 3,
 }
 
 
@@ -271,8 +272,9 @@ def test_a_sweep_changes(monkeypatch, tmp_path, field):
         best = sweeping.run(tmp_path / name, **{"num_trials": 6} | changes)
         drawn = [config.to_dict() for _, config in trained.trials]
         states = [row["state"] for row in sweeping.read_trials(tmp_path / name)]
-        num_seeds = len(best["finals"][0]["runs"])
-        return drawn, states, best["study"], num_seeds
+        final = best["finals"][0]
+        epochs = [run["epoch"] for run in final["runs"]]
+        return drawn, states, best["study"], epochs
 
     changed = sweep("changed", **{field.removeprefix("sweep."): IN_THE_SWEEP[field]})
     if field == "sweep.storage":

@@ -25,7 +25,11 @@ def old(tmp_path):
     [
         (RUN, {"kernel_size": 3, "num_epochs": 2, "learning_rate": None}),
         (COMPARISON, {"num_epochs": 2, "compare.rate_factors": (1.0, 3.0)}),
-        (SWEEP, {"sweep.num_trials": 4, "compare.num_seeds": 2, "sweep.num_seeds": 2}),
+        (
+            SWEEP,
+            {"sweep.num_trials": 4, "compare.num_seeds": 2, "sweep.num_seeds": 2}
+            | {"sweep.refit_epochs": None},
+        ),
     ],
 )
 def test_old_fields_are_read_as_those_of_today(old, kind, changes):

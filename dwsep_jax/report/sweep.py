@@ -138,13 +138,16 @@ def _list_limits_of_finals(sweep, counts, duels):
         )
     found = best["validation"]["accuracy"]
     if again := best["finals"][0]["summary"].get("val_accuracy"):
-        limits.append(
+        epochs = best.get("refit_epochs")
+        text = (
             f"The winner reached {percent(found)} on validation in the search and "
-            f"{percent(again['mean'])} when retrained "
-            f"({points(again['mean'] - found)} points): the best of "
-            f"{counts['complete']} trials is partly the luckiest. Expect what the "
-            "finals show."
+            f"{percent(again['mean'])} when retrained"
+            f"{f' for {epochs} epochs' if epochs else ''} "
+            f"({points(again['mean'] - found)} points)"
         )
+        if not epochs:
+            text += f": the best of {counts['complete']} trials is partly the luckiest"
+        limits.append(f"{text}. Expect what the finals show.")
     tried = []
     for field in [
         a.field for a in sweep.axes if a.field in ("optimizer", "activation")

@@ -128,7 +128,9 @@ def _train_all(sweep, finals, dataset):
 
 def _train_final(sweep, final, seeds, trainer):
     number, place = final.trial.number, f"final/trial{final.trial.number}"
-    config = make_config(final.trial.params, sweep.config, sweep.axes)
+    if epochs := sweep.config.sweep.refit_epochs:
+        place += f"-epochs{epochs}"
+    config = make_config(final.trial.params, sweep.config, sweep.axes, is_final=True)
     runs = [
         Run(
             config=ConfigDict({**config, "seed": seed}),
@@ -167,7 +169,7 @@ def describe_search(
     from dwsep_jax.report.run import build_command
 
     config = sweep.config
-    run_config = make_config(winner.params, config, sweep.axes)
+    run_config = make_config(winner.params, config, sweep.axes, is_final=True)
     return {
         "schema": 1,
         "dataset": config.dataset,
@@ -182,6 +184,7 @@ def describe_search(
         "command": build_command(run_config),
         "validation": {"accuracy": winner.value, "epoch": winner.user_attrs["epoch"]},
         "importance": measure_importance(sweep),
+        "refit_epochs": config.sweep.refit_epochs,
         "environment": describe_environment(config.dtype, config.seed),
     }
 

@@ -100,10 +100,13 @@ def check_search(
     """
     choose("pruner", config.sweep.pruner, PRUNERS)
     loop.resolve(make_config({}, config, axes), dataset)
+    make_config({}, config, axes, is_final=True)
     for axis in axes:
         for value in axis.extremes:
+            params = {axis.name: value}
             try:
-                loop.resolve(make_config({axis.name: value}, config, axes), dataset)
+                loop.resolve(make_config(params, config, axes), dataset)
+                make_config(params, config, axes, is_final=True)
             except ConfigError as error:
                 raise ConfigError(
                     f"--config.sweep.space: {axis.name}={value}: {error}"

@@ -22,7 +22,10 @@ DIVERGED = "diverged"
 
 
 def make_config(
-    params: dict[str, Any], config: ConfigDict, axes: Sequence[Axis]
+    params: dict[str, Any],
+    config: ConfigDict,
+    axes: Sequence[Axis],
+    is_final: bool = False,
 ) -> ConfigDict:
     """Return the configuration of the run at a point of the space.
 
@@ -30,6 +33,7 @@ def make_config(
       params: {axis.name: value}, for all axes or some.
       config: of the sweep.
       axes: of its space.
+      is_final: whether it is to train for `sweep.refit_epochs`, if these are set.
 
     Raises:
       ConfigError: if the values contradict each other.
@@ -45,6 +49,8 @@ def make_config(
             config.learning_rate = None
             value *= optim.resolve(config).learning_rate
         config[axis.field] = FIELDS[axis.field].read(str(value))
+    if is_final and config.sweep.refit_epochs is not None:
+        config.num_epochs = config.sweep.refit_epochs
     validate(config)
     return config
 

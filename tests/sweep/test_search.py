@@ -155,6 +155,29 @@ def test_a_finished_sweep_is_left_alone_and_can_be_extended(tmp_path, quick):
     assert [one["seed"] for one in extended["finals"][0]["runs"]] == [1, 2, 3]
 
 
+def test_finals_may_have_more_epochs_than_their_trials(tmp_path, quick):
+    short = run(tmp_path, num_trials=1)
+    number = short["number"]
+    quick.trials.clear()
+    long = run(tmp_path, num_trials=1, refit_epochs=5)
+    assert quick.trials == []
+    assert (short["refit_epochs"], long["refit_epochs"]) == (None, 5)
+    for best, epochs, name in (
+        (short, 2, f"final/trial{number}"),
+        (long, 5, f"final/trial{number}-epochs5"),
+    ):
+        assert f"--config.num_epochs={epochs} " in best["command"].replace("\\\n", "")
+        (final,) = best["finals"]
+        assert final["directory"] == name
+        for one in final["runs"]:
+            assert one["epoch"] == epochs
+            assert load_config(tmp_path / one["workdir"]).num_epochs == epochs
+    # Both are kept.
+    quick.finals.runs.clear()
+    assert run(tmp_path, num_trials=1) == short
+    assert quick.finals.runs == []
+
+
 class Killed(BaseException):
     """Stands for the death of the process."""
 

@@ -66,6 +66,7 @@ def test_what_cannot_be_searched_leaves_no_workdir(tmp_path, changes, line):
         ("batch_size=4..45", "batch_size=45"),
         ("shift=1|9", "shift=9 leaves nothing of images of 8 pixels"),
         ("warmup_epochs=0..2", r"warmup_epochs=2\.0: must be less than"),
+        ("warmup_epochs=0..1", r"1\.0: must be less than --config\.num_epochs=1 "),
         ("learning_rate=x1|x900000", "learning_rate=.*: must be"),
     ],
 )
@@ -76,7 +77,7 @@ def test_values_that_no_run_can_have_are_refused_first(
     monkeypatch.setattr(search.data, "load", lambda config: tiny.make_dataset())
     storage = str(tmp_path / "study.journal")
     with pytest.raises(ConfigError, match=line) as error:
-        run(tmp_path / "sweep", space=(text,), storage=storage)
+        run(tmp_path / "sweep", space=(text,), storage=storage, refit_epochs=1)
     assert str(error.value).startswith(f"--config.sweep.space: {text.split('=')[0]}")
     assert list(tmp_path.iterdir()) == []
 
