@@ -46,7 +46,7 @@ _OBJECTS = {
     "fields": "",  # see `dwsep_jax.fields`
     "environment": "device_kind:text device_count:count platform:text machine:text "
     "python:text versions:{text?} dtype:text git_commit:text?",
-    "metrics": "epoch:count train_loss:number train_accuracy:share "
+    "metrics": "epoch:count step:count train_loss:number train_accuracy:share "
     "train_eval_loss:number train_eval_accuracy:share val_loss:number "
     "val_accuracy:share ema_val_loss?:number ema_val_accuracy?:share "
     "learning_rate:number images_per_second?:number elapsed_seconds?:number",
@@ -93,7 +93,8 @@ _OBJECTS = {
     "f1": "f1_mean:share",
     "best": "dataset:text sampler:text pruner:text command:text space:[text] "
     "number:count num_trials:states overrides:{setting} validation:reached "
-    "importance:{number}? finals:[final] environment:environment",
+    "importance:{number}? refit_epochs?:count? finals:[final] "
+    "environment:environment",
     "states": "complete:count pruned:count failed:count",
     "reached": "accuracy:share epoch:count",
     "final": "number:count overrides:{setting} reasons:[text] runs:[run] "

@@ -84,7 +84,10 @@ def make_rows(accuracies, loss=1.0):
     row = {"train_accuracy": 0.5, "train_loss": 1.0, "learning_rate": 0.1}
     row |= {"train_eval_accuracy": 0.5, "train_eval_loss": 1.0, "val_loss": loss}
     row |= {"elapsed_seconds": 1.0, "images_per_second": 10.0}
-    return [{"epoch": i, **row, "val_accuracy": a} for i, a in enumerate(accuracies, 1)]
+    return [
+        {"epoch": i, "step": 5 * i, **row, "val_accuracy": accuracy}
+        for i, accuracy in enumerate(accuracies, start=1)
+    ]
 
 
 def write_evaluation(workdir, config):

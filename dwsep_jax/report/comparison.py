@@ -21,6 +21,7 @@ from dwsep_jax.report.format import (
     times,
 )
 from dwsep_jax.report.run import NOT_MEASURED, build_command, describe_environment
+from dwsep_jax.report.time_to_accuracy import show_time_to_accuracy
 from dwsep_jax.statistics import MIN_SEEDS
 
 _OPENINGS = {
@@ -52,6 +53,7 @@ def describe_comparison(comparison: Comparison) -> page.Section:
         page.Part("The variants", _show_variants(content)),
         page.Part("Accuracy against cost", _show_costs(content, costs)),
         page.Part("Loss curves", _show_curves(comparison, verdicts)),
+        page.Part("Time to accuracy", show_time_to_accuracy(comparison)),
         page.Part("Classes", [_tabulate_classes(content)]),
         page.Part("Limits, and what to try next", [limits]),
         page.Part("How to reproduce it", _show_command(comparison)),
