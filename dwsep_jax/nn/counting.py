@@ -23,7 +23,8 @@ class Operation(NamedTuple):
 
     Attributes:
       scope: names of the enclosing modules, joined by "/".
-      kind: "convolution", "depthwise convolution", "matrix product", or jax's name.
+      kind: "convolution", "depthwise convolution" or "grouped convolution" (of several
+        channels each), "matrix product", or jax's name.
       output_shape: shape of its result.
       macs: multiply-adds by the textbook formula, including taps on padding.
       padding_macs: those of `macs` that fall on padding, or between the pixels of a
@@ -60,13 +61,18 @@ class Layer(NamedTuple):
 def list_operations(function: Callable, *args: Any) -> list[Operation]:
     """Return the operations of `function(*args)`, in order, including nested calls.
 
-    Operations in a loop count once per iteration; of branches, the last counts.
-    Operations whose results are unused are listed too, although XLA drops them.
+    Operations in a `scan` or a `fori_loop` of constant length count once per iteration;
+    of branches, the last counts. Operations whose results are unused are listed too,
+    although XLA drops them.
 
     Args:
       function: any function that jax can trace. Build it with the reference lowering:
         a convolution lowered to shifted products leaves no convolution to count.
       *args: arrays, or `jax.ShapeDtypeStruct`s; nothing is computed.
+
+    Raises:
+      ValueError: for multiply-adds in a `while_loop`: nobody knows how often it runs.
+        Without any, its operations count once.
     """
     return list(_walk(jax.make_jaxpr(function)(*args).jaxpr, "", 1))
 
@@ -188,7 +194,13 @@ def _walk(jaxpr, outer_scope, repeats) -> Iterator[Operation]:
         if inner := list(_inner_jaxprs(eqn)):
             times = eqn.params["length"] if name == "scan" else 1
             for program in inner:
-                yield from _walk(program, scope, repeats * times)
+                operations = list(_walk(program, scope, repeats * times))
+                if name == "while" and any(operation.macs for operation in operations):
+                    raise ValueError(
+                        "a while_loop has multiply-adds and runs an unknown number of "
+                        f"times; use scan, or fori_loop of constant bounds: {scope}"
+                    )
+                yield from operations
             continue
         kind, macs, padding_macs = name, 0, 0
         if name == "dot_general":
@@ -198,8 +210,7 @@ def _walk(jaxpr, outer_scope, repeats) -> Iterator[Operation]:
             kind = "matrix product"
         elif name == "conv_general_dilated":
             macs, padding_macs = _conv_macs(eqn)
-            is_grouped = eqn.params["feature_group_count"] > 1
-            kind = "depthwise convolution" if is_grouped else "convolution"
+            kind = _conv_kind(eqn)
         flops = 2 * (macs - padding_macs) + _elementwise_flops(eqn)
         counts = (repeats * count for count in (macs, padding_macs, flops))
         yield Operation(scope, kind, eqn.outvars[0].aval.shape, *counts)
@@ -212,6 +223,14 @@ def _inner_jaxprs(eqn):
         jaxprs = [v for v in values if isinstance(v, core.Jaxpr | core.ClosedJaxpr)]
         for jaxpr in jaxprs[-1:]:
             yield getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def _conv_kind(eqn):
+    if eqn.params["feature_group_count"] == 1:
+        return "convolution"
+    input_axis = eqn.params["dimension_numbers"].rhs_spec[1]
+    is_depthwise = eqn.invars[1].aval.shape[input_axis] == 1
+    return "depthwise convolution" if is_depthwise else "grouped convolution"
 
 
 def _conv_macs(eqn):

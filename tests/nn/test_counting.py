@@ -43,6 +43,14 @@ def test_matrix_products_and_convolutions_by_hand():
     depthwise, grouped = (convolve(feature_group_count=n) for n in (6, 2))
     assert total(depthwise, x, (3, 3, 1, 6)) == 2 * 64 * 9 * 6
     assert total(grouped, x, (3, 3, 3, 4)) == 2 * 64 * 9 * 3 * 4
+    for function, kernel, kind in (
+        (depthwise, (3, 3, 1, 6), "depthwise convolution"),
+        (depthwise, (3, 3, 1, 12), "depthwise convolution"),
+        (grouped, (3, 3, 3, 4), "grouped convolution"),
+        (convolve(), (3, 3, 6, 4), "convolution"),
+    ):
+        [operation] = count_macs(function, *shapes_of(x, kernel))
+        assert operation.kind == kind
     strided, valid = convolve(window_strides=(2, 2)), convolve(padding="VALID")
     assert total(strided, x, (3, 3, 6, 4)) == 2 * 16 * 9 * 6 * 4
     assert total(valid, x, (3, 5, 6, 4)) == 2 * 6 * 4 * 15 * 6 * 4
@@ -60,7 +68,18 @@ def test_nested_calls_and_loops_count_as_often_as_they_run():
         return lax.cond(p[0] > 0, lambda: x @ w, lambda: w @ x)
 
     assert total(looped, (2, 3), (3, 3)) == 6 * 2 * 3 * 3
+
+    def bounded(n, x):
+        return lax.fori_loop(0, n, lambda i, x: x @ x, x)
+
+    def counted(x):
+        return lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x + 1, x)
+
     assert total(either, (1,), (3, 3), (3, 3)) == 27
+    assert total(partial(bounded, 4), (3, 3)) == 4 * 27
+    assert total(counted, (3, 3)) == 0
+    with pytest.raises(ValueError, match="an unknown number of times; use scan"):
+        count_macs(bounded, jax.ShapeDtypeStruct((), jnp.int32), *shapes_of((3, 3)))
 
 
 # Kernel and options of a convolution of images (2, 9, 8, 6).

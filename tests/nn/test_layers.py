@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax import lax
 
 from dwsep_jax.nn import layers
 
@@ -18,52 +19,97 @@ def images(shape=(2, 6, 6, 4), seed=0):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-OPTIONS = dict(strides=(2, 1), padding="VALID", kernel_dilation=(1, 2))
-STRIDES = dict(strides=(2, 2))
-# Ours, its counterpart, and the name of the child that has the parameters.
-COUNTERPARTS = {
-    "depthwise": (
-        layers.DepthwiseConv((3, 2), use_bias=True, **OPTIONS),
-        nn.Conv(4, (3, 2), feature_group_count=4, **OPTIONS),
-        None,
-    ),
-    "pointwise": (layers.PointwiseConv(5, use_bias=True), nn.Conv(5, (1, 1)), None),
-    **{
-        f"standard, {lowering}": (
-            layers.StandardConv(5, use_bias=True, lowering=lowering, **STRIDES),
-            nn.Conv(5, (3, 3), **STRIDES),
-            "conv",
-        )
-        for lowering in ("conv", "shift", "auto")
-    },
-}
+class Flax(nn.Module):
+    """What a convolution of ours is made of, by `nn.Conv`, with the same parameters."""
+
+    kind: str
+    options: dict
+
+    @nn.compact
+    def __call__(self, x):
+        options = {"kernel_size": (3, 3), "use_bias": False, **self.options}
+        options["kernel_init"] = layers.he_normal
+        if isinstance(options["kernel_size"], int):
+            options["kernel_size"] = (options["kernel_size"],) * 2
+        if self.kind == "standard":
+            return nn.Conv(5, **options, name="conv")(x)
+        bare = options | {"use_bias": False}
+        x = nn.Conv(4, feature_group_count=4, **bare, name="depthwise")(x)
+        for name in ("kernel_size", "strides", "padding", "kernel_dilation"):
+            options.pop(name, None)
+        return nn.Conv(5, (1, 1), **options, name="pointwise")(x)
 
 
-@pytest.mark.parametrize("name", COUNTERPARTS)
-def test_convolutions_take_the_parameters_of_nn_conv(name):
+def halved(*arrays, dtype):
+    return [a if a is None else a.astype(dtype or jnp.float16) for a in arrays]
+
+
+ARGUMENTS = [
+    dict(strides=(2, 1), padding="VALID", kernel_dilation=(1, 2), use_bias=True),
+    dict(kernel_size=3, strides=2, padding=1, kernel_dilation=2),
+    dict(kernel_size=(3, 2), padding=((1, 0), 2)),
+    dict(kernel_size=(3, 2), padding="CIRCULAR", kernel_dilation=(2, 1)),
+    dict(kernel_size=(2, 5), padding="REFLECT", strides=2),
+    dict(use_bias=True, bias_init=nn.initializers.constant(3.0)),
+    dict(use_bias=True, dtype=jnp.bfloat16),
+    dict(use_bias=True, dtype=jnp.bfloat16, param_dtype=jnp.float16),
+    dict(promote_dtype=halved),
+]
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids="-".join)
+@pytest.mark.parametrize("kind", ["separable", "standard"])
+def test_convolutions_take_the_arguments_of_nn_conv(kind, arguments):
     x = images()
-    ours, theirs, child = COUNTERPARTS[name]
-    params = theirs.init(KEY, x)["params"]
-    params["bias"] += 0.5
-    nested = {"params": {child: params} if child else params}
-    shapes = jax.tree.map(jnp.shape, jax.eval_shape(ours.init, KEY, x))
-    assert shapes == jax.tree.map(jnp.shape, nested)
-    want = theirs.apply({"params": params}, x)
-    np.testing.assert_allclose(ours.apply(nested, x), want, rtol=1e-5, atol=1e-5)
+    make = {"separable": layers.SeparableConv, "standard": layers.StandardConv}[kind]
+    check_equal(make(5, **arguments), Flax(kind, arguments), x)
+    if kind == "standard" and "promote_dtype" not in arguments:
+        for lowering in ("conv", "shift"):
+            ours = make(5, **arguments, lowering=lowering)
+            check_equal(ours, Flax(kind, arguments), x)
 
 
-def test_separable_conv_is_depthwise_then_pointwise():
+def check_equal(ours, theirs, x):
+    """Compare initial parameters, bit by bit, and results."""
+    variables = theirs.init(KEY, x)
+    jax.tree.map(np.testing.assert_array_equal, ours.init(KEY, x), variables)
+    want, got = theirs.apply(variables, x), ours.apply(variables, x)
+    assert got.dtype == want.dtype
+    wide = want.dtype == jnp.float32
+    tolerance = dict(rtol=1e-5, atol=1e-5) if wide else dict(atol=0.05, rtol=0.05)
+    np.testing.assert_allclose(got.astype(float), want.astype(float), **tolerance)
+
+
+@pytest.mark.parametrize("batch_shape", [(2,), (), (2, 1), (0,)])
+def test_any_number_of_batch_axes(batch_shape):
+    x = images((*batch_shape, 6, 6, 4))
+    init = dict(kernel_init=layers.he_normal)
+    pairs = [
+        (
+            layers.DepthwiseConv(3, use_bias=True),
+            nn.Conv(4, (3, 3), feature_group_count=4, **init),
+        ),
+        (layers.PointwiseConv(5, use_bias=True), nn.Conv(5, (1, 1), **init)),
+        (
+            layers.SeparableConv(5, padding="CIRCULAR"),
+            Flax("separable", {"padding": "CIRCULAR"}),
+        ),
+        (layers.StandardConv(5), Flax("standard", {})),
+    ]
+    for ours, theirs in pairs:
+        check_equal(ours, theirs, x)
+
+
+@pytest.mark.parametrize("precision", ["highest", lax.Precision.HIGHEST])
+def test_precision_reaches_every_product(precision):
     x = images()
-    module = layers.SeparableConv(5, (3, 3), (2, 2))
-    variables = module.init(KEY, x)
-    kernels = variables["params"]
-    grouped = nn.Conv(4, (3, 3), (2, 2), feature_group_count=4, use_bias=False)
-    want = grouped.apply({"params": kernels["depthwise"]}, x)
-    want = nn.Conv(5, (1, 1), use_bias=False).apply(
-        {"params": kernels["pointwise"]}, want
-    )
-    np.testing.assert_allclose(module.apply(variables, x), want, rtol=1e-5, atol=1e-5)
-    assert sum(p.size for p in jax.tree.leaves(kernels)) == 9 * 4 + 4 * 5
+    for make in (layers.SeparableConv, layers.StandardConv):
+        module = make(5, precision=precision, lowering="conv")
+        init = partial(module.init_with_output, KEY)
+        program = str(jax.make_jaxpr(init)(x))
+        names = ("conv_general_dilated[", "dot_general[")
+        products = sum(program.count(name) for name in names)
+        assert program.count("precision=(Precision.HIGHEST") >= products > 0
 
 
 def test_separable_conv_with_norm_and_activation_between():
@@ -88,48 +134,56 @@ def test_a_norm_in_between_may_be_of_another_dtype():
     assert module.init_with_output(KEY, x)[0].dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        layers.DepthwiseConv,
-        partial(layers.PointwiseConv, 3),
-        partial(layers.SeparableConv, 3),
-        partial(layers.StandardConv, 3),
-    ],
-)
-def test_bfloat16_is_computed_with_float32_parameters(make):
-    x, module = images(), make(use_bias=True, dtype=jnp.bfloat16)
-    variables = module.init(KEY, x)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    y = module.apply(variables, x)
-    assert y.dtype == jnp.bfloat16
-    exact = module.clone(dtype=jnp.float32).apply(variables, x)
-    np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=0.1)
+# Arguments, and how images become those that are normalized.
+NORMS = {
+    "default": ({}, lambda x: 3 + 2 * x),
+    "epsilon": (dict(epsilon=0.1, momentum=0.99), lambda x: x),
+    "far from zero": (dict(use_fast_variance=False), lambda x: x + 1e4),
+    "bfloat16": (dict(dtype=jnp.bfloat16), lambda x: x.astype(jnp.bfloat16)),
+}
 
 
-def test_batch_norm_equals_nn_batch_norm():
-    x = 3 + 2 * images((4, 5, 5, 3))
-    ours = layers.BatchNorm(use_running_average=False, momentum=0.8)
-    theirs = nn.BatchNorm(use_running_average=False, momentum=0.8)
-    scale, bias = jnp.array([1.0, 2.0, 3.0]), jnp.array([0.0, -1.0, 1.0])
-    affine = {"scale": scale, "bias": bias}
-    stats = {"mean": jnp.array([1.0, 2, 3]), "var": jnp.array([3.0, 2, 1])}
-    our_variables = {
-        "params": {"normalize": affine},
-        "batch_stats": {"statistics": stats},
-    }
-    their_variables = {"params": affine, "batch_stats": stats}
-    got, updated = ours.apply(our_variables, x, mutable=["batch_stats"])
-    want, expected = theirs.apply(their_variables, x, mutable=["batch_stats"])
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
-    for name, value in expected["batch_stats"].items():
-        found = updated["batch_stats"]["statistics"][name]
-        np.testing.assert_allclose(found, value, rtol=1e-6)
-    # In evaluation both use the running statistics that they are given.
-    evaluate = dict(use_running_average=True)
-    got = ours.clone(**evaluate).apply(our_variables, x)
-    want = theirs.clone(**evaluate).apply(their_variables, x)
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("average", [False, True])
+def test_batch_norm_equals_nn_batch_norm(name, masked, average):
+    arguments, make = NORMS[name]
+    check_norms(arguments, make(images()), masked, average)
+
+
+def check_norms(arguments, x, masked=False, average=False, transform=lambda f: f):
+    affine = {"scale": jnp.arange(1.0, 5.0), "bias": jnp.array([0.0, -1.0, 1.0, 2.0])}
+    stats = {"mean": jnp.arange(4.0), "var": jnp.array([3.0, 2, 1, 4])}
+    mask = jnp.arange(x.shape[-4])[:, None, None, None] > 0 if masked else None
+
+    def run(module, params, stats):
+        def apply(x):
+            variables = {"params": params, "batch_stats": stats}
+            options = dict(mask=mask, mutable=["batch_stats"])
+            return module.apply(variables, x, average, **options)
+
+        return transform(apply)(x)
+
+    arguments = {"momentum": 0.8, **arguments}
+    got, updated = run(
+        layers.BatchNorm(**arguments), {"normalize": affine}, {"statistics": stats}
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        want, expected = run(nn.BatchNorm(**arguments), affine, stats)
+    assert got.dtype == want.dtype
+    tolerance = 1e-5 if want.dtype == jnp.float32 else 0.02
+    got, want = got.astype(jnp.float32), want.astype(jnp.float32)
+    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+    updated = updated["batch_stats"]["statistics"]
+    for key, value in expected["batch_stats"].items():
+        np.testing.assert_allclose(updated[key], value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [None, [[0], [1]]])
+def test_batch_norm_over_devices_equals_nn_batch_norm(groups):
+    arguments = dict(axis_name="devices", axis_index_groups=groups)
+    x = images((2, 3, 6, 6, 4)) + jnp.arange(2.0).reshape(2, 1, 1, 1, 1)
+    check_norms(arguments, x, transform=partial(jax.pmap, axis_name="devices"))
 
 
 def test_initialization_leaves_running_statistics_alone():
