@@ -134,6 +134,13 @@ def open_workdir(
     """
     validate(requested)
     directory = pathlib.Path(workdir)
+    try:
+        str(directory).encode()
+    except UnicodeEncodeError:  # The checkpoints' library takes no such name.
+        raise UserError(
+            f"--workdir={str(directory)!r}: is not text in this locale; set "
+            "PYTHONUTF8=1, or choose another --workdir"
+        ) from None
     with _usable(workdir):
         directory.mkdir(parents=True, exist_ok=True)
         if (directory / "config.json").exists():

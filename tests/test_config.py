@@ -362,6 +362,11 @@ def test_unwritable_workdir_is_one_line(tmp_path, monkeypatch):
         open_workdir(tmp_path / "a", make_config(), resolve)
 
 
+def test_a_name_that_is_no_text_is_refused_before_training(tmp_path):
+    with pytest.raises(UserError, match="is not text in this locale; set PYTHONUTF8"):
+        open_workdir(tmp_path / "gr\udcc3\udcbcn", make_config(), resolve)
+
+
 def test_only_a_directory_of_logs_becomes_a_workdir(tmp_path):
     for name in ("thesis.tex", "notes"):
         (tmp_path / name).touch()

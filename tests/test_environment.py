@@ -13,6 +13,7 @@ import pytest
 from dwsep_jax import environment
 from dwsep_jax.data.read import find_data_dir
 from dwsep_jax.places import user_cache, user_home
+from tests.test_package import MAIN, python, tiny_run
 
 ROOT = pathlib.Path(__file__).parents[1]
 CACHE, XLA_CACHES = (
@@ -48,6 +49,36 @@ def test_a_user_without_a_home_has_a_temporary_one(monkeypatch, tmp_path):
     assert user_home() == home
     assert user_cache() == home / ".cache" / "dwsep_jax"
     assert find_data_dir(None) == home / "tensorflow_datasets"
+
+
+TERMINAL = dict(NO_COLOR="1", TERM="dumb", COLUMNS="10", PYTHONIOENCODING="ascii")
+PLACE = dict(LC_ALL="C", TZ="Asia/Kathmandu")
+HOMELESS = dict(HOME=None, XDG_CACHE_HOME=None, MPLBACKEND="module://nowhere")
+READ_ONLY = dict(HOME="/proc", XDG_CACHE_HOME=None, PYTHONWARNINGS="error")
+STRICT = dict(JAX_NUMPY_DTYPE_PROMOTION="strict", JAX_NUMPY_RANK_PROMOTION="raise")
+DEBUG = dict.fromkeys(
+    ("JAX_DEBUG_NANS", "JAX_DEBUG_INFS", "JAX_DEBUG_KEY_REUSE", "JAX_ENABLE_CHECKS"),
+    "1",
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        TERMINAL | PLACE,
+        HOMELESS | {"PYTHONOPTIMIZE": "2"},
+        READ_ONLY | {"JAX_ENABLE_X64": "1"},
+        STRICT | DEBUG,
+    ],
+    ids=["terminal", "homeless", "read-only", "strict"],
+)
+def test_a_run_and_its_report_take_the_environment_as_it_is(tmp_path, changes):
+    workdir = tmp_path / "gr\u00fcn"
+    arguments = tiny_run(workdir, "num_epochs=1", "warmup_epochs=0")
+    for mode in (arguments, ["--mode=report", f"--workdir={workdir}"]):
+        result = python(MAIN, *mode, **changes)
+        assert (result.returncode, result.stderr) == (0, ""), result.stderr
+    assert (workdir / "report.html").exists()
 
 
 def test_another_compilation_cache_is_left_alone():

@@ -37,8 +37,10 @@ MAIN = "import sys, main; sys.exit(main.main(sys.argv))"
 FAST_COMPILE = "--xla_backend_optimization_level=0"
 
 
-def python(code, *args):
+def python(code, *args, **changes):
+    """Run code in another process; a change of the environment to None removes it."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST_COMPILE}
+    environment = {k: v for k, v in (environment | changes).items() if v is not None}
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, args)],
         capture_output=True,
