@@ -1,4 +1,4 @@
-"""Vega-Lite specifications of the charts, coloured by the page's theme."""
+"""Vega-Lite specifications of the charts, colored by the page's theme."""
 
 import itertools
 import math
@@ -30,7 +30,7 @@ def lines(
 
     Args:
       series: by label.
-      names: all labels, at most six, in the order of the colours.
+      names: all labels, at most six, in the order of the colors.
       y_title: of the axis.
       form: of the numbers, in d3's notation.
       marked: an epoch to mark with a vertical line.
@@ -79,7 +79,7 @@ def accuracy_against(
     Args:
       points: each {variant, cost, shown, accuracy, low, high, interval}; accuracies in
         per cent, low and high None without an interval; shown and interval as text.
-      names: all variants, in the order of the colours.
+      names: all variants, in the order of the colors.
       front: the variants on the Pareto front, cheapest first.
       x_title: of the axis.
     """
@@ -278,7 +278,7 @@ def scale_by(
 
 
 def _looks(values, names):
-    """Return the colour and the shape of each variant that has a value."""
+    """Return the color and the shape of each variant that has a value."""
     shown = [n for n in names if any(value["variant"] == n for value in values)]
     return [scale_by("variant", names, looks, shown) for looks in (COLORS, _SHAPES)]
 

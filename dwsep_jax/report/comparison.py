@@ -274,7 +274,7 @@ def _list_limits(content, verdicts):
     count = content["num_examples"]
     limits = [
         f"One dataset ({content['dataset']}), one recipe, {content['num_epochs']} "
-        "epochs, the times of one machine: others may favour another variant. Repeat "
+        "epochs, the times of one machine: others may favor another variant. Repeat "
         "the comparison on the device and the data you care about.",
         f"{count:,} test images: one image is {100 / count:.2g} points.",
         f"The margin of {100 * margin:.2f} points is a choice; the table of the "

@@ -10,9 +10,9 @@ import vl_convert
 
 from dwsep_jax.report.format import DASH
 
-# Colours in the light and the dark theme. Text has a contrast of at least 4.5 to the
+# Colors in the light and the dark theme. Text has a contrast of at least 4.5 to the
 # background, series have at least 3 (WCAG 2.1). The series follow Okabe and Ito's
-# palette for colour-blind readers.
+# palette for color-blind readers.
 COLORS = {
     "page": ("#ffffff", "#12161c"),
     "panel": ("#f4f6f8", "#1b2129"),

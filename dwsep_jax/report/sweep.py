@@ -183,7 +183,7 @@ def _list_limits_of_finals(sweep, counts, duels):
     limits.append(f"The winner's loss curves: {listing(fits)} of its runs.")
     if "still improving" in verdicts:
         limits.append(
-            "With more epochs (num_epochs) the order may change: a short run favours "
+            "With more epochs (num_epochs) the order may change: a short run favors "
             "what learns fast."
         )
     return limits

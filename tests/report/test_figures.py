@@ -78,7 +78,7 @@ def test_one_wild_epoch_makes_the_scale_logarithmic(losses, scale):
     assert ("log scale" in y["title"]) == (scale == "log")
 
 
-def test_curves_differ_in_more_than_colour_and_ticks_are_whole_epochs():
+def test_curves_differ_in_more_than_color_and_ticks_are_whole_epochs():
     names = list("abcdef")
     series = {name: [(1, i, i, i), (2, i, i, i)] for i, name in enumerate(names)}
     line, _ = charts.lines(series, names, "loss", ".4f")["layer"]
@@ -101,7 +101,7 @@ def test_the_confusion_matrix_has_counts_and_shares_of_the_true_class():
     assert counts["encoding"]["text"]["field"] == "count"
 
 
-def test_a_matrix_of_many_classes_has_only_its_colours():
+def test_a_matrix_of_many_classes_has_only_its_colors():
     matrix = np.diag(np.arange(100)).tolist()
     spec = charts.confusion(report_files.HUNDRED_CLASSES, matrix)
     assert [layer["mark"]["type"] for layer in spec["layer"]] == ["rect"]

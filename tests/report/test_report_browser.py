@@ -81,7 +81,7 @@ def wait_for(browser, script):
 
 
 def check_theme(browser, background):
-    """Check the colours of the page and of its charts."""
+    """Check the colors of the page and of its charts."""
     assert read(browser, "getComputedStyle(document.body).backgroundColor") == (
         background
     )

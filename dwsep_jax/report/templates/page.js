@@ -9,7 +9,7 @@ document.getElementById("theme").addEventListener("click", () => {
   storage((s) => s.setItem("theme", root.dataset.theme));
 });
 
-// As SVG, the charts take the colours of the theme from the style sheet.
+// As SVG, the charts take the colors of the theme from the style sheet.
 const options = { actions: false, renderer: "svg", config, mode: "vega-lite",
   tooltip: { disableDefaultStyle: true } };
 (async () => {
