@@ -113,12 +113,6 @@ def _list_limits(sweep, winner, duels):
             f"Too few trials are complete for a space of {len(sweep.axes)} settings. "
             "The same command with a higher sweep.num_trials continues the search."
         )
-    if counts["pruned"]:
-        limits.append(
-            "A pruned trial was behind when it was stopped, which says little about "
-            "where it would have ended. Only the finals compare optimizers and "
-            "activations."
-        )
     for axis in sweep.axes if winner else []:
         if side := find_edge(axis, winner):
             limits.append(
@@ -148,29 +142,6 @@ def _list_limits_of_finals(sweep, counts, duels):
         if not epochs:
             text += f": the best of {counts['complete']} trials is partly the luckiest"
         limits.append(f"{text}. Expect what the finals show.")
-    tried = []
-    for field in [
-        a.field for a in sweep.axes if a.field in ("optimizer", "activation")
-    ]:
-        numbers = Counter(trial.settings[field] for trial in sweep.trials)
-        told = [f"{value} {n}" for value, n in numbers.most_common()]
-        tried.append(f"{field}: {', '.join(told)}")
-    if tried:
-        limits.append(
-            "A final stands for the best trial found with an optimizer or activation, "
-            "not for that choice itself: the less often one was tried, the fewer "
-            f"chances it had. Trials by {'; '.join(tried)}."
-        )
-    if len(duels) > 1:
-        limits.append(
-            f"Each of the {len(duels)} comparisons with the winner is made at 95 %: "
-            "without any real difference, one in twenty would still show one."
-        )
-    if any(duel["bootstrap"] is None for duel in duels.values()):
-        limits.append(
-            "Some finals lack predictions of the same test images, so their "
-            "differences are judged over seeds alone."
-        )
     if any(duel["answer"] == "undecided" for duel in duels.values()):
         limits.append(
             "More seeds (sweep.num_seeds) may settle what is undecided. If a "
@@ -333,10 +304,13 @@ def _show_finals(sweep, duels):
     columns = ["trial", "validation accuracy", "test accuracy", "seeds"]
     columns += ["winner's lead", "95 % over seeds", "95 % over images", "it is"]
     note = (
-        "The best trial with each optimizer and each activation, its number in "
-        f"brackets. {PLUS_MINUS} is half a 95 % interval (Student's t over seeds). "
-        "Leads are in points of test accuracy, paired by seed; a trial is behind or "
-        "ahead only where both intervals exclude 0."
+        "The best trial found with each optimizer and each activation, its number in "
+        "brackets: the less often one was tried, the fewer chances it had. "
+        f"{PLUS_MINUS} is half a 95 % interval (Student's t over seeds). Leads are in "
+        "points of test accuracy, paired by seed. A trial is behind or ahead only "
+        "where both intervals exclude 0 (that over seeds alone, where predictions of "
+        "the same images are missing); without any real difference, one in twenty "
+        "would still be."
     )
     return page.Table("The winner against the other finals", columns, rows, note=note)
 
@@ -365,7 +339,8 @@ def _show_search(sweep, winner):
     history = page.Chart("history", title, sweep_charts.history(rows, scope))
     marks = (
         "A ring marks the winner. A pruned trial is drawn at the last accuracy that it "
-        f"had, and one below {scope[0]:.2f} % at the lower end of the axis."
+        "had, which says little about where it would have ended, and one below "
+        f"{scope[0]:.2f} % at the lower end of the axis."
     )
     return [
         page.Part("Accuracy by setting", [page.Grid(slices), page.Text(marks)]),
