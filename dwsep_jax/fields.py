@@ -152,6 +152,8 @@ FIELDS = {
     "num_epochs": _integer("100", 1, 10**6),
     "early_stopping": _integer("10", 0, 10**6),
     "min_change": _number("0.001", ge=0, lt=1),
+    "init_from": _optional(_text("runs/separable")),
+    "freeze": _optional(_text("'stem/*,block0/*'")),
     "seed": _SEED,
     "steps_per_dispatch": _optional(_integer("16", 1, 10**4)),
     "eval_batch_size": _integer("512", 1, 10**5),
@@ -189,7 +191,11 @@ FIELDS = {
 
 # Fields that were added after config.json had been written without them, each with the
 # value that older runs had in effect: its default in configs/default.py.
-ADDED: dict[str, Any] = {"sweep.refit_epochs": None}
+ADDED: dict[str, Any] = {
+    "init_from": None,
+    "freeze": None,
+    "sweep.refit_epochs": None,
+}
 
 # The fields in sections by their last names, under which older config.json files have
 # them at the top.

@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dwsep_jax.config import from_dict, validate
+from dwsep_jax.config import STEADY_SCHEDULES, from_dict, validate
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.fields import (
     COMPARISON,
@@ -119,8 +119,9 @@ def open_workdir(
     """Create a workdir, or continue in it, and return the resolved config.
 
     The first start resolves the config and writes config.json; a later one reuses those
-    values, except for fields that may change, which are as requested now. Where those
-    of a comparison or a sweep have changed, config.json is written again.
+    values, except for fields that may change, which are as requested now. A run whose
+    schedule does not depend on its length may also get longer. Where the length or the
+    fields of a comparison or a sweep have changed, config.json is written again.
 
     Args:
       workdir: the directory of a run, a comparison or a sweep.
@@ -147,6 +148,7 @@ def open_workdir(
             stored, resolved = _continue(workdir, requested, kind, MAY_CHANGE)
             section = f"{SECTIONS[kind]}."
             may_change = [name for name in MAY_CHANGE if name.startswith(section)]
+            may_change.append("num_epochs")
             if any(stored[name] != requested[name] for name in may_change):
                 _write_config(directory, requested, resolved, kind)
             return resolved
@@ -214,6 +216,12 @@ def _continue(
     """Return the stored and the resolved config, with the free fields as requested."""
     stored, resolved = _read_config(workdir, kind)
     kept = fields_of(kind) - free
+    if (
+        kind == RUN
+        and stored.schedule in STEADY_SCHEDULES
+        and stored.num_epochs < requested.num_epochs
+    ):
+        kept -= {"num_epochs"}
     if differences := [
         f"{name}={format_value(stored[name])} there, "
         f"{format_value(requested[name])} here"

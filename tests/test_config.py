@@ -61,7 +61,7 @@ NAN, INF = float("nan"), float("inf")
 INVALID = {
     "dataset conv activation dtype lowering optimizer schedule": ["", "None", None, 3],
     "sweep.sampler sweep.pruner sweep.study": ["", None, 1],
-    "data_dir platform sweep.storage": ["", "None", 3],
+    "data_dir platform init_from freeze sweep.storage": ["", "None", 3],
     "flip inner_norm inner_activation": [1, "true", None],
     "deterministic tensorboard progress": [1, "no", None],
     "seed split_seed": [-1, 2**32 - 1000, 1.0, None, True],

@@ -64,6 +64,7 @@ IN_THE_PROGRAM = {
     "warmup_epochs": 1.0,
     "clip_norm": 1.0,
     "ema_decay": 0.5,
+    "freeze": "stem/*",
     "batch_size": 4,
     "num_epochs": 3,
 }
@@ -288,6 +289,7 @@ IN_THE_LOOP = {
     *("early_stopping", "min_change", "plateau_factor", "plateau_patience"),
     *("steps_per_dispatch", "deterministic", "eval_batch_size"),
     *("tensorboard", "progress", "platform"),
+    "init_from",  # tests/train/test_weights.py
     "sweep.members_at_once",  # tests/sweep/test_search.py
 }
 

@@ -92,7 +92,7 @@ class Checkpoints:
         steps = self._manager.all_steps() if self._manager else []
         return sorted(s for s in steps if (self._directory / str(s) / _SUMS).exists())
 
-    def restore_latest(self, like: Tree) -> Restored | None:
+    def restore_latest(self, like: Tree | None) -> Restored | None:
         """Return the newest intact checkpoint, or None if there are no checkpoints.
 
         Args:
@@ -103,14 +103,15 @@ class Checkpoints:
         """
         return self.restore(self.epochs()[::-1], like)
 
-    def restore(self, epochs: Sequence[int], like: Tree) -> Restored | None:
+    def restore(self, epochs: Sequence[int], like: Tree | None) -> Restored | None:
         """Return the first intact checkpoint of some epochs; None if there are none.
 
         Damaged ones are reported and passed over; missing ones are ignored.
 
         Args:
           epochs: of the checkpoints, in order of preference.
-          like: a tree of the structure, shapes and dtypes to restore.
+          like: a tree of the structure, shapes and dtypes to restore; if None, nested
+            dicts and lists of what there is.
 
         Raises:
           UserError: if all are damaged, or one belongs to another network.
@@ -153,7 +154,9 @@ class Checkpoints:
                 raise ValueError(f"the checksum of {name} does not match")
         args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
         metadata = dict(self._manager.restore(epoch, args=args)["metadata"])
-        self._refuse_another_network(epoch, metadata.pop("leaves"), like)
+        leaves = metadata.pop("leaves")
+        if like is not None:
+            self._refuse_another_network(epoch, leaves, like)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target))
         tree = self._manager.restore(epoch, args=args)["arrays"]

@@ -178,11 +178,12 @@ def read_evaluation(workdir: str | os.PathLike, epoch: int) -> dict[str, Any] | 
 
 
 def restore_to_evaluate(
-    config: ConfigDict, checkpoints: Checkpoints, state: TrainState
+    config: ConfigDict, checkpoints: Checkpoints, state: TrainState | None
 ) -> TrainState | None:
     """Return the state of the last epoch, or of the best one with early stopping.
 
-    The best has the highest validation accuracy. None if there is no checkpoint.
+    The best has the highest validation accuracy. None if there is no checkpoint. If
+    `state` is None, the result is nested dicts.
     """
     latest = checkpoints.restore_latest(state)
     if latest is None or not config.early_stopping:

@@ -31,6 +31,7 @@ from dwsep_jax.train.evaluation import (
 )
 from dwsep_jax.train.programs import EpochPrograms, EpochResult
 from dwsep_jax.train.step import TrainState, make_run_keys, make_state, static_fields
+from dwsep_jax.train.weights import load_weights
 from dwsep_jax.workdir import (
     Row,
     append_row,
@@ -173,6 +174,9 @@ class Member:
                 step = int(self.state.step)
                 console.say(f"{what} after epoch {restored.epoch}, step {step:,}")
                 self._warn_of_other_bits(restored.metadata.get("parallelism"))
+            elif self.config.init_from:
+                self.state = load_weights(self.config, self.state)
+                console.say(f"starting from the weights of {self.config.init_from}")
             write_rows(self.workdir, self.history)
             self.checkpoints.discard_after(len(self.history))
             if not self.is_finished:  # --mode=evaluate may have evaluated before.
@@ -289,7 +293,10 @@ def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
             f"batch_size={config.batch_size} is more than the "
             f"{len(dataset.train.labels)} training images; take a smaller one"
         )
-    _check_memory(config, make_state(config, dataset, abstract=True))
+    state = make_state(config, dataset, abstract=True)
+    _check_memory(config, state)
+    if config.init_from:
+        load_weights(config, state)
     return config
 
 

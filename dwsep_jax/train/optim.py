@@ -5,15 +5,19 @@ A schedule is only a shape in [0, 1]. Peak rate and decay are leaves of the opti
 state, so that runs which differ only in them share a program.
 """
 
+import fnmatch
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from dwsep_jax.errors import choose
+from dwsep_jax.errors import ConfigError, choose
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -214,12 +218,39 @@ def make_optimizer(
       ConfigError: for an unknown optimizer.
     """
     recipe = choose("optimizer", config.optimizer, OPTIMIZERS)
-    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    return optax.chain(
-        *clip,
+    parts = [
         recipe.scale_by(config.momentum),
         descend(schedule, config.learning_rate, config.weight_decay),
-    )
+    ]
+    if config.clip_norm:
+        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.freeze:
+        is_frozen = partial(frozen_mask, config.freeze)
+        parts.append(optax.masked(optax.set_to_zero(), is_frozen))
+    return optax.chain(*parts)
+
+
+def frozen_mask(patterns: str, params: Any) -> Any:
+    """Return a tree of bools: True for parameters that are not to be trained.
+
+    Args:
+      patterns: of names such as stem/conv/kernel, with `*` for any text; several with
+        commas between them.
+      params: nested dicts.
+
+    Raises:
+      ConfigError: if a pattern matches no parameter.
+    """
+    frozen = dict.fromkeys(flatten_dict(params, sep="/"), False)
+    for pattern in re.split(r"\s*,\s*", patterns.strip()):
+        names = fnmatch.filter(frozen, pattern)
+        if not names:
+            raise ConfigError(
+                f"--config.freeze={patterns}: no parameter is called {pattern}; "
+                f"there are {', '.join(frozen)}"
+            )
+        frozen |= dict.fromkeys(names, True)
+    return unflatten_dict(frozen, sep="/")
 
 
 def decay_mask(params: Any) -> Any:

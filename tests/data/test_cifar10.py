@@ -7,8 +7,6 @@ import io
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import tarfile
 import threading
 from functools import partial
@@ -139,32 +137,8 @@ def test_failed_download_names_three_ways_out(
     assert_prepared(tmp_path, archive)
 
 
-# The process dies at the first call of a function.
-KILLED = """
-import os, pathlib, sys
-from dwsep_jax.data import cifar10
-cifar10.URL, cifar10.SHA256, moment = sys.argv[2:]
-rename = os.rename
-if moment == "download":
-    cifar10.checksum = lambda path: os._exit(9)
-if moment == "prepare":
-    cifar10.Image.fromarray = lambda array: os._exit(9)
-if moment == "rename":  # The last one: TFDS renames too, within the staging directory.
-    os.rename = lambda a, b: (
-        rename(a, b) if "preparing" in os.fspath(b) else os._exit(9))
-cifar10.prepare(pathlib.Path(sys.argv[1]))
-"""
-
-
-@pytest.mark.parametrize("moment", ["download", "prepare", "rename"])
-def test_killed_then_started_again(tmp_path, archive, served, moment):
-    arguments = [str(tmp_path), cifar10.URL, cifar10.SHA256, moment]
-    process = subprocess.run([sys.executable, "-c", KILLED, *arguments])
-    assert process.returncode == 9
-    assert (tmp_path / "cifar10/.preparing").exists()
-    assert read.find_version_dir(tmp_path, "cifar10") is None
-    if moment != "download":  # A complete one outlives a preparation that was killed.
-        served.unlink()
+def test_what_a_killed_process_left_is_replaced(tmp_path, archive, manual):
+    (tmp_path / "cifar10/.preparing/cifar10").mkdir(parents=True)
     assert_prepared(tmp_path, archive)
 
 

@@ -152,6 +152,8 @@ def test_a_run_learns_and_leaves_its_files(tmp_path, capsys):
 @pytest.mark.usefixtures("no_figures")
 def test_test_is_read_only_on_request_and_results_are_not_overwritten(tmp_path, capsys):
     config = tiny.make_config()
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        evaluate.evaluate_workdir(tiny.make_resolved(), tmp_path, "test")
     rows = run(config, tmp_path, on_test=False)
     assert {path.name for path in tmp_path.iterdir()} == {
         *("config.json", "metrics.jsonl", "checkpoints")
@@ -161,6 +163,10 @@ def test_test_is_read_only_on_request_and_results_are_not_overwritten(tmp_path, 
     assert "compiled" not in capsys.readouterr().out
     whole = read_evaluation(tmp_path)
     assert whole["epoch"] == 2
+    evaluate.evaluate_workdir(load_config(tmp_path), tmp_path, "validation")
+    written = read_evaluation(tmp_path, "-validation")
+    assert written["loss"] == pytest.approx(rows[-1]["val_loss"], rel=1e-6)
+    (tmp_path / "evaluation-validation.json").unlink()
 
     path = tmp_path / "evaluation.json"
     for damaged in ("{", json.dumps({"epoch": 2}), json.dumps(whole | {"epoch": 1})):
@@ -267,6 +273,24 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     assert a == b
     a, b = (np.load(w / "predictions.npz")["probabilities"] for w in (whole, tmp_path))
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_finished_run_is_trained_further_where_its_schedule_allows(
+    everything, tmp_path
+):
+    workdir, rows = everything
+    longer = tiny.make_config(**EVERYTHING)
+    run(tiny.make_config(**EVERYTHING | {"num_epochs": 2}), tmp_path)
+    assert without_times(run(longer, tmp_path)) == without_times(rows)
+    assert read_evaluation(tmp_path)["loss"] == read_evaluation(workdir)["loss"]
+    assert load_config(tmp_path).num_epochs == 3
+    with pytest.raises(ConfigError, match="num_epochs=3 there, 2 here"):
+        run(tiny.make_config(**EVERYTHING | {"num_epochs": 2}), tmp_path)
+    decaying = EVERYTHING | {"schedule": "cosine", "num_epochs": 1}
+    run(tiny.make_config(**decaying), tmp_path / "decaying", on_test=False)
+    with pytest.raises(ConfigError, match="num_epochs=1 there, 2 here"):
+        run(tiny.make_config(**decaying | {"num_epochs": 2}), tmp_path / "decaying")
 
 
 def test_resuming_restores_every_leaf_of_the_state(dataset, tmp_path):
@@ -442,27 +466,3 @@ def test_a_stopped_run_stays_stopped_and_its_best_epoch_is_evaluated(
     assert "finished after epoch 4, step 20" in shown
     assert "epoch 4 is evaluated" in shown
     assert "the checkpoint of the best, 3, is lost" in shown
-
-
-@pytest.mark.usefixtures("no_figures")
-def test_a_run_that_keeps_improving_is_trained_to_the_end(
-    tmp_path, monkeypatch, capsys
-):
-    accuracies = [0.5, 0.4, 0.6, 0.55, 0.7, 0.65]
-    fake_validation(monkeypatch, "val_accuracy", accuracies)
-    assert len(run(tiny.make_config(num_epochs=6, early_stopping=2), tmp_path)) == 6
-    assert "all epochs are trained; epoch 5 is evaluated" in capsys.readouterr().out
-    assert read_evaluation(tmp_path)["epoch"] == 5
-
-
-def test_evaluate_reads_the_latest_checkpoint(tmp_path, dataset, capsys):
-    config = tiny.make_config()
-    with pytest.raises(UserError, match="no checkpoint yet"):
-        evaluate.evaluate_workdir(tiny.make_resolved(), tmp_path, "test")
-    rows = run(config, tmp_path, on_test=False)
-    capsys.readouterr()
-    evaluate.evaluate_workdir(load_config(tmp_path), tmp_path, "validation")
-    written = read_evaluation(tmp_path, "-validation")
-    assert written["loss"] == pytest.approx(rows[-1]["val_loss"], rel=1e-6)
-    assert written["accuracy"] == pytest.approx(rows[-1]["val_accuracy"])
-    assert "validation accuracy" in capsys.readouterr().out

@@ -223,22 +223,6 @@ def test_members_are_spread_over_all_devices_or_none():
     assert [programs.make_mesh(n).size for n in (2, 3, 4)] == [2, 1, 2]
 
 
-def test_static_fields_distinguish_programs():
-    same = [
-        [{}, {"seed": 1, "learning_rate": 0.3, "weight_decay": 0.1}],
-        [{"dropout_rate": 0.0}, {"dropout_rate": 0.0, "seed": 5}],
-        [{"label_smoothing": 0.1}, {"label_smoothing": 0.2, "dropout_rate": 0.1}],
-        [{"conv": "standard"}],
-        [{"optimizer": "adam"}],
-    ]
-    groups = [
-        {step.static_fields(tiny.make_resolved(**changes)) for changes in some}
-        for some in same
-    ]
-    assert [len(group) for group in groups] == [1] * 5
-    assert len(set.union(*groups)) == 5
-
-
 BAD_STEP, BAD_RATE = 8, 0.7  # The third step of the second epoch of member 2.
 
 
