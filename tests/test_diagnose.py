@@ -219,7 +219,7 @@ def test_gain_ahead_of_an_exponential_is_exact():
 
 
 def write_metrics(workdir, rows):
-    others = {"learning_rate": 0.1, "train_loss": 1.0, "train_accuracy": 0.5}
+    others = {"step": 1, "learning_rate": 0.1, "train_loss": 1.0, "train_accuracy": 0.5}
     lines = [json.dumps(others | row) + "\n" for row in rows]
     (workdir / "metrics.jsonl").write_text("".join(lines))
 

@@ -265,7 +265,7 @@ DIGITS --config.dropout_rate=1
     --config.dropout_rate=1.0: must be a finite number that is 0, or from 1/256
     to 255/256; e.g. --config.dropout_rate=0.1
 DIGITS --config.seed -1
-    --config.seed=-1: must be an integer of at least 0 and at most 4,294,967,295;
+    --config.seed=-1: must be an integer of at least 0 and at most 4,294,966,295;
     e.g. --config.seed=1
 DIGITS --config.flip=maybe
     --config.flip=maybe: must be true or false; e.g. --config.flip=false

@@ -42,7 +42,7 @@ MEMORY_SOURCES = {
 
 
 def measure_workdir(config: ConfigDict, workdir: str | os.PathLike) -> None:
-    """Measure the network of a configuration; write and print the result.
+    """Measure the network of a configuration; print and write the result.
 
     Nothing is trained and no trained weights are needed. A workdir without a run gets
     one that --mode=train continues.
@@ -59,19 +59,16 @@ def measure_workdir(config: ConfigDict, workdir: str | os.PathLike) -> None:
         config = load_config(workdir, config)
     else:
         config = open_workdir(workdir, config, lambda c: loop.resolve(c, data.load(c)))
-    print_efficiency(write_efficiency(config, workdir))
+    efficiency = measure_cost(config, data.load(config))
+    print_efficiency(efficiency)  # Whether it can be written or not.
+    write_json(pathlib.Path(workdir, "efficiency.json"), efficiency)
     say(f"files: {workdir}")
 
 
-def write_efficiency(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
-    """Measure the network of a resolved configuration; write efficiency.json.
-
-    Returns:
-      The content of the file.
-    """
+def write_efficiency(config: ConfigDict, workdir: str | os.PathLike) -> None:
+    """Measure the network of a resolved configuration; write efficiency.json."""
     efficiency = measure_cost(config, data.load(config))
     write_json(pathlib.Path(workdir, "efficiency.json"), efficiency)
-    return efficiency
 
 
 def measure_cost(config: ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
