@@ -106,12 +106,9 @@ def test_the_content_is_that_of_the_runs_files(whole):
     }
     assert (comparison["margin"], comparison["seeds"]) == (0.02, [0, 1])
     assert (comparison["num_examples"], comparison["num_epochs"]) == (13, 2)
-    assert comparison["recipe"]["batch_size"] == 8
     for name, entry in comparison["variants"].items():
         assert entry["conv"] == name
         assert entry["efficiency"] == f"{name}/seed0/efficiency.json"
-        best = max(entry["rates"], key=lambda r: (r["val_accuracy"], -r["val_loss"]))
-        assert entry["learning_rate"] == best["learning_rate"]
         f1 = []
         for run_, seed in zip(entry["runs"], (0, 1), strict=True):
             directory = whole.workdir / run_["workdir"]
@@ -123,7 +120,6 @@ def test_the_content_is_that_of_the_runs_files(whole):
             config = load_config(directory)
             assert (config.seed, run_["seed"]) == (seed, seed)
             assert config.learning_rate == entry["learning_rate"]
-            assert (directory / "checkpoints").is_dir()
         row = comparison["per_class"][name][1]
         assert row == row | {"name": "green", "f1_mean": pytest.approx(np.mean(f1))}
         for rate in entry["rates"]:

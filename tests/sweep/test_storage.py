@@ -99,19 +99,6 @@ def test_files_of_other_programs_are_left_alone(tmp_path):
     )
 
 
-def test_a_storage_that_fails_is_one_line(tmp_path, quick):
-    def lose(config):
-        raise optuna.exceptions.StorageInternalError("gone away\n(background on ...)")
-
-    quick.score = lose
-    with pytest.raises(UserError) as error:
-        run(tmp_path)
-    assert str(error.value) == (
-        "the storage of study sweep failed: gone away; run the same command again once "
-        "it is back"
-    )
-
-
 def test_a_workdir_keeps_its_study(tmp_path):
     right, other = (str(tmp_path / f"{name}.journal") for name in ("right", "other"))
     run(tmp_path / "sweep", storage=right, num_trials=1)
