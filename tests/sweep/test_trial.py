@@ -19,6 +19,7 @@ CHOICES = {"batch_size": "4|8", "block_sizes": "1,1|2", "warmup_epochs": "0.5|1"
 CHOICES |= {"conv": "separable|standard", "activation": "relu|swish"}
 CHOICES |= {"dtype": "float32|bfloat16", "lowering": "auto|conv"}
 CHOICES |= {"optimizer": "sgd|adam", "schedule": "cosine|constant"}
+CHOICES |= {"init_from": "one|other", "freeze": "stem/*|block0/*"}
 
 
 @pytest.mark.parametrize("name", AXES)
@@ -28,6 +29,7 @@ def test_every_field_that_changes_the_result_can_be_an_axis(
     resolve = loop.resolve
     Quick(monkeypatch)
     monkeypatch.setattr(loop, "resolve", resolve)
+    monkeypatch.setattr(loop, "load_weights", lambda config, state: state)
     config, field = tiny.make_config("sweep"), FIELDS[name]
     other = format_value(2 if config[name] is None else config[name])
     example = field.example if field.example != other else f"{other}1"
