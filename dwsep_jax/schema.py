@@ -101,6 +101,8 @@ _OBJECTS = {
     "diverged?:[count] summary:means",
     "means": "accuracy:summary val_accuracy?:summary",
 }
+# Older versions wrote accuracies in float32.
+_ROUNDING = 1e-6
 _REMEDIES = {
     "config": "choose another --workdir, or delete this one and train again",
     "metrics": "--mode=train on this workdir writes it again from the checkpoint",
@@ -133,11 +135,15 @@ def parse(content: bytes, path: pathlib.Path, line: int | None = None) -> dict:
       line: the number of the line.
 
     Raises:
-      UserError: if it is not JSON, lacks a key, or has a value of another kind.
+      UserError: if it is not JSON, lacks a key, has a value of another kind, or is an
+        evaluation that contradicts its own confusion matrix.
     """
     try:
         value = json.loads(content, parse_constant=_refuse)
-        _check(value, path.stem.partition("-")[0], "")
+        kind = path.stem.partition("-")[0]
+        _check(value, kind, "")
+        if kind == "evaluation":
+            _check_scores(value)
     except (ValueError, RecursionError) as error:
         raise damaged(path, str(error), line) from error
     return value
@@ -145,6 +151,37 @@ def parse(content: bytes, path: pathlib.Path, line: int | None = None) -> dict:
 
 def _refuse(constant):
     raise ValueError(f"{constant} is not a number")
+
+
+def _check_scores(evaluation):
+    """Raise ValueError where an evaluation is not that of its confusion matrix."""
+    matrix, classes = evaluation["confusion_matrix"], evaluation["per_class"]
+    if {len(classes)} != {len(matrix), *map(len, matrix)}:
+        raise ValueError(f"confusion_matrix is not {len(classes)} x {len(classes)}")
+    total = sum(map(sum, matrix))
+    right = sum(row[i] for i, row in enumerate(matrix)) / max(total, 1)
+    expected = [
+        ("num_examples", evaluation["num_examples"], total),
+        ("accuracy", evaluation["accuracy"], right),
+    ]
+    for i, row in enumerate(classes):
+        hits, support, found = matrix[i][i], sum(matrix[i]), sum(r[i] for r in matrix)
+        scores = {
+            "support": support,
+            "precision": hits / max(found, 1),
+            "recall": hits / max(support, 1),
+            "f1": 2 * hits / max(support + found, 1),
+        }
+        expected += [(f"per_class[{i}].{key}", row[key], scores[key]) for key in scores]
+    for key in ("precision", "recall", "f1"):
+        weighted = sum(row["support"] * row[key] for row in classes) / max(total, 1)
+        for average, score in (("micro", right), ("weighted", weighted)):
+            expected.append((f"{key}.{average}", evaluation[key][average], score))
+    for where, value, score in expected:
+        if abs(value - score) > _ROUNDING:
+            raise ValueError(
+                f"{where} is {value}, and by its confusion_matrix {score:.6g}"
+            )
 
 
 def _check(value: Any, kind: str, where: str) -> None:

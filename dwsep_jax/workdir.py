@@ -288,13 +288,13 @@ def write_rows(workdir: str | os.PathLike, rows: list[Row]) -> None:
       UserError: if it has rows already, and there are none to continue from.
     """
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    old = path.read_text() if path.exists() else None
+    old = path.read_bytes() if path.exists() else None
     if old and not rows:
         raise UserError(
             f"{workdir} has results in metrics.jsonl but no checkpoint to continue "
             "from; choose another --workdir, or delete this one to start over"
         )
-    new = "".join(_json_line(row) for row in rows)
+    new = "".join(_json_line(row) for row in rows).encode()
     if old != new:
         write_atomically(path, new)
 

@@ -37,6 +37,15 @@ def test_rows_are_written_appended_and_replaced(tmp_path):
     assert path.read_text()
 
 
+def test_rows_with_a_flipped_bit_are_written_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_rows(tmp_path, [{"epoch": 1}])
+    content = path.read_bytes()
+    path.write_bytes(content[:5] + bytes([content[5] ^ 0x80]) + content[6:])
+    write_rows(tmp_path, [{"epoch": 1}])
+    assert path.read_bytes() == content
+
+
 def test_the_score_is_that_of_the_weights_that_are_evaluated():
     assert score({"val_accuracy": 0.5}) == 0.5
     assert score({"val_accuracy": 0.5, "ema_val_accuracy": 0.6}) == 0.6

@@ -199,7 +199,7 @@ def pictures(values: list[Spec]) -> Spec:
     place = {"x": category("column", None, axis=None, scale={"domain": [0, 1, 2, 3]})}
     place["y"] = category("row", None, axis=None)
     place["tooltip"] = tips(
-        ("id", "image"),
+        ("id", "test image"),
         ("true", "true class"),
         ("predicted", "predicted class"),
         ("confidence", "confidence"),

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,17 +116,18 @@ def read_workdir(workdir: str | os.PathLike) -> Run | Comparison | Sweep:
 def read_run(directory: pathlib.Path) -> Run:
     """Return the files of a run's workdir; raise `UserError` if one is damaged."""
     evaluations = [
-        _read_evaluation(path)
+        read_json(directory, path.stem)
         for name in ("evaluation.json", "evaluation-*.json")
         for path in sorted(directory.glob(name))
     ]
+    evaluation = next((e for e in evaluations if e["split"] == "test"), None)
     return Run(
         directory=directory,
         config=read_json(directory, "config"),
         rows=read_rows(directory),
-        evaluation=next((e for e in evaluations if e["split"] == "test"), None),
+        evaluation=evaluation,
         others=[e for e in evaluations if e["split"] != "test"],
-        predictions=_read_predictions(directory / "predictions.npz"),
+        predictions=_read_predictions(directory / "predictions.npz", evaluation),
         diagnosis=read_json(directory, "diagnosis"),
         efficiency=read_json(directory, "efficiency"),
     )
@@ -223,15 +224,7 @@ def _find_correct(runs):
     return np.stack(found) if same_size else None
 
 
-def _read_evaluation(path):
-    evaluation = read_json(path.parent, path.stem)
-    names, matrix = evaluation["per_class"], evaluation["confusion_matrix"]
-    if {len(names)} != {len(matrix), *map(len, matrix)}:
-        raise damaged(path, f"confusion_matrix is not {len(names)} x {len(names)}")
-    return evaluation
-
-
-def _read_predictions(path):
+def _read_predictions(path, evaluation):
     if not path.exists():
         return None
     try:
@@ -239,7 +232,15 @@ def _read_predictions(path):
             found = {key: arrays[key] for key in ("id", "label", "probabilities")}
     except Exception as error:  # A damaged archive raises what it meets first.
         raise damaged(path, str(error)) from error
-    sizes = {len(array) for array in found.values()}
-    if found["probabilities"].ndim != 2 or len(sizes) != 1:
+    shapes = [found["id"].shape, found["label"].shape, found["probabilities"].shape[:1]]
+    if found["probabilities"].ndim != 2 or len({*shapes}) != 1:
         raise damaged(path, "its arrays do not belong together")
+    predicted = found["probabilities"].argmax(axis=1)
+    pairs = Counter(zip(found["label"].tolist(), predicted.tolist(), strict=True))
+    if evaluation:
+        matrix = np.array(evaluation["confusion_matrix"])
+        if pairs != {pair: n for pair, n in np.ndenumerate(matrix) if n}:
+            raise damaged(
+                path, "it contradicts the confusion matrix of evaluation.json"
+            )
     return found

@@ -60,7 +60,7 @@ def measure(
 def classification_report(
     labels: np.ndarray, probabilities: np.ndarray, class_names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return precision, recall and F1, averaged and per class, and confusion matrix.
+    """Return accuracy, precision, recall, F1 and the confusion matrix.
 
     Args:
       labels: true classes, int (N,).
@@ -68,11 +68,12 @@ def classification_report(
       class_names: K names.
 
     Returns:
-      `precision`, `recall`, `f1`: each {macro, weighted, micro}. `per_class`: a list of
-      {name, precision, recall, f1, support}. `confusion_matrix`: K rows (truth) of K
-      counts. A class that is never predicted has precision 0, a class without examples
-      recall 0, as in scikit-learn with `zero_division=0`. The averages are, as there,
-      over the classes that occur among labels or predictions.
+      `accuracy`. `precision`, `recall`, `f1`: each {macro, weighted, micro}.
+      `per_class`: a list of {name, precision, recall, f1, support}.
+      `confusion_matrix`: K rows (truth) of K counts. A class that is never predicted
+      has precision 0, a class without examples recall 0, as in scikit-learn with
+      `zero_division=0`. The averages are, as there, over the classes that occur among
+      labels or predictions.
     """
     from sklearn import metrics as sk_metrics
 
@@ -86,6 +87,7 @@ def classification_report(
         )
 
     report: dict[str, Any] = {name: {} for name in names}
+    report["accuracy"] = float((predictions == labels).mean())
     for average in ("macro", "weighted", "micro"):
         for name, value in zip(names, scores(average)[:3], strict=True):
             report[name][average] = float(value)

@@ -28,6 +28,16 @@ VARIANTS = {
     "separable_macs": (890_000, 243_000_000, 2.9, 0.005),
 }
 BATCHES = (1, 8, 32, 128)
+# Names that a format might take for markup, one for each digit.
+NASTY = [
+    "<script>alert(1)</script>",
+    "a|b",
+    'say "hi" & $x$',
+    "$5 to $10",
+    "{{ x }} %s",
+]
+NASTY += ["_[x](y)_", "100 % ~~a~~ `b` # \\ &lt;", "\N{GRINNING FACE}", "\u05d0\u05d1"]
+NASTY += ["n" * 200]
 
 
 def write_json(path: pathlib.Path, content: dict) -> None:
@@ -110,9 +120,8 @@ def write_run(
     arrays = {"id": ids, "label": labels, "probabilities": probabilities}
     np.savez_compressed(directory / "predictions.npz", **arrays)
     evaluation = {"split": "test", "weights": "raw", "epoch": num_epochs}
-    correct = probabilities.argmax(axis=1) == labels
-    evaluation |= {"num_examples": num_examples, "accuracy": float(correct.mean())}
-    evaluation |= {"loss": 0.0789, "environment": ENVIRONMENT}
+    evaluation |= {"num_examples": num_examples, "loss": 0.0789}
+    evaluation["environment"] = ENVIRONMENT
     evaluation |= classification_report(labels, probabilities, tuple(names))
     evaluation["calibration"] = calibration(labels, probabilities)
     write_json(directory / "evaluation.json", evaluation)
@@ -229,6 +238,3 @@ def write_comparison(
     rates, seeds = dict.fromkeys(variants, rates), range(num_seeds)
     content = build_comparison(config, made, rates, seeds, directory)
     write_json(directory / "comparison.json", content | {"environment": ENVIRONMENT})
-
-
-HUNDRED_CLASSES = [f"class {i:02d}" for i in range(100)]

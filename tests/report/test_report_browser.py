@@ -23,7 +23,7 @@ def page(tmp_path_factory):
     """Return the address of a page with a comparison and a run."""
     directory = tmp_path_factory.mktemp("browser")
     sizes = {"num_seeds": 3, "num_examples": 500, "num_epochs": 30}
-    report_files.write_comparison(directory, **sizes)
+    report_files.write_comparison(directory, names=report_files.NASTY, **sizes)
     return write.write_report([directory, directory / "separable/seed0"]).as_uri()
 
 

@@ -1,5 +1,6 @@
 """The report of runs and comparisons: what it says of which file."""
 
+import html
 import itertools
 import json
 import os
@@ -11,19 +12,21 @@ import sys
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 
+from dwsep_jax import console
 from dwsep_jax.data.read import Split
 from dwsep_jax.errors import UserError
 from dwsep_jax.report import comparison, costs, files, mistakes, page, write
 from dwsep_jax.report import format as form
 from dwsep_jax.report.run import describe_run
+from dwsep_jax.workdir import read_json
 from tests.report import report_files
 
 ROOT = pathlib.Path(__file__).parents[2]
 DRAW = page.draw
 SMALL = {"num_seeds": 3, "num_examples": 1000, "num_epochs": 4}
-NASTY = ["<script>alert(1)</script>", "a|b", 'say "hi" & $x$', *"defg"]
 
 
 @pytest.fixture(scope="module")
@@ -175,25 +178,25 @@ def test_the_markdown_has_every_figure_and_fact(win):
         assert words in markdown
 
 
-def headings_of(html):
-    return [int(level) for level in re.findall("<h([1-6])", without_scripts(html))]
+def headings_of(content):
+    return [int(level) for level in re.findall("<h([1-6])", without_scripts(content))]
 
 
-def without_scripts(html):
-    return re.sub("<script.*?</script>", "", html, flags=re.DOTALL)
+def without_scripts(content):
+    return re.sub("<script.*?</script>", "", content, flags=re.DOTALL)
 
 
 def test_the_page_is_one_file_with_headings_in_order(win):
-    html = (win / "report.html").read_text()
-    headings = headings_of(html)
+    content = (win / "report.html").read_text()
+    headings = headings_of(content)
     assert headings[0] == headings.count(1) == 1
     assert all(b - a <= 1 for a, b in itertools.pairwise(headings))
-    html = without_scripts(html)
-    assert html.count("<noscript><p>") == 6
-    assert len(re.findall('class="chart" [^>]*aria-label="[^"]+"', html)) == 6
-    loads = re.findall(r'<(?!a )[^>]* (?:src|href)="([^"]*)"', html)
+    content = without_scripts(content)
+    assert content.count("<noscript><p>") == 6
+    assert len(re.findall('class="chart" [^>]*aria-label="[^"]+"', content)) == 6
+    loads = re.findall(r'<(?!a )[^>]* (?:src|href)="([^"]*)"', content)
     assert all(address.startswith("data:") for address in loads)
-    assert "@import" not in html
+    assert "@import" not in content
 
 
 def test_the_same_files_make_the_same_bytes(workdir, monkeypatch):
@@ -205,15 +208,23 @@ def test_the_same_files_make_the_same_bytes(workdir, monkeypatch):
         assert (workdir / name).read_bytes() == (again / name).read_bytes()
 
 
-def test_text_of_files_is_escaped(tmp_path):
-    report_files.write_comparison(tmp_path, names=NASTY, **SMALL)
-    for directory in (tmp_path, tmp_path / "separable/seed0"):
-        assert r"a\|b" in write_markdown(directory)
-        for name in ("report.html", "report.md"):
-            content = (directory / name).read_text()
-            assert "alert(1)" in content
-            assert "<script>alert" not in content
-            assert "</script>alert" not in content
+def test_names_are_text_in_every_format(tmp_path, capsys):
+    directory = tmp_path / "a [1] $x_1$ <b>"
+    names = report_files.NASTY
+    report_files.write_comparison(directory, names=names, **SMALL)
+    for place in (directory, directory / "separable/seed0"):
+        rendered = MarkdownIt().enable("table").render(write_markdown(place))
+        shown = set(re.findall("<td>(.*?)</td>", rendered))
+        assert {html.escape(name) for name in names} <= shown
+        assert r"$x$" not in (place / "report.md").read_text()  # GitHub's mathematics.
+        content = (place / "report.html").read_text()
+        shown = re.findall('<th scope="row">(.*?)</th>', content)
+        assert set(names) <= {html.unescape(cell) for cell in shown}
+        assert "<script>alert" not in content
+        assert "</script>alert" not in content
+    console.print_evaluation(read_json(place, "evaluation"), "the network")
+    printed = capsys.readouterr().out
+    assert all(f"  {name}  " in printed for name in names)
 
 
 def test_what_is_missing_is_named(tmp_path):
@@ -318,6 +329,9 @@ def test_the_mistakes_have_their_own_pictures(run, monkeypatch):
         if chart.name == "mistakes"
     ]
     assert len(page.draw(chart.spec, chart.title)) > 10_000
+    # Vega's tooltips take what is called `image` for an address, `title` for a heading.
+    told = chart.spec["layer"][0]["encoding"]["tooltip"]
+    assert not {"image", "title"} & {entry["title"] for entry in told}
     splits["test"] = splits["test"]._replace(ids=np.array(list("abc")))
     assert "holds other images of digits than the run had" in write_markdown(run)
 
@@ -385,6 +399,50 @@ def test_a_damaged_file_is_one_line_that_names_it(workdir, name, content, proble
         assert part in str(raised.value)
     assert "\n" not in str(raised.value)
     assert (workdir / "report.html").read_bytes() == before
+
+
+def set_score(evaluation, place, value):
+    """Change one number, as a flipped bit would."""
+    *path, last = place.split(".")
+    for key in path:
+        evaluation = evaluation[int(key) if key.isdigit() else key]
+    evaluation[last] = value
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "problem"),
+    [
+        ("accuracy", 0.9831, "accuracy is 0.9831, and by its confusion_matrix 0.983"),
+        ("num_examples", 999, "num_examples is 999, and by its confusion_matrix 1000"),
+        (
+            "per_class.3.f1",
+            0.5,
+            "per_class[3].f1 is 0.5, and by its confusion_matrix 0",
+        ),
+        ("per_class.0.support", 101, "per_class[0].support is 101, and by"),
+        ("f1.weighted", 0.5, "f1.weighted is 0.5, and by its confusion_matrix 0.98"),
+        ("recall.micro", 0.5, "recall.micro is 0.5, and by its confusion_matrix 0.983"),
+        ("confusion_matrix", [[1]], "confusion_matrix is not 10 x 10"),
+    ],
+)
+def test_an_evaluation_that_contradicts_its_matrix_is_refused(
+    run, place, value, problem
+):
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    set_score(evaluation, place, value)
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    with pytest.raises(UserError, match="--mode=evaluate --split=test") as raised:
+        write.write_report([run])
+    assert problem in str(raised.value)
+
+
+def test_predictions_that_contradict_the_evaluation_are_refused(run):
+    with np.load(run / "predictions.npz") as arrays:
+        changed = dict(arrays)
+    changed["label"][0] = (changed["label"][0] + 1) % 10
+    np.savez(run / "predictions.npz", **changed)
+    with pytest.raises(UserError, match="it contradicts the confusion matrix"):
+        write.write_report([run])
 
 
 def test_what_cannot_be_read_or_written_is_one_line(workdir, tmp_path):
