@@ -152,12 +152,17 @@ def evaluate_and_write(
         "environment": describe_environment(config.dtype, config.seed),
     }
     print_evaluation(evaluation, network)
-    suffix = "" if split_name == "test" else f"-{split_name}"
+    _write(pathlib.Path(workdir), evaluation, split, probabilities)
+    return evaluation
+
+
+def _write(directory, evaluation, split, probabilities):
+    is_test = evaluation["split"] == "test"
+    suffix = "" if is_test else f"-{evaluation['split']}"
     arrays = io.BytesIO()
     np.savez_compressed(
         arrays, id=split.ids, label=split.labels, probabilities=probabilities
     )
-    directory = pathlib.Path(workdir)
     try:
         # The evaluation last: where it exists, so do its predictions.
         write_atomically(directory / f"predictions{suffix}.npz", arrays.getvalue())
@@ -168,7 +173,6 @@ def evaluate_and_write(
             f"({error.strerror}); free some space or make it writable, and repeat the "
             "command"
         ) from error
-    return evaluation
 
 
 def read_evaluation(workdir: str | os.PathLike, epoch: int) -> dict[str, Any] | None:
