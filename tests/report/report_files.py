@@ -136,17 +136,12 @@ def write_run(
 
 def make_efficiency(parameters: int, macs: int, ms_per_image: float) -> dict:
     """Return what efficiency.json holds of a network of these costs."""
-    names = ["stem", *(f"block{b}/layer{i}/conv" for b in range(4) for i in range(6))]
-    kinds = ["standard", *(["depthwise", "pointwise"] * 12)]
+    layer = {"output_shape": [32, 32, 24], "macs": macs // 2, "share": 0.5}
+    layer["parameters"] = parameters // 2
     layers = [
-        {"name": name, "kind": kind, "output_shape": [32, 32, 24]}
-        | {"parameters": parameters // 25, "macs": macs // 25, "share": 1 / 25}
-        for name, kind in zip(names, kinds)
+        layer | {"name": f"stem/{kind}", "kind": kind}
+        for kind in ("depthwise", "pointwise")
     ]
-    layers.append(
-        {"name": "norm", "kind": "norm", "output_shape": [4, 4, 300], "parameters": 600}
-        | {"macs": 0, "share": 0.0}
-    )
     latency = [
         {"batch_size": b, "dtype": "float32", "median_ms": ms_per_image * (b + 2)}
         | {"p95_ms": 1.2 * ms_per_image * (b + 2), "spread_ms": 0.1 * ms_per_image}
@@ -185,8 +180,6 @@ def write_comparison(
     names: list[str] = tuple("0123456789"),
     num_epochs: int = 12,
     num_examples: int = 2000,
-    with_efficiency: bool = True,
-    with_diagnosis: bool = True,
     variants: dict = VARIANTS,
 ) -> None:
     """Write a whole comparison.
@@ -198,8 +191,6 @@ def write_comparison(
       names: of the classes.
       num_epochs: of each run.
       num_examples: of test.
-      with_efficiency: whether each variant has an efficiency.json.
-      with_diagnosis: whether each run has a diagnosis.json.
       variants: as `VARIANTS`.
     """
     from dwsep_jax.compare.result import build_comparison
@@ -222,8 +213,7 @@ def write_comparison(
                 accuracy=accuracy + float(offset),
                 num_examples=num_examples,
                 num_epochs=num_epochs,
-                verdict="well_fitted" if with_diagnosis else None,
-                efficiency=efficiency if with_efficiency and seed == 0 else None,
+                efficiency=efficiency if seed == 0 else None,
                 seed=seed,
                 order_seed=0,
             )

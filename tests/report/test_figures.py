@@ -164,7 +164,6 @@ def test_names_are_drawn_as_plain_text(monkeypatch):
     ("name", "content", "parts"),
     [
         ("metrics.jsonl", b'{"epoch": 1, "st', ["metrics.jsonl, line 1", "train"]),
-        ("evaluation.json", b"[1, 2]", ["evaluation.json is damaged", "--split=test"]),
         ("evaluation-train.json", b"\xff\xfe{", ["-train.json", "--split=train"]),
     ],
 )
