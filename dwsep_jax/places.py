@@ -10,10 +10,14 @@ def user_home() -> pathlib.Path:
 
     Containers run under user ids that no account belongs to, without $HOME.
     """
-    home = os.path.expanduser("~")
-    if not os.path.isabs(home):
-        home = os.path.join(tempfile.gettempdir(), f"dwsep_jax-{os.getuid()}")
-    return pathlib.Path(home)
+    home = pathlib.Path(os.path.expanduser("~"))
+    if home.is_absolute():
+        return home
+    home = pathlib.Path(tempfile.gettempdir(), f"dwsep_jax-{os.getuid()}")
+    home.mkdir(mode=0o700, exist_ok=True)
+    # Compiled programs are run from there: somebody else may not have made it.
+    is_ours = not home.is_symlink() and home.stat().st_uid == os.getuid()
+    return home if is_ours else pathlib.Path(tempfile.mkdtemp(prefix="dwsep_jax-"))
 
 
 def user_cache() -> pathlib.Path:

@@ -43,12 +43,20 @@ def test_compiled_programs_are_kept_in_the_users_cache(monkeypatch, tmp_path):
 def test_a_user_without_a_home_has_a_temporary_one(monkeypatch, tmp_path):
     for name in ("HOME", "XDG_CACHE_HOME", "TFDS_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(os, "getuid", lambda: 987654)  # Nobody's.
+    # As it is for a user without an account.
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    home = tmp_path / "dwsep_jax-987654"
+    home = tmp_path / f"dwsep_jax-{os.getuid()}"
     assert user_home() == home
+    assert home.stat().st_mode & 0o777 == 0o700
     assert user_cache() == home / ".cache" / "dwsep_jax"
     assert find_data_dir(None) == home / "tensorflow_datasets"
+
+    elsewhere = tmp_path / "elsewhere"
+    home.rename(elsewhere)
+    home.symlink_to(elsewhere)  # By somebody who wants to see what is in it.
+    assert user_home() != home
+    assert user_home().parent == tmp_path
 
 
 TERMINAL = dict(NO_COLOR="1", TERM="dumb", COLUMNS="10", PYTHONIOENCODING="ascii")
