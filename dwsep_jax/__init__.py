@@ -25,6 +25,8 @@ _MODULES = {
     "train_many": "train.step",
     "eval_step": "train.step",
     "count_macs": "nn.counting",
+    "accelerate": "nn.accelerate",
+    "undo_accelerate": "nn.accelerate",
     "check_compiler": "nn.compiler",
     "write_report": "report.write",
 }

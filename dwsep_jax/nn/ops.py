@@ -6,16 +6,20 @@ convolutions, which may be below float32 on GPU and TPU), so a checkpoint moves 
 lowerings.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Integral
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
+from jax.sharding import AxisType
 
 from dwsep_jax.errors import choose
 from dwsep_jax.nn import shifted
+from dwsep_jax.nn.accelerate import by_shifts
 
 Activation = Callable[[jax.Array], jax.Array]
 Padding = str | int | Sequence[int | tuple[int, int]]
@@ -98,10 +102,8 @@ def depthwise_conv(
     _check_depthwise(x, kernel)
     geometry = _geometry(x, kernel, strides, padding, kernel_dilation)
     lower = choose("lowering", lowering, _LOWERINGS)
-    return lower(
-        lambda x, kernel: _conv(x, kernel, geometry),
-        lambda x, kernel: shifted.depthwise(x, kernel, geometry),
-    )(x, kernel)
+    convolve = partial(_conv, geometry=geometry)
+    return lower(convolve, by_shifts(convolve))(x, kernel)
 
 
 def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -156,29 +158,21 @@ def separable_conv(
     _check_pointwise(x.shape[-1], pointwise_kernel)
     _check_dtypes(x, pointwise_kernel)
     geometry = _geometry(x, depthwise_kernel, strides, padding, kernel_dilation)
-    if isinstance(x, Normalized) and x.activation not in _CONSTANT_ACTIVATIONS:
-        x = x.compute()  # It may hold arrays of its own, with gradients.
+    convolve = partial(_conv, geometry=geometry)
 
-    def reference(x, depthwise_kernel, pointwise_kernel):
+    def separable(x, depthwise_kernel, pointwise_kernel, convolve):
         if isinstance(x, Normalized):
             x = x.compute()
         with jax.named_scope("depthwise"):
-            x = _conv(x, depthwise_kernel, geometry)
+            x = convolve(x, depthwise_kernel)
         with jax.named_scope("pointwise"):
             return pointwise_conv(x, pointwise_kernel)
 
-    def by_shifts(x, *kernels):
-        normalized = isinstance(x, Normalized)
-        return shifted.separable(
-            x.pieces if normalized else (x,),
-            (x.factor, x.constant) if normalized else (),
-            *kernels,
-            activation=x.activation if normalized else None,
-            geometry=geometry,
-        )
-
     lower = choose("lowering", lowering, _LOWERINGS)
-    return lower(reference, by_shifts)(x, depthwise_kernel, pointwise_kernel)
+    reference = partial(separable, convolve=convolve)
+    shifts = jax.checkpoint(partial(separable, convolve=by_shifts(convolve)))
+    shifts = partial(_in_chunks, shifts)
+    return lower(reference, shifts)(x, depthwise_kernel, pointwise_kernel)
 
 
 def standard_conv(
@@ -263,18 +257,12 @@ def halve(x: jax.Array) -> jax.Array:
     return x.reshape(n, height, 2, width, 2, channels).mean((2, 4))
 
 
+# Elements of the input of a separable convolution that are worked on at a time.
+_CHUNK_SIZE = 2**21
+
 # Numbers of the input that make one of the output. XLA:CPU is slow where these are few,
 # as in the first layer of a network; where they are many, patches cost memory.
 _MAX_PATCH_LENGTH = 128
-
-# They depend on nothing but their argument.
-_CONSTANT_ACTIVATIONS = (
-    None,
-    jax.nn.relu,
-    jax.nn.leaky_relu,
-    jax.nn.silu,
-    jax.nn.gelu,
-)
 
 
 def normalize(
@@ -338,6 +326,32 @@ def _conv(x, kernel, geometry):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1] // kernel.shape[2],
     )
+
+
+def _in_chunks(function, x, *kernels):
+    """Return function(x, *kernels) by some images at a time, if x is large.
+
+    So the tensors in between are small, forwards and backwards.
+    """
+    images = x.pieces if isinstance(x, Normalized) else (x,)
+    n, elements = x.shape[0], math.prod(x.shape[1:])
+    meshes = (jax.typeof(a).sharding.mesh for a in images)
+    if not isinstance(n, int) or any(
+        kind != AxisType.Auto for mesh in meshes for kind in mesh.axis_types or ()
+    ):
+        return function(x, *kernels)
+    least = min(n, n * elements / _CHUNK_SIZE)
+    num_chunks = next(d for d in range(1, n + 1) if n % d == 0 and d >= least)
+    if num_chunks == 1:
+        return function(x, *kernels)
+
+    def run(images):
+        chunk = x.replace(pieces=images) if isinstance(x, Normalized) else images[0]
+        return function(chunk, *kernels)
+
+    size = (num_chunks, n // num_chunks)
+    y = lax.map(run, tuple(a.reshape(*size, *a.shape[1:]) for a in images))
+    return y.reshape(n, *y.shape[2:])
 
 
 def _auto(reference, shifted):

@@ -1,13 +1,13 @@
-"""Depthwise and separable convolution as sums of shifted products, in the cache.
+"""What convolutions and layers are made of: sums of shifted products, and the like.
 
 XLA:CPU runs a grouped convolution many times slower than one multiply-add per tap of
-shifted views. What is left is the memory: each intermediate tensor of a large batch is
-written and read again. So a few images are taken through all the steps at a time, while
-they are in the cache, forward and backward; the backward pass computes the intermediate
-tensors again, for less than it would cost to read them.
+shifted views. Three things bring these near the speed of the memory:
 
-The functions are primitives of jax with gradients of their own. A `custom_vjp` would do
-as much for the gradients, but there would be no forward mode.
+* The padded tensor is computed once, with what comes before it, an activation for one.
+  XLA would repeat that in each tap.
+* The gradient of the kernel adds up elementwise, and reduces only the sums. To reduce
+  the products of a tap at once would be to read both tensors column by column.
+* It goes through both tensors once, in pieces that stay in the cache for all taps.
 """
 
 import math
@@ -18,20 +18,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
-from jax.sharding import AxisType
 
 Activation = Callable[[jax.Array], jax.Array]
 
-# Elements of the input that are worked on at a time: with the other tensors of a layer
-# they fit into the cache. From 2**17 to 2**19 the speed was much the same (2 cores, 8x8
-# to 32x32 pixels, 48 to 168 channels); below 2 images one core idles.
-_CHUNK_SIZE = 2**18
-# A depthwise convolution alone has fewer other tensors: this was 1.2 times as fast.
-_DEPTHWISE_CHUNK_SIZE = 2**20
-# Images that are added up at once, for the gradient of a depthwise kernel.
-_IMAGES_PER_SUM = 4
+# Elements of a tensor that are worked on at a time, for the gradient of a kernel.
+_PIECE_SIZE = 2**18
+# Parts of a piece, which are added up in one go. More of them make longer programs;
+# fewer read and write the sums more often.
+_MAX_PARTS = 16
+_MIN_PART_SIZE = 2**12
 
 
 class Geometry(NamedTuple):
@@ -40,47 +35,12 @@ class Geometry(NamedTuple):
     strides: tuple[int, int] = (1, 1)
     pads: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
     kernel_dilation: tuple[int, int] = (1, 1)
+    input_dilation: tuple[int, int] = (1, 1)
 
 
 def accumulator_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """Return the dtype in which numbers of `dtype` are added up: float32 or wider."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
-def depthwise(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """Convolve x (N, H, W, C) depthwise with kernel (kh, kw, 1, C)."""
-    if _name_axes(x, kernel):
-        return shifted_sum(x, kernel, geometry=geometry)
-    return _depthwise_p.bind(x, kernel, geometry=geometry)
-
-
-def separable(
-    pieces: Sequence[jax.Array],
-    affine: Sequence[jax.Array],
-    depthwise_kernel: jax.Array,
-    pointwise_kernel: jax.Array,
-    *,
-    activation: Activation | None,
-    geometry: Geometry,
-) -> jax.Array:
-    """Concatenate, scale and shift, activate, convolve depthwise and pointwise.
-
-    Args:
-      pieces: (N, H, W, C_i) each; their channels, one after the other, are the C.
-      affine: factor and constant of each channel, (C,) in float32 or wider; or nothing.
-      depthwise_kernel: (kh, kw, 1, C), of the dtype to compute in.
-      pointwise_kernel: (1, 1, C, F), of the same dtype.
-      activation: a function that depends on its argument alone.
-      geometry: of the depthwise convolution.
-
-    Returns:
-      (N, H', W', F), of the dtype of the kernels.
-    """
-    arrays = (*pieces, *affine, depthwise_kernel, pointwise_kernel)
-    static = {"num_pieces": len(pieces), "activation": activation, "geometry": geometry}
-    if _name_axes(*arrays):
-        return _separable_at_once(*arrays, **static)
-    return _separable_p.bind(*arrays, **static)
 
 
 def activate(
@@ -119,350 +79,151 @@ def mix(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def shifted_sum(x: jax.Array, kernel: jax.Array, *, geometry: Geometry) -> jax.Array:
-    """Convolve depthwise: a multiply-add per tap, of shifted views, which XLA fuses."""
-    kernel = kernel.astype(accumulator_dtype(x.dtype))
+def convolve_patches(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Convolve x (N, H, W, C) with kernel (kh, kw, C, F), as one matrix product."""
+    taps = _views(_pad(x, geometry), kernel.shape[:2], geometry)
+    patches = jnp.concatenate([view.astype(x.dtype) for _, _, view in taps], -1)
+    return mix(patches, kernel.reshape(1, 1, -1, kernel.shape[-1]))
+
+
+def shifted_sum(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Convolve x (N, H, W, C) with kernel (kh, kw, 1, C); the result is a wide one."""
+    x = _pad(x, geometry)
+    kernel = kernel.astype(x.dtype)
     y = None
     for i, j, view in _views(x, kernel.shape[:2], geometry):
         product = view * kernel[i : i + 1, j : j + 1]
         y = product if y is None else y + product
-    return y.astype(x.dtype)
+    # Changes nothing, but keeps XLA from handing the sum, tap by tap, to the library
+    # that it has for a product of matrices.
+    return lax.clamp(jnp.array(-jnp.inf, y.dtype), y, jnp.array(jnp.inf, y.dtype))
 
 
-def convolve_patches(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """Convolve x (N, H, W, C) with kernel (kh, kw, C, F), as one matrix product."""
-    views = [
-        view.astype(x.dtype) for _, _, view in _views(x, kernel.shape[:2], geometry)
-    ]
-    return mix(jnp.concatenate(views, -1), kernel.reshape(1, 1, -1, kernel.shape[-1]))
+def kernel_gradient(
+    x: jax.Array,
+    g: jax.Array,
+    kernel_size: tuple[int, int],
+    geometry: Geometry,
+    num_shards: int = 1,
+) -> jax.Array:
+    """Return the gradient (kh, kw, 1, C) of the kernel, a wide one; g: the output's.
 
-
-def _name_axes(*arrays):
-    """Return whether the type of an array names axes of a mesh, explicit or manual.
-
-    Operations of jax know what to do with such types, under `shard_map` for one; a
-    primitive of ours would have to be taught.
+    Images that are sharded over devices stay where they are.
     """
-    meshes = (jax.typeof(array).sharding.mesh for array in arrays)
-    return any(t != AxisType.Auto for mesh in meshes for t in mesh.axis_types or ())
+    n, channels = len(g), g.shape[-1]
+    if not isinstance(n, int):  # Exported for any batch.
+        taps = _views(_pad(x, geometry), kernel_size, geometry, g.shape[1:3])
+        sums = jnp.stack([(view * g).sum((0, 1, 2)) for _, _, view in taps])
+    elif num_shards > 1 and n % num_shards == 0:
+        x, g = (a.reshape(num_shards, -1, *a.shape[1:]) for a in (x, g))
+        add = partial(_add_pieces, kernel_size=kernel_size, geometry=geometry)
+        sums = jax.vmap(add)(x, g).sum((0, 2, 3, 4))
+    else:
+        sums = _add_pieces(x, g, kernel_size, geometry).sum((1, 2, 3))
+    return sums.reshape(*kernel_size, 1, channels)
 
 
-def _views(x, kernel_size, geometry):
-    """Yield (i, j, what tap (i, j) of the kernel sees), each in the wide dtype."""
-    edges = ((0, 0, 0), *((low, high, 0) for low, high in geometry.pads), (0, 0, 0))
-    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
-    x = x.astype(accumulator_dtype(x.dtype))
-    n, height, width, channels = x.shape
-    dilation = geometry.kernel_dilation
-    spans = [
-        size - (k - 1) * step
-        for size, k, step in zip((height, width), kernel_size, dilation, strict=True)
+def _add_pieces(x, g, kernel_size, geometry):
+    """Return the gradient of each tap, (taps, ..., C), yet to be summed over pixels."""
+    n, height, width, channels = g.shape
+    num_images, rows = _piece(n, height, max(math.prod(a.shape[1:]) for a in (x, g)))
+    num_blocks = -(-height // rows)
+    if num_blocks > 1:
+        x, g, geometry = _pad_rows(x, g, num_blocks * rows, kernel_size, geometry)
+    x_rows = x.shape[1] - (num_blocks - 1) * rows * geometry.strides[0]
+    parts = _parts(num_images, rows, width * channels)
+
+    def cut(images, start, row, num_rows):
+        size = (num_images, num_rows, *images.shape[2:])
+        return lax.dynamic_slice(images, (start, row, 0, 0), size)
+
+    def add_piece(i, sums):
+        first, row = i // num_blocks * num_images, i % num_blocks * rows
+        start = jnp.minimum(first, n - num_images)
+        seen = cut(x, start, row * geometry.strides[0], x_rows)
+        piece = cut(g, start, row, rows)
+        if n % num_images:  # The last images overlap those before.
+            new = start + jnp.arange(num_images) >= first
+            piece = jnp.where(new[:, None, None, None], piece, 0)
+        # One row more: XLA copies what is padded. It would slice a slice anew for each
+        # of its readers, and that is not vectorized.
+        seen, piece = _pad(seen, geometry, 1), _pad(piece, Geometry(), 1)
+        taps = _views(seen, kernel_size, geometry, (rows, width))
+        added = []
+        for total, (_, _, view) in zip(sums, taps, strict=True):
+            products = [view[part] * piece[part] for part in parts]
+            added.append(total + sum(products[1:], products[0]))
+        return added
+
+    shape = (*(part.stop - part.start for part in parts[0]), width, channels)
+    zeros = [jnp.zeros(shape, accumulator_dtype(g.dtype))] * math.prod(kernel_size)
+    num_pieces = -(-n // num_images) * num_blocks
+    return jnp.stack(lax.fori_loop(0, num_pieces, add_piece, zeros))
+
+
+def _piece(n, height, elements_per_image):
+    """Return how many images, and how many of their rows, are worked on at a time."""
+    if elements_per_image > 1.5 * _PIECE_SIZE:
+        return 1, -(-height // -(-elements_per_image // _PIECE_SIZE))
+    num_images = min(n, max(1, _PIECE_SIZE // elements_per_image))
+    return -(-n // -(-n // num_images)), height
+
+
+def _parts(num_images, num_rows, elements_per_row):
+    """Return the parts of a piece, of one size, as slices of its images and rows."""
+    elements = num_images * num_rows * elements_per_row
+    count = max(1, min(_MAX_PARTS, elements // _MIN_PART_SIZE))
+    images = _divisor(num_images, num_images / count)
+    rows = _divisor(num_rows, num_rows * num_images / (count * images))
+    return [
+        (slice(i, i + images), slice(j, j + rows))
+        for i in range(0, num_images, images)
+        for j in range(0, num_rows, rows)
+    ]
+
+
+def _divisor(number, least):
+    """Return the least divisor of a number that is not below `least`."""
+    return next(d for d in range(1, number + 1) if number % d == 0 and d >= least)
+
+
+def _pad_rows(x, g, height, kernel_size, geometry):
+    """Pad rows alone, so that g has `height` of them, and x those that its taps see."""
+    (stride, _), (dilation, step) = geometry.strides, geometry.input_dilation
+    reach = (kernel_size[0] - 1) * geometry.kernel_dilation[0]
+    (low, _), columns = geometry.pads
+    x_height = (height - 1) * stride + reach + 1
+    high = x_height - low - (x.shape[1] - 1) * dilation - 1
+    outer = Geometry(pads=((low, high), (0, 0)), input_dilation=(dilation, 1))
+    inner = geometry._replace(pads=((0, 0), columns), input_dilation=(1, step))
+    return _pad(x, outer), _pad(g, Geometry(), height - g.shape[1]), inner
+
+
+def _views(x, kernel_size, geometry, size=None):
+    """Yield (i, j, what tap (i, j) of the kernel sees) of x, padded.
+
+    These are `size` rows and columns; None: as many as there are.
+    """
+    strides, dilation = geometry.strides, geometry.kernel_dilation
+    size = size or [
+        (pixels - (k - 1) * step - 1) // stride + 1
+        for pixels, k, step, stride in zip(
+            x.shape[1:3], kernel_size, dilation, strides, strict=True
+        )
     ]
     for i in range(kernel_size[0]):
         for j in range(kernel_size[1]):
             top, left = i * dilation[0], j * dilation[1]
-            limit = (n, top + spans[0], left + spans[1], channels)
-            strides = (1, *geometry.strides, 1)
-            yield i, j, lax.slice(x, (0, top, left, 0), limit, strides)
-
-
-def _spread(g, kernel, image_size, geometry):
-    """Convolve g, its pixels `strides` apart, with the kernel turned about.
-
-    This is the gradient of the input, whose rows and columns are `image_size`.
-    """
-    rows, columns = ((0, 0, stride - 1) for stride in geometry.strides)
-    g = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), rows, columns, (0, 0, 0)))
-    pads = []
-    for axis in range(2):
-        reach = (kernel.shape[axis] - 1) * geometry.kernel_dilation[axis]
-        before = reach - geometry.pads[axis][0]
-        after = image_size[axis] + reach - before - g.shape[1 + axis]
-        pads.append((before, after))
-    turned = Geometry((1, 1), tuple(pads), geometry.kernel_dilation)
-    return shifted_sum(g, kernel[::-1, ::-1], geometry=turned)
-
-
-def _chunk_length(n, elements_per_image, size):
-    """Return how many of n images, a power of two or all, are worked on at a time."""
-    if n * elements_per_image < 2 * size:
-        return n
-    return min(n, 2 ** max(1, int(math.log2(size / elements_per_image))))
-
-
-def _depthwise_chunk_length(x):
-    return _chunk_length(len(x), math.prod(x.shape[1:]), _DEPTHWISE_CHUNK_SIZE)
-
-
-def _separable_chunk_length(x, num_channels):
-    """x is any of the pieces."""
-    elements = math.prod(x.shape[1:3]) * num_channels
-    return _chunk_length(len(x), elements, _CHUNK_SIZE)
-
-
-def _for_each_chunk(add, init, arrays, chunk):
-    """Fold `add(carry, first image, chunk of each array)` over chunks of images."""
-    n = len(arrays[0])
-    if chunk == n:
-        return add(init, 0, arrays)
-
-    def body(i, carry):
-        start = i * chunk
-        part = [lax.dynamic_slice_in_dim(a, start, chunk) for a in arrays]
-        return add(carry, start, part)
-
-    carry = lax.fori_loop(0, n // chunk, body, init)
-    rest = n % chunk
-    return add(carry, n - rest, [a[n - rest :] for a in arrays]) if rest else carry
-
-
-def _put(whole, part, start):
-    """Return `whole` with a part of its images replaced, or all of them."""
-    if part.shape == whole.shape:
-        return part
-    return lax.dynamic_update_slice_in_dim(whole, part, start, axis=0)
-
-
-def _map_images(function, arrays, chunk):
-    """Return function(*arrays), computed for a few images at a time."""
-    n = len(arrays[0])
-    if chunk == n:
-        return function(*arrays)
-    part = [jax.ShapeDtypeStruct((chunk, *a.shape[1:]), a.dtype) for a in arrays]
-    shape = jax.eval_shape(function, *part)
-
-    def add(y, start, part):
-        return _put(y, function(*part), start)
-
-    return _for_each_chunk(
-        add, jnp.zeros((n, *shape.shape[1:]), shape.dtype), arrays, chunk
-    )
-
-
-def _depthwise(x, kernel, *, geometry):
-    function = partial(shifted_sum, kernel=kernel, geometry=geometry)
-    return _map_images(function, [x], _depthwise_chunk_length(x))
-
-
-def _depthwise_input_gradient(g, kernel, *, image_size, geometry):
-    function = partial(_spread, kernel=kernel, image_size=image_size, geometry=geometry)
-    return _map_images(function, [g], _depthwise_chunk_length(g))
-
-
-def _zero_sums(g, num_channels, kernel_size, chunk):
-    """Return what `_add_tap_products` starts from: for each tap, sums by pixel."""
-    num_sums = max(1, chunk // _IMAGES_PER_SUM)
-    shape = (num_sums, *g.shape[1:3], num_channels)
-    return [jnp.zeros(shape, accumulator_dtype(g.dtype))] * math.prod(kernel_size)
-
-
-def _add_tap_products(sums, x, g, kernel_size, geometry):
-    """Add x times g to the sums of each tap: their total is the kernel's gradient.
-
-    To add up all pixels at once, for each tap, would read both tensors nine times from
-    memory, and column by column. So the sums are elementwise until the last chunk.
-    """
-    g = g.astype(accumulator_dtype(g.dtype))
-    length = len(sums[0])
-    added = []
-    for total, (_, _, view) in zip(sums, _views(x, kernel_size, geometry), strict=True):
-        product = view * g
-        for start in range(0, len(g), length):
-            part = product[start : start + length]
-            if len(part) == length:
-                total = total + part
-            else:
-                total = total.at[: len(part)].add(part)
-        added.append(total)
-    return added
-
-
-def _total(sums, kernel_size, dtype):
-    """Return the gradient of a depthwise kernel, (kh, kw, 1, C)."""
-    gradient = jnp.stack([s.sum((0, 1, 2)) for s in sums])
-    return gradient.reshape(*kernel_size, 1, -1).astype(dtype)
-
-
-def _depthwise_kernel_gradient(x, g, *, kernel_size, geometry):
-    chunk = _depthwise_chunk_length(x)
-
-    def add(sums, start, part):
-        return _add_tap_products(sums, *part, kernel_size, geometry)
-
-    sums = _zero_sums(g, g.shape[-1], kernel_size, chunk)
-    sums = _for_each_chunk(add, sums, [x, g], chunk)
-    return _total(sums, kernel_size, x.dtype)
-
-
-def _split(arrays, num_pieces):
-    """Return (pieces, affine, depthwise kernel, pointwise kernel) of a flat list."""
-    pieces, rest = arrays[:num_pieces], arrays[num_pieces:]
-    return pieces, rest[:-2], rest[-2], rest[-1]
-
-
-def _separable_at_once(*arrays, num_pieces, activation, geometry):
-    pieces, affine, kernel, mixer = _split(arrays, num_pieces)
-    x = activate(join(pieces), affine, activation, kernel.dtype)
-    return mix(shifted_sum(x, kernel, geometry=geometry), mixer)
-
-
-def _separable(*arrays, num_pieces, activation, geometry):
-    pieces, affine, kernel, mixer = _split(arrays, num_pieces)
-    static = {"num_pieces": num_pieces, "activation": activation, "geometry": geometry}
-
-    def function(*pieces):
-        return _separable_at_once(*pieces, *affine, kernel, mixer, **static)
-
-    return _map_images(
-        function, pieces, _separable_chunk_length(pieces[0], kernel.shape[-1])
-    )
-
-
-def _separable_tangent(*arrays, **static):
-    """Return the derivative in a direction; arrays: the arguments, then the direction.
-
-    Computed only in forward mode: backwards, its transpose is.
-    """
-    half = len(arrays) // 2
-    function = partial(_separable_at_once, **static)
-    return jax.jvp(function, arrays[:half], arrays[half:])[1]
-
-
-def _separable_gradients(*arrays, num_pieces, activation, geometry):
-    """Return the gradient of each argument; arrays: g, then the arguments."""
-    g, *arrays = arrays
-    pieces, affine, kernel, mixer = _split(arrays, num_pieces)
-    kernel_size, image_size = kernel.shape[:2], pieces[0].shape[1:3]
-    wide = accumulator_dtype(kernel.dtype)
-    chunk = _separable_chunk_length(pieces[0], kernel.shape[-1])
-
-    def add(carry, start, part):
-        d_pieces, d_affine, sums, d_mixer = carry
-        g, *pieces = part
-        x, join_vjp = jax.vjp(lambda *pieces: join(pieces), *pieces)
-        u, activate_vjp = jax.vjp(
-            lambda x, *affine: activate(x, affine, activation, kernel.dtype), x, *affine
-        )
-        y = shifted_sum(u, kernel, geometry=geometry)
-        dy = mix(g, mixer.swapaxes(2, 3))
-        # Contracted in place: the transpose of `@` would copy g to columns first.
-        flat_y, flat_g = (a.reshape(-1, a.shape[-1]) for a in (y, g))
-        d_mixer += lax.dot_general(
-            flat_y, flat_g, (((0,), (0,)), ((), ())), preferred_element_type=wide
-        )
-        sums = _add_tap_products(sums, u, dy, kernel_size, geometry)
-        du = _spread(dy, kernel, image_size, geometry)
-        dx, *d_affine_part = activate_vjp(du)
-        d_affine = [a + b for a, b in zip(d_affine, d_affine_part, strict=True)]
-        d_pieces = [
-            _put(whole, d_part, start)
-            for whole, d_part in zip(d_pieces, join_vjp(dx), strict=True)
-        ]
-        return d_pieces, d_affine, sums, d_mixer
-
-    init = (
-        [jnp.zeros_like(piece) for piece in pieces],
-        [jnp.zeros_like(vector) for vector in affine],
-        _zero_sums(g, kernel.shape[-1], kernel_size, chunk),
-        jnp.zeros(mixer.shape[2:], wide),
-    )
-    d_pieces, d_affine, sums, d_mixer = _for_each_chunk(add, init, [g, *pieces], chunk)
-    d_kernel = _total(sums, kernel_size, kernel.dtype)
-    return [*d_pieces, *d_affine, d_kernel, d_mixer.astype(mixer.dtype)[None, None]]
-
-
-def _make_primitive(name, function):
-    """Make a primitive of a function of arrays and hashable keywords, vmap included."""
-    primitive = Primitive(name)
-
-    @partial(jax.jit, static_argnames="static")
-    def run(*arrays, static):
-        return function(*arrays, **dict(static))
-
-    def evaluate(*arrays, **static):
-        return run(*arrays, static=tuple(static.items()))
-
-    primitive.def_impl(evaluate)
-    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
-
-    @primitive.def_abstract_eval
-    def abstract_eval(*avals, **static):
-        result = jax.eval_shape(partial(function, **static), *avals)
-        return jax.core.ShapedArray(result.shape, result.dtype)
-
-    def batch(arrays, axes, **static):
-        return jax.vmap(partial(function, **static), axes)(*arrays), 0
-
-    batching.primitive_batchers[primitive] = batch
-    return primitive
-
-
-_depthwise_p = _make_primitive("depthwise", _depthwise)
-_input_gradient_p = _make_primitive("depthwise_input", _depthwise_input_gradient)
-_kernel_gradient_p = _make_primitive("depthwise_kernel", _depthwise_kernel_gradient)
-_separable_p = _make_primitive("separable", _separable)
-_separable_tangent_p = _make_primitive("separable_tangent", _separable_tangent)
-
-
-def _transpose_input(g, x, kernel, *, geometry):
-    image_size = x.aval.shape[1:3]
-    return _input_gradient_p.bind(g, kernel, image_size=image_size, geometry=geometry)
-
-
-def _transpose_kernel(g, x, kernel, *, geometry):
-    kernel_size = kernel.aval.shape[:2]
-    return _kernel_gradient_p.bind(x, g, kernel_size=kernel_size, geometry=geometry)
-
-
-ad.defbilinear(_depthwise_p, _transpose_input, _transpose_kernel)
-# Each gradient is linear in each of its two arguments, too, and they turn into one
-# another.
-ad.defbilinear(
-    _input_gradient_p,
-    lambda x, g, kernel, *, image_size, geometry: _depthwise_p.bind(
-        x, kernel, geometry=geometry
-    ),
-    lambda x, g, kernel, *, image_size, geometry: _kernel_gradient_p.bind(
-        x, g, kernel_size=kernel.aval.shape[:2], geometry=geometry
-    ),
-)
-ad.defbilinear(
-    _kernel_gradient_p,
-    lambda kernel, x, g, *, kernel_size, geometry: _input_gradient_p.bind(
-        g, kernel, image_size=x.aval.shape[1:3], geometry=geometry
-    ),
-    lambda kernel, x, g, *, kernel_size, geometry: _depthwise_p.bind(
-        x, kernel, geometry=geometry
-    ),
-)
-
-
-def _separable_jvp(primals, tangents, **static):
-    tangents = [ad.instantiate_zeros(tangent) for tangent in tangents]
-    y = _separable_p.bind(*primals, **static)
-    return y, _separable_tangent_p.bind(*primals, *tangents, **static)
-
-
-def _separable_tangent_jvp(primals, tangents, **static):
-    tangents = tuple(ad.instantiate_zeros(tangent) for tangent in tangents)
-    return jax.jvp(partial(_separable_tangent, **static), primals, tangents)
-
-
-_run_separable_gradients = jax.jit(
-    _separable_gradients, static_argnames=("num_pieces", "activation", "geometry")
-)
-
-
-def _separable_transpose(g, *arrays, **static):
-    half = len(arrays) // 2
-    directions = arrays[half:]
-    gradients = _run_separable_gradients(g, *arrays[:half], **static)
-    return [None] * half + [
-        gradient if ad.is_undefined_primal(direction) else None
-        for gradient, direction in zip(gradients, directions, strict=True)
-    ]
-
-
-ad.primitive_jvps[_separable_p] = _separable_jvp
-ad.primitive_jvps[_separable_tangent_p] = _separable_tangent_jvp
-ad.primitive_transposes[_separable_tangent_p] = _separable_transpose
+            bottom = top + (size[0] - 1) * strides[0] + 1
+            right = left + (size[1] - 1) * strides[1] + 1
+            yield i, j, x[:, top : bottom : strides[0], left : right : strides[1]]
+
+
+def _pad(x, geometry, num_rows=0):
+    """Pad and dilate x, and `num_rows` more, once for all taps; the result is wide."""
+    (low, high), columns = geometry.pads
+    interior = [step - 1 for step in geometry.input_dilation]
+    edges = [(0, 0, 0), (low, high + num_rows, interior[0])]
+    edges += [(*columns, interior[1]), (0, 0, 0)]
+    x = x.astype(accumulator_dtype(x.dtype))
+    return lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), edges))

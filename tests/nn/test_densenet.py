@@ -46,7 +46,7 @@ def test_shared_statistics_equal_a_batch_norm_in_each_consumer(
     conv, bottleneck, in_chunks, monkeypatch
 ):
     if in_chunks:
-        monkeypatch.setattr(shifted, "_CHUNK_SIZE", 2**9)
+        monkeypatch.setattr(shifted, "_PIECE_SIZE", 2**9)
     model = densenet.DenseNet(conv, bottleneck=bottleneck, **TINY)
     plain = PlainDenseNet(model, conv is SeparableConv)
     x = jax.random.normal(KEY, (6, 16, 16, 3))

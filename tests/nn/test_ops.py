@@ -31,7 +31,7 @@ CASES = {
     "one pixel": dict(shape=(3, 1, 1, 2)),
     "one channel": dict(shape=(2, 5, 5, 1)),
 }
-# With chunks of 2**6 elements, two images at a time and a rest.
+# With pieces of 2**6 elements: a few rows of one image.
 MANY = dict(shape=(5, 6, 5, 3), strides=(2, 1), kernel_dilation=(1, 2))
 
 
@@ -82,7 +82,7 @@ def test_depthwise_conv_equals_exact_sum(case, lowering):
 @pytest.mark.parametrize("case", [*CASES.values(), MANY], ids=[*CASES, "many"])
 def test_gradients_of_both_lowerings_agree(case, monkeypatch):
     if case is MANY:
-        monkeypatch.setattr(shifted, "_DEPTHWISE_CHUNK_SIZE", 2**6)
+        monkeypatch.setattr(shifted, "_PIECE_SIZE", 2**6)
     x, kernel, options = make_inputs(**case)
 
     def gradients(lowering, dtype):
