@@ -56,8 +56,11 @@ def lines(
         look["legend"] |= {"symbolType": "stroke", "symbolSize": 150}
         look["legend"] |= {"symbolOpacity": 1, "symbolFillColor": "transparent"}
         look["legend"] = look["legend"] if len(names) > 1 else None
-    # A run of one epoch would be invisible without markers.
-    points = {"size": 40} if len(by_x) <= MAX_POINTS_WITH_MARKERS else False
+    points = False
+    if len(by_x) <= MAX_POINTS_WITH_MARKERS:
+        # A tick at each epoch and none between; one epoch alone would be invisible.
+        x["axis"]["values"] = sorted(by_x)
+        points = {"size": 40}
     layers = [layer("line", {"x": x, "y": y} | looks, strokeWidth=2, point=points)]
     if any(value["low"] != value["high"] for value in values):
         ends = {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}}

@@ -155,18 +155,16 @@ def _show_variants(content):
             f"{key}={f'{value:.4g}' if isinstance(value, float) else value}"
             for key, value in variant["overrides"].items()
         ]
-        rates = [f"{rate['learning_rate']:.3g}" for rate in variant["rates"]]
-        described.append(
-            f"{name}: {variant['description']} ({', '.join(told)}); learning rate "
-            f"{variant['learning_rate']:.3g}, on validation the best of "
-            f"{listing(rates)}."
-        )
+        tried = [f"{rate['learning_rate']:.3g}" for rate in variant["rates"]]
+        rate = f"{variant['learning_rate']:.3g}, on validation the best of"
+        words = ", ".join([variant["description"], *told])
+        described.append(f"{name}: {words}; learning rate {rate} {listing(tried)}.")
     columns = ["variant", "test accuracy", "macro F1", "ECE"]
     columns += [f"minus {content['baseline']}, points", "95 % over seeds"]
     columns += ["95 % over images", "answer"]
     note = (
-        f"Mean {PLUS_MINUS} half the 95 % interval over {len(content['seeds'])} seeds "
-        f"(Student's t), on {content['num_examples']:,} test images after "
+        f"Mean {PLUS_MINUS} half the 95 % interval over seeds (Student's t, "
+        f"n = {len(content['seeds'])}), on {content['num_examples']:,} test images after "
         f"{content['num_epochs']} epochs; ECE is the expected calibration error, at "
         "best 0. Differences are paired, and both intervals must agree. Better: both "
         f"above 0. Not worse: both above {points(-content['margin'])}, the margin. "

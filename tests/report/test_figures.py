@@ -84,7 +84,7 @@ def test_curves_differ_in_more_than_color_and_ticks_are_whole_epochs():
         looks = line["encoding"][channel]["scale"]["range"]
         assert all(a != b for a, b in itertools.combinations(looks, 2))
     assert line["mark"]["point"]
-    assert line["encoding"]["x"]["axis"]["tickMinStep"] == 1
+    assert line["encoding"]["x"]["axis"]["values"] == [1, 2]
 
 
 def test_the_confusion_matrix_has_counts_and_shares_of_the_true_class():
