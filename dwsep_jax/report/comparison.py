@@ -165,11 +165,11 @@ def _show_variants(content):
     note = (
         f"Mean {PLUS_MINUS} half the 95 % interval over seeds (Student's t, "
         f"n = {len(content['seeds'])}), on {content['num_examples']:,} test images "
-        f"after {content['num_epochs']} epochs; ECE is the expected calibration error, at "
-        "best 0. Differences are paired, and both intervals must agree. Better: both "
-        f"above 0. Not worse: both above {points(-content['margin'])}, the margin. "
-        f"Worse: both below 0. Undecided: anything else, or fewer than {MIN_SEEDS} "
-        "seeds."
+        f"after {content['num_epochs']} epochs; ECE is the expected calibration error, "
+        "at best 0. Differences are paired, and both intervals must agree. Better: "
+        f"both above 0. Not worse: both above {points(-content['margin'])}, the "
+        "margin. Worse: both below 0. Undecided: anything else, or fewer than "
+        f"{MIN_SEEDS} seeds."
     )
     table = page.Table("Means over seeds", columns, rows, note)
     return [table, page.Bullets(described)]
