@@ -70,7 +70,7 @@ def make_variants(config: ConfigDict, dataset: Dataset) -> list[Variant]:
         for another `conv` than the variants start from.
     """
     names = config.compare.variants
-    recipes = {name: choose("variants", name, VARIANTS) for name in names}
+    chosen = {name: choose("variants", name, VARIANTS) for name in names}
     if missing := [name for name in (MAIN, BASELINE) if name not in names]:
         raise ConfigError(
             f"--config.compare.variants={','.join(names)} lacks "
@@ -83,7 +83,7 @@ def make_variants(config: ConfigDict, dataset: Dataset) -> list[Variant]:
         )
     shapes = (len(dataset.class_names), dataset.train.images.shape[1:])
     variants = []
-    for name, (description, find_overrides) in recipes.items():
+    for name, (description, find_overrides) in chosen.items():
         overrides = find_overrides(config, *shapes)
         changed = config.copy_and_resolve_references()
         changed.update(overrides)
