@@ -217,13 +217,13 @@ def _measure_programs(config, dataset, state):
 def _find_rates(flops_per_image, inference, machine):
     """Return the rates reached with the largest batch that fits, and their limit."""
     flops = num_bytes = name = None
-    for batch_size, measured in inference.items():
-        if images_per_second := _describe_times(batch_size, measured)[
-            "images_per_second"
-        ]:
-            flops = flops_per_image and flops_per_image * images_per_second
-            num_bytes = measured.bytes_per_second
-            name = f"inference of {batch_size} images"
+    fitting = [n for n, measured in inference.items() if measured.timing.median_ms]
+    if fitting:
+        size = max(fitting)
+        rate = _describe_times(size, inference[size])["images_per_second"]
+        flops = flops_per_image and flops_per_image * rate
+        num_bytes = inference[size].bytes_per_second
+        name = f"inference of {size} images"
     return {
         "achieved_flops_per_second": flops,
         "achieved_bytes_per_second": num_bytes,

@@ -25,18 +25,10 @@ Schedule = Callable[[jax.Array], jax.Array]
 class Recipe(NamedTuple):
     """An optimizer, and the rate and decay that suit it at a batch size of 128."""
 
-    scale_by: Callable[[float], optax.GradientTransformation]
+    scale_by: Callable[[float], optax.GradientTransformation]  # of the momentum
     learning_rate: float
     weight_decay: float
     rate_exponent: float  # the rate grows with (batch_size / 128) to this power
-
-
-def _sgd(momentum):
-    return optax.trace(decay=momentum, nesterov=True)
-
-
-def _adam(momentum):
-    return optax.scale_by_adam(b1=momentum, b2=0.999)
 
 
 def _rmsprop(momentum):
@@ -44,29 +36,15 @@ def _rmsprop(momentum):
     return optax.chain(rms, optax.trace(decay=momentum))
 
 
-def _lion(momentum):
-    return optax.scale_by_lion(b1=momentum, b2=0.99)
-
-
 # The best of rates a factor of three apart, or the lower of two equally good ones,
 # measured on digits (benchmarks/recipes.py), and for sgd on CIFAR-10.
 OPTIMIZERS = {
-    "sgd": Recipe(_sgd, 0.1, 5e-3, 1.0),
-    "adam": Recipe(_adam, 5e-3, 0.0, 0.5),
-    "adamw": Recipe(_adam, 5e-3, 0.05, 0.5),
+    "sgd": Recipe(partial(optax.trace, nesterov=True), 0.1, 5e-3, 1.0),
+    "adam": Recipe(partial(optax.scale_by_adam, b2=0.999), 5e-3, 0.0, 0.5),
+    "adamw": Recipe(partial(optax.scale_by_adam, b2=0.999), 5e-3, 0.05, 0.5),
     "rmsprop": Recipe(_rmsprop, 5e-4, 0.05, 0.5),
-    "lion": Recipe(_lion, 1e-3, 0.5, 0.5),
+    "lion": Recipe(partial(optax.scale_by_lion, b2=0.99), 1e-3, 0.5, 0.5),
 }
-
-
-def _cosine(progress):
-    """Half a cosine (Loshchilov and Hutter 2017)."""
-    return 0.5 * (1 + jnp.cos(jnp.pi * progress))
-
-
-def _onecycle(progress):
-    """The falling side of a triangle (Smith and Topin 2018)."""
-    return 1 - progress
 
 
 def _step(progress):
@@ -74,17 +52,15 @@ def _step(progress):
     return jnp.where(progress < 0.5, 1.0, jnp.where(progress < 0.75, 0.1, 0.01))
 
 
-def _exponential(progress):
-    """Down to a hundredth, by the same factor at each step."""
-    return 0.01**progress
-
-
 # Progress from 0 to 1 after the warm-up -> share of the peak rate.
 SCHEDULES = {
-    "cosine": _cosine,
-    "onecycle": _onecycle,
+    # Half a cosine (Loshchilov and Hutter 2017).
+    "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+    # The falling side of a triangle (Smith and Topin 2018).
+    "onecycle": lambda progress: 1 - progress,
     "step": _step,
-    "exponential": _exponential,
+    # Down to a hundredth, by the same factor at each step.
+    "exponential": lambda progress: 0.01**progress,
     "constant": jnp.ones_like,
     # The state's multiplier does the rest: see `update_plateau`.
     "plateau": jnp.ones_like,

@@ -9,7 +9,6 @@ trains its share of the members. A lone run's program is not vmapped.
 
 import functools
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
@@ -29,8 +28,6 @@ from dwsep_jax.nn.counting import peak_bytes
 from dwsep_jax.train.metrics import Metrics
 from dwsep_jax.train.step import TrainState, train_many
 
-# Losses are read once this many later steps have been dispatched.
-_MAX_PENDING_STEPS = 32
 _PER_MEMBER, _SHARED = PartitionSpec("members"), PartitionSpec()
 
 
@@ -125,18 +122,15 @@ class EpochPrograms:
             progress.advance(losses.shape[1])
 
         state, total, *rest = self._pack(states, is_active, orders)
-        pending, num_pending = deque(), 0
-        for num_steps, program in self.programs:
+        pending = None  # Read while the next dispatch runs.
+        for _, program in self.programs:
             state, total, losses = program(state, total, *rest)
-            pending.append(losses)
-            num_pending += num_steps
-            if num_pending > _MAX_PENDING_STEPS:
-                num_pending -= pending[0].shape[-1]
-                read(pending.popleft())
+            if pending is not None:
+                read(pending)
                 if all(errors[i] for i in np.flatnonzero(is_active)):
                     break
-        for losses in pending:
-            read(losses)
+            pending = losses
+        read(losses)
         results = zip(*self._unpack(state, total), errors, strict=True)
         return [
             EpochResult(state, {k: float(v) for k, v in total.compute().items()}, error)

@@ -17,7 +17,6 @@ import tensorflow_datasets as tfds
 
 from dwsep_jax.data import cifar10, read
 from dwsep_jax.errors import DataError
-from dwsep_jax.lock import locked
 
 NAMES = [*"abcdefghij"]
 MANUAL = "downloads/manual/cifar-10-binary.tar.gz"
@@ -140,22 +139,6 @@ def test_failed_download_names_three_ways_out(
 def test_what_a_killed_process_left_is_replaced(tmp_path, archive, manual):
     (tmp_path / "cifar10/.preparing/cifar10").mkdir(parents=True)
     assert_prepared(tmp_path, archive)
-
-
-def test_second_process_waits_and_finds_it_done(tmp_path, manual):
-    done, ready = [], tmp_path / "cifar10/3.0.2"
-    ready.parent.mkdir()
-    with locked(tmp_path / "cifar10"):
-        thread = threading.Thread(target=lambda: done.append(cifar10.prepare(tmp_path)))
-        thread.start()
-        thread.join(0.2)
-        assert not list(ready.parent.iterdir())
-        ready.mkdir()
-        for name in ("dataset_info.json", "features.json"):
-            (ready / name).touch()
-    thread.join()
-    assert done == [ready]
-    assert len(files(ready)) == 2
 
 
 def test_what_cannot_be_prepared_is_refused(tmp_path, archive, monkeypatch, manual):

@@ -27,10 +27,6 @@ class Interrupted(Exception):
     """Stands for a killed process."""
 
 
-def interrupt(*args):
-    raise Interrupted
-
-
 @pytest.fixture(autouse=True)
 def _tiny_data(monkeypatch):
     monkeypatch.setattr(data, "load", lambda config: tiny.make_dataset())
@@ -185,26 +181,6 @@ def test_test_is_read_only_on_request_and_results_are_not_overwritten(tmp_path, 
     assert read_evaluation(tmp_path)["accuracy"] == whole["accuracy"]
 
 
-@pytest.mark.usefixtures("no_figures")
-def test_an_evaluation_of_an_earlier_epoch_is_replaced(tmp_path, monkeypatch):
-    config = tiny.make_config()
-    # Interrupted after one epoch, evaluated, trained to the end, then killed before the
-    # evaluation.
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "append_row", interrupt)
-        with pytest.raises(Interrupted):
-            run(config, tmp_path)
-    evaluate.evaluate_workdir(load_config(tmp_path), tmp_path, "test")
-    assert read_evaluation(tmp_path)["epoch"] == 1
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate_and_write", interrupt)
-        with pytest.raises(Interrupted):
-            run(config, tmp_path)
-    assert not (tmp_path / "evaluation.json").exists()
-    run(config, tmp_path)
-    assert read_evaluation(tmp_path)["epoch"] == 2
-
-
 def test_a_process_that_trained_does_not_trust_an_evaluation_beside_it(
     tmp_path, monkeypatch
 ):
@@ -265,8 +241,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     after = "after epoch 1, step 5" if damage else "after epoch 2, step 10"
     shown = capsys.readouterr().out
     assert f"resuming {after}" in shown
-    assert ("and now with 1000 CPU threads for 2 devices" in shown) == damage
-    assert ("warning" in shown) == damage
+    assert ("warning: the last digits may differ" in shown) == damage
+    assert ("'cpu_threads': 1000} here" in shown) == damage
     assert without_times(resumed) == without_times(rows)
     assert resumed[1]["elapsed_seconds"] < resumed[2]["elapsed_seconds"]
     a, b = (tiny.bits(restore(w, config, dataset)) for w in (whole, tmp_path))
@@ -282,6 +258,7 @@ def test_a_finished_run_is_trained_further_where_its_schedule_allows(
     workdir, rows = everything
     longer = tiny.make_config(**EVERYTHING)
     run(tiny.make_config(**EVERYTHING | {"num_epochs": 2}), tmp_path)
+    assert read_evaluation(tmp_path)["epoch"] == 2
     assert without_times(run(longer, tmp_path)) == without_times(rows)
     assert read_evaluation(tmp_path)["loss"] == read_evaluation(workdir)["loss"]
     assert load_config(tmp_path).num_epochs == 3
