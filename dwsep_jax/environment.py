@@ -74,9 +74,9 @@ def keep_freed_memory() -> None:
     """Make glibc keep freed memory for the next call; other C libraries are left alone.
 
     XLA:CPU allocates its buffers at every call, and the kernel zeroes each page before
-    its first use, which took up to half of a training step. Threads share one arena, since
-    other arenas return whatever is larger than 64 MiB. The process never returns its
-    peak memory to the system.
+    its first use, which took up to half of a training step. Threads share one arena,
+    since other arenas return whatever is larger than 64 MiB. The process never returns
+    its peak memory to the system.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
