@@ -340,10 +340,10 @@ def _in_chunks(function, x, *kernels):
         kind != AxisType.Auto for mesh in meshes for kind in mesh.axis_types or ()
     ):
         return function(x, *kernels)
-    least = min(n, n * elements / _CHUNK_SIZE)
-    num_chunks = next(d for d in range(1, n + 1) if n % d == 0 and d >= least)
-    if num_chunks == 1:
+    least = n * elements / _CHUNK_SIZE
+    if n == 1 or least <= 1:
         return function(x, *kernels)
+    num_chunks = next((d for d in range(1, n) if n % d == 0 and d >= least), n)
 
     def run(images):
         chunk = x.replace(pieces=images) if isinstance(x, Normalized) else images[0]

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
@@ -46,12 +45,14 @@ def test_the_trial_of_a_killed_worker_is_retried(kind, tmp_path, request):
         storage = request.getfixturevalue("database")
         workdirs = [tmp_path / name for name in ("victim", "a", "b")]
     with start_worker(storage, workdirs[0], "victim", 60) as victim:
-        end = time.monotonic() + 60
-        while not read_logs(workdirs[:1]):
-            assert victim.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        victim.send_signal(signal.SIGKILL)
+        try:
+            end = time.monotonic() + 60
+            while not read_logs(workdirs[:1]):
+                assert victim.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.02)
+        finally:
+            victim.kill()
     ((_, lost, value),) = next(iter(read_logs(workdirs[:1]).values()))
     workers = [
         start_worker(storage, workdir, name, 0.3)
@@ -60,8 +61,10 @@ def test_the_trial_of_a_killed_worker_is_retried(kind, tmp_path, request):
     assert [process.wait(timeout=60) for process in workers] == [0, 0]
     tabulate(one_worker.open_study(storage, workdirs[1]))
     rows = sweeping.read_trials(workdirs[1])
-    # Every original has one complete trial; the lost one kept its values.
-    assert [row["number"] for row in rows] == list("0123456")
+    # Every original has one complete trial; the lost one kept its values. Between the
+    # two there may be a number of Optuna's, for a worker that found the queue empty.
+    *originals, retry = [row["number"] for row in rows]
+    assert originals == list("012345")
     (again,) = [row for row in rows if row["retry_of"]]
     assert (again["retry_of"], again["mixup"]) == (lost, value)
     assert [row["number"] for row in rows if row["state"] != "complete"] == [lost]
@@ -71,7 +74,7 @@ def test_the_trial_of_a_killed_worker_is_retried(kind, tmp_path, request):
     )
     # Both workers had a share, no trial ran twice, and no two drew the same point.
     attempts = [line for lines in read_logs(set(workdirs)).values() for line in lines]
-    assert sorted(number for _, number, _ in attempts) == list("0123456")
+    assert sorted(number for _, number, _ in attempts) == [*originals, retry]
     assert {name for name, _, _ in attempts} == {"victim", "a", "b"}
     assert len({value for _, _, value in attempts}) == 6
     assert {d.name for d in read_logs(set(workdirs))} == set("012345")
