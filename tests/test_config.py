@@ -439,3 +439,11 @@ def test_workdir_without_a_run_is_one_line(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="no run was started there"):
         load_config(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["run[1]", "what?/run", "a*b"])
+def test_a_workdir_whose_checkpoints_could_not_be_read_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"choose another --workdir") as error:
+        open_workdir(tmp_path / name, make_config(), never_resolve)
+    assert str(error.value).startswith(f"--workdir={tmp_path / name}: ")
+    assert not any(tmp_path.iterdir())
