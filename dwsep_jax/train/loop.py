@@ -243,9 +243,14 @@ class Member:
         now = describe_parallelism()
         is_on_cpu = jax.default_backend() == "cpu"
         if is_on_cpu and not self.is_finished and before not in (None, now):
+            there, here = (
+                f"{numbers['cpu_threads']} CPU threads for {numbers['device_count']} "
+                "devices"
+                for numbers in (before, now)
+            )
             console.say(
-                "warning: the last digits may differ from those of an uninterrupted "
-                f"run, which depend on the parallelism: {before} there, {now} here"
+                f"warning: trained with {there} so far, and now with {here}: the last "
+                "digits may differ from those of an uninterrupted run"
             )
 
     def _logged(self):

@@ -16,7 +16,7 @@ from benchmarks.plain import (
 )
 from configs import default, separable, standard
 from dwsep_jax.errors import ConfigError
-from dwsep_jax.nn import densenet, shifted
+from dwsep_jax.nn import densenet, ops, shifted
 from dwsep_jax.nn.layers import SeparableConv, StandardConv
 from tests import tiny
 from tests.nn.numerics import relative_error
@@ -47,6 +47,7 @@ def test_shared_statistics_equal_a_batch_norm_in_each_consumer(
 ):
     if in_chunks:
         monkeypatch.setattr(shifted, "_PIECE_SIZE", 2**9)
+        monkeypatch.setattr(ops, "_CHUNK_SIZE", 2**12)
     model = densenet.DenseNet(conv, bottleneck=bottleneck, **TINY)
     plain = PlainDenseNet(model, conv is SeparableConv)
     x = jax.random.normal(KEY, (6, 16, 16, 3))
@@ -269,3 +270,16 @@ def test_halving_first_changes_neither_parameters_nor_gradients(conv):
         results.append((variables["params"], gradients))
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         assert relative_error(b, a) < 1e-5
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift"])
+def test_the_network_is_exported_for_any_batch_size(lowering):
+    model = densenet.DenseNet(partial(SeparableConv, lowering=lowering), **TINY)
+    x = jax.random.normal(KEY, (3, 16, 16, 3))
+    variables = model.init(KEY, x, train=False)
+    apply = jax.jit(partial(model.apply, variables, train=False))
+    shape = (*jax.export.symbolic_shape("n"), *x.shape[1:])
+    exported = jax.export.export(apply)(jax.ShapeDtypeStruct(shape, x.dtype))
+    loaded = jax.export.deserialize(exported.serialize())
+    for batch in (x, x[:1]):
+        assert relative_error(loaded.call(batch), apply(batch)) < 1e-5

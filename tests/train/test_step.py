@@ -1,5 +1,6 @@
 """The training and evaluation step as pure functions."""
 
+import re
 from functools import partial
 
 import jax
@@ -8,8 +9,10 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from jax.sharding import AxisType
 
 from dwsep_jax.data.augment import Augment, normalize
+from dwsep_jax.nn import ops
 from dwsep_jax.nn.densenet import create_model
 from dwsep_jax.train import optim, step
 from dwsep_jax.train.metrics import Metrics
@@ -312,3 +315,24 @@ def test_the_plateau_multiplier_scales_the_step(state, train_step, batch):
         jax.tree.map(jnp.subtract, new.params, state.params) for new in after
     )
     assert_near(quarter, jax.tree.map(lambda u: 0.25 * u, whole), rtol=1e-3)
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift"])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_batch_may_be_sharded(kind, lowering, batch, monkeypatch):
+    monkeypatch.setattr(ops, "_CHUNK_SIZE", 2000)  # The separable layers take chunks.
+
+    def train_step(*arguments):  # `jit` shares what it has compiled of one function.
+        return step.train_step(*arguments)
+
+    state = tiny.make_state(lowering=lowering)
+    want, _ = jax.jit(train_step)(state, batch)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
+        sharded = jax.device_put(batch, jax.NamedSharding(mesh, jax.P("data")))
+        compiled = jax.jit(train_step).lower(state, sharded).compile()
+        got, _ = compiled(state, sharded)
+    assert_near(got.params, want.params, rtol=1e-3, atol=1e-5)
+    if kind == AxisType.Auto:  # Its dropout gathers random bytes, but no activations.
+        assert not re.search(r"= f32\S* all-gather", compiled.as_text())
