@@ -12,8 +12,6 @@ CONFIDENCE = 0.95
 MIN_SEEDS = 3
 NUM_RESAMPLES = 10_000
 
-Interval = tuple[float, float]
-
 
 class Answer(NamedTuple):
     """One of better, not_worse, worse and undecided, and the reason, one sentence."""

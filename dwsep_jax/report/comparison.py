@@ -6,7 +6,13 @@ from typing import Any
 
 from dwsep_jax.fields import COMPARISON
 from dwsep_jax.report import charts, page
-from dwsep_jax.report.costs import Cost, find_speeds, list_costs, pareto_front
+from dwsep_jax.report.costs import (
+    TOLERANCE,
+    Cost,
+    find_speeds,
+    list_costs,
+    pareto_front,
+)
 from dwsep_jax.report.files import Comparison
 from dwsep_jax.report.format import (
     DASH,
@@ -30,8 +36,6 @@ _OPENINGS = {
     "worse": "No, it loses accuracy",
     "undecided": "Not answered yet",
 }
-# Times that differ by less count as equal; clocks are not steadier than this.
-_TOLERANCE = 0.05
 
 
 def describe_comparison(comparison: Comparison) -> page.Section:
@@ -125,8 +129,8 @@ def decide(result: str, saves: bool, speed: float | None) -> tuple[str, str]:
       saves: whether the main variant has fewer multiply-adds.
       speed: how many times as fast it is; None where it was not measured.
     """
-    is_faster = speed is not None and speed > 1 + _TOLERANCE
-    is_slower = speed is not None and speed < 1 - _TOLERANCE
+    is_faster = speed is not None and speed > 1 + TOLERANCE
+    is_slower = speed is not None and speed < 1 - TOLERANCE
     if result == "undecided":
         return "Undecided", "open"
     if result == "worse":

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from dwsep_jax.report.format import amount, share, significant
 
+# Times that differ by less count as equal; clocks are not steadier than this.
+TOLERANCE = 0.05
 _LATENCY = "latency_"
 
 

@@ -10,14 +10,13 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from dwsep_jax.report import page
+from dwsep_jax.report.costs import TOLERANCE
 from dwsep_jax.report.files import Comparison
 from dwsep_jax.report.format import fixed, times
 from dwsep_jax.workdir import Row, score
 
 # How many points below the best level the others lie.
 _BELOW = (10, 5, 2, 0)
-# Times that differ by less count as equal.
-_TOLERANCE = 0.05
 
 
 class Reached(NamedTuple):
@@ -98,9 +97,9 @@ def _conclude(content, reached, level):
     if not (main and baseline and main.seconds and baseline.seconds):
         return None
     ratio = main.seconds / baseline.seconds
-    if ratio < 1 - _TOLERANCE:
+    if ratio < 1 - TOLERANCE:
         outcome = "what it saves per step is saved in the end"
-    elif ratio > 1 + _TOLERANCE:
+    elif ratio > 1 + TOLERANCE:
         outcome = "it takes longer to the same accuracy"
     else:
         outcome = "it takes as long to the same accuracy"
