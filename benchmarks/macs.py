@@ -11,7 +11,7 @@ import torch
 from ml_collections import ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import make_dataset
+from benchmarks.timing import make_dataset, print_header, print_row
 from benchmarks.torch_net import TorchDenseNet
 from configs import cpu, digits, separable, standard
 from dwsep_jax.efficiency.cost import count_cost
@@ -37,9 +37,7 @@ def count_with_torch(config: ConfigDict) -> tuple[int, int]:
 def main() -> None:
     """Print the table."""
     columns = ["config", "bottleneck", "parameters", "in torch", "MACs", "in torch"]
-    columns.append("difference of MACs")
-    print(f"| {' | '.join(columns)} |")
-    print("| --- " * len(columns) + "|")
+    print_header([*columns, "difference of MACs"])
     for file in (separable, standard, cpu, digits):
         for bottleneck in (0, 4):
             config = file.get_config()
@@ -50,8 +48,7 @@ def main() -> None:
             counts = [ours["parameters"], parameters, ours["macs"], macs]
             counts.append(ours["macs"] - macs)
             name = file.__name__.partition(".")[2]
-            cells = [name, str(bottleneck), *(f"{n:,}" for n in counts)]
-            print(f"| {' | '.join(cells)} |", flush=True)
+            print_row([name, str(bottleneck), *(f"{n:,}" for n in counts)])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from benchmarks.timing import make_dataset, time_in_turn
+from benchmarks.timing import make_dataset, print_header, print_row, time_in_turn
 from dwsep_jax import cli
 from dwsep_jax.data import Dataset
 from dwsep_jax.data.augment import make_augment
@@ -67,8 +67,7 @@ def main() -> None:
     keep_freed_memory()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {args.config}; ms a")
     print(f"step, median ± half the interquartile range of {NUM_ROUNDS} rounds\n")
-    print("| convolutions | members | ms | to one run | to as many in turn |")
-    print("| --- | --- | --- | --- | --- |", flush=True)
+    print_header(["convolutions", "members", "ms", "to one run", "to as many in turn"])
     for conv in ("separable", "standard"):
         config = cli.load_file(args.config).unlock()
         config.conv = conv
@@ -78,8 +77,8 @@ def main() -> None:
         for n, timing in time_in_turn(contenders, NUM_ROUNDS).items():
             num_steps = config.steps_per_dispatch
             middle, spread = timing.median_ms / num_steps, timing.spread_ms / num_steps
-            cells = f"{middle:.1f} ± {spread / 2:.1f} | {timing.ratio:.2f}x"
-            print(f"| {conv} | {n} | {cells} | {timing.ratio / n:.2f}x |", flush=True)
+            ratios = [f"{ratio:.2f}x" for ratio in (timing.ratio, timing.ratio / n)]
+            print_row([conv, str(n), f"{middle:.1f} ± {spread / 2:.1f}", *ratios])
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ import os
 import sys
 import tempfile
 import time
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from benchmarks.timing import print_header, print_row
 from configs import digits
 from dwsep_jax import console, data
 from dwsep_jax.train import loop, optim
@@ -24,13 +26,11 @@ NUM_EPOCHS = 15
 RATE_FACTORS = (1 / 3, 1, 3)
 
 
-def make_config(**changes) -> ConfigDict:
+def make_config(rate_factor: float = 1.0, **changes: str) -> ConfigDict:
     """Return the digits configuration, shortened, with an average of the weights."""
     config = digits.get_config()
-    config.num_epochs = NUM_EPOCHS
-    config.ema_decay = 0.99
-    config.progress = False
-    config.update(changes)
+    config.update(num_epochs=NUM_EPOCHS, ema_decay=0.99, progress=False, **changes)
+    config.learning_rate = rate_factor * optim.resolve(config).learning_rate
     return config
 
 
@@ -44,7 +44,7 @@ def measure(config: ConfigDict) -> str:
         console.logged(os.devnull),
         loop.open_member(config, workdir, dataset) as member,
     ):
-        loop.train([member], dataset)
+        loop.train([member])
     if member.error is not None:
         return f"stopped: {str(member.error).partition(';')[0]}"
     state, last = member.state, member.history[-1]
@@ -57,27 +57,21 @@ def measure(config: ConfigDict) -> str:
     )
 
 
-def print_table(columns: list[str], rows: dict[str, list[ConfigDict]]) -> None:
-    """Print a Markdown table, row by row as it is measured."""
-    print(f"| optimizer | {' | '.join(columns)} |")
-    print("| --- " * (len(columns) + 1) + "|")
-    for name, configs in rows.items():
-        print(f"| {name} | {' | '.join(map(measure, configs))} |", flush=True)
+def measure_all(columns: list[str], changes: list[dict[str, Any]]) -> None:
+    """Print a table: a row for each optimizer, a column for each change."""
+    print_header(["optimizer", *columns])
+    for name in optim.OPTIMIZERS:
+        cells = [measure(make_config(optimizer=name, **change)) for change in changes]
+        print_row([name, *cells])
 
 
 def main() -> None:
     """Measure both tables."""
     print("Accuracy on validation, test (and of the running average)\n")
-    rows, schedules = {}, list(optim.SCHEDULES)
-    for name in optim.OPTIMIZERS:
-        rows[name] = [make_config(optimizer=name, schedule=s) for s in schedules]
-    print_table(schedules, rows)
+    measure_all(list(optim.SCHEDULES), [{"schedule": s} for s in optim.SCHEDULES])
     print()
-    for name in optim.OPTIMIZERS:
-        rate = optim.resolve(make_config(optimizer=name)).learning_rate
-        rates = [rate * factor for factor in RATE_FACTORS]
-        rows[name] = [make_config(optimizer=name, learning_rate=r) for r in rates]
-    print_table([f"rate x {factor:.2g}" for factor in RATE_FACTORS], rows)
+    columns = [f"rate x {factor:.2g}" for factor in RATE_FACTORS]
+    measure_all(columns, [{"rate_factor": factor} for factor in RATE_FACTORS])
 
 
 if __name__ == "__main__":

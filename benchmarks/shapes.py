@@ -2,13 +2,15 @@
 
 Depthwise and separable convolutions behind an activation, forward and with all
 gradients, of six shapes of known networks and 14 drawn by a seed: ours and PyTorch
-eager (channels_last) in turn, in one process, and XLA's grouped convolution once.
-Prints a Markdown table: medians ± half the interquartile range, in ms, and the ratio of
-the others' time to ours. Needs the extra `bench`; about 15 minutes on 2 CPU cores.
+(channels_last) in turn, in one process, XLA's grouped convolution once, and a copy of
+the input, which no convolution can beat. `lowering="auto"` follows this table. Prints
+Markdown: medians ± half the interquartile range, in ms, and the ratio of the others'
+time to ours. Needs the extra `bench`; about 15 minutes on 2 CPU cores.
 
     python -m benchmarks.shapes
 
-`--part=I/N` measures every N-th shape, from the I-th.
+`--dtype=bfloat16` measures that, `--compiled` PyTorch compiled as well, and
+`--part=I/N` every N-th shape, from the I-th.
 """
 
 import argparse
@@ -21,7 +23,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.timing import compile_jax, time_in_turn
+from benchmarks.timing import compile_jax, print_header, print_row, time_in_turn
+from benchmarks.torch_net import run_torch, to_torch
 from dwsep_jax.environment import keep_freed_memory
 from dwsep_jax.nn import ops
 
@@ -34,7 +37,7 @@ KNOWN = (
     (16, 14, 480, 5, 1),
     (1, 56, 96, 7, 1),
 )
-ACTIVATIONS = {"relu": jax.nn.relu, "swish": jax.nn.silu}
+ACTIVATIONS = {"relu": (jax.nn.relu, F.relu), "swish": (jax.nn.silu, F.silu)}
 
 
 def draw_shapes(num_shapes: int, seed: int = 0) -> list[tuple[int, ...]]:
@@ -50,91 +53,100 @@ def draw_shapes(num_shapes: int, seed: int = 0) -> list[tuple[int, ...]]:
     return shapes
 
 
-def contenders(shape, separable, activation, with_gradients):
+def make_contenders(shape, separable, activation, with_gradients, dtype):
     """Return what is timed: a call of each."""
     n, size, channels, kernel_size, stride = shape
     rng = np.random.default_rng(0)
-    draw = lambda *s: rng.normal(size=s).astype(np.float32)  # noqa: E731
+    draw = lambda *s: jnp.asarray(rng.normal(size=s), dtype)  # noqa: E731
     x = draw(n, size, size, channels)
     kernels = [draw(kernel_size, kernel_size, 1, channels)]
     function = ops.depthwise_conv
     if separable:
         kernels.append(draw(1, 1, channels, channels))
         function = ops.separable_conv
-    # The same on both sides, as PyTorch has it.
-    options = {"strides": stride, "padding": kernel_size // 2}
+    activate, torch_activate = ACTIVATIONS[activation]
+
+    def forward(lowering, x, *kernels):
+        # The same padding on both sides, as PyTorch has it.
+        options = {"strides": stride, "padding": kernel_size // 2}
+        return function(activate(x), *kernels, lowering=lowering, **options)
+
+    def gradients(lowering, g, *arrays):
+        return jax.vjp(partial(forward, lowering), *arrays)[1](g)
+
+    arrays = [x, *kernels]
+    g = jnp.ones_like(forward("auto", *arrays))
     calls = {}
     for name, lowering in (("ours", "auto"), ("XLA", "conv")):
-
-        def forward(x, *kernels, lowering=lowering):
-            x = ACTIVATIONS[activation](x)
-            return function(x, *kernels, lowering=lowering, **options)
-
-        def gradients(g, *arrays, forward=forward):
-            return jax.vjp(forward, *arrays)[1](g)
-
-        arrays = [jnp.asarray(a) for a in (x, *kernels)]
-        g = jnp.ones(jax.eval_shape(forward, *arrays).shape)
         if with_gradients:
-            calls[name] = compile_jax(gradients, g, *arrays)
+            calls[name] = compile_jax(partial(gradients, lowering), g, *arrays)
         else:
-            calls[name] = compile_jax(forward, *arrays)
-    calls["PyTorch"] = torch_call(x, kernels, activation, stride, with_gradients)
+            calls[name] = compile_jax(partial(forward, lowering), *arrays)
+    calls["copy"] = compile_jax(lambda x: x + 1, x)
+
+    type_ = getattr(torch, dtype)
+    tensors = [to_torch(x).to(type_)]
+    for kernel in kernels:
+        weight = to_torch(kernel.transpose(3, 0, 1, 2)).to(type_)
+        tensors.append(weight.contiguous())
+    tensors = [tensor.requires_grad_(with_gradients) for tensor in tensors]
+
+    def torch_forward(x, depthwise, *pointwise):
+        options = {"stride": stride, "groups": channels, "padding": kernel_size // 2}
+        y = F.conv2d(torch_activate(x), depthwise, **options)
+        return F.conv2d(y, *pointwise) if pointwise else y
+
+    def call(forward):
+        y = forward(*tensors)
+        if with_gradients:
+            torch.autograd.grad(y, tensors, torch.ones_like(y))
+
+    calls["PyTorch"] = run_torch(partial(call, torch_forward))
+    compiled = torch.compile(torch_forward, dynamic=False)
+    calls["PyTorch compiled"] = run_torch(partial(call, compiled))
     return calls
 
 
-def torch_call(x, kernels, activation, stride, with_gradients):
-    """Return a call of the same in PyTorch, channels_last."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    layout = {"memory_format": torch.channels_last}
-    x = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(**layout)
-    weights = [torch.from_numpy(k.transpose(3, 2, 0, 1)).contiguous() for k in kernels]
-    arrays = [a.requires_grad_() for a in (x, *weights)]
-    activate = {"relu": F.relu, "swish": F.silu}[activation]
-    convolve = partial(F.conv2d, groups=x.shape[1], stride=stride)
-
-    def forward():
-        y = convolve(activate(x), weights[0], padding=weights[0].shape[2] // 2)
-        return F.conv2d(y, weights[1]) if len(weights) > 1 else y
-
-    g = torch.ones_like(forward().detach())
-
-    def infer():
-        with torch.no_grad():
-            forward()
-
-    return (
-        (lambda: torch.autograd.grad(forward(), arrays, g)) if with_gradients else infer
-    )
+def measure(name: str, calls: dict) -> None:
+    """Print the row of a convolution; XLA's is slow enough to be timed once, alone."""
+    xla = time_in_turn({"XLA": calls.pop("XLA")}, 1)["XLA"]
+    timings = time_in_turn(calls, num_rounds=7)
+    xla.ratio = xla.median_ms / timings["ours"].median_ms
+    timings["XLA"] = xla
+    print_row([name, *(f"{t} ({t.ratio:.2f})" for t in timings.values())])
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--compiled", action="store_true", help="PyTorch compiled, too")
     parser.add_argument("--part", default="0/1", help="I/N: every N-th shape, from I")
-    parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     part, num_parts = map(int, arguments.part.split("/"))
     keep_freed_memory()
-    columns = "ours | PyTorch | XLA | PyTorch/ours | XLA/ours"
-    print(f"| shape, kernel, stride | what | {columns} |\n{'| --- ' * 7}|")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch._dynamo.config.recompile_limit = 1000
+    columns = ["ours", "copy", "PyTorch", "PyTorch compiled", "XLA"]
+    if not arguments.compiled:
+        columns.remove("PyTorch compiled")
+    print_header(["shape, kernel, stride", *columns])
     for i, shape in list(enumerate((*KNOWN, *draw_shapes(14))))[part::num_parts]:
         n, size, channels, kernel_size, stride = shape
         activation = list(ACTIVATIONS)[i % 2]
         for separable in (False, True):
             for with_gradients in (False, True):
-                calls = contenders(shape, separable, activation, with_gradients)
-                # Slow enough to be timed once, alone.
-                xla = time_in_turn({"XLA": calls.pop("XLA")}, 1)["XLA"]
-                timings = time_in_turn(calls, arguments.rounds)
-                xla.ratio = xla.median_ms / timings["ours"].median_ms
-                timings["XLA"] = xla
+                calls = make_contenders(
+                    shape, separable, activation, with_gradients, arguments.dtype
+                )
+                if not arguments.compiled:
+                    del calls["PyTorch compiled"]
                 kind = "separable" if separable else "depthwise"
-                what = f"{activation}, {kind}" + with_gradients * ", gradients"
-                cells = [f"{n}x{size}x{size}x{channels}, {kernel_size}, {stride}", what]
-                cells += [str(t) for t in timings.values()]
-                cells += [f"{t.ratio:.2f}" for t in list(timings.values())[1:]]
-                print(f"| {' | '.join(cells)} |", flush=True)
+                name = f"{n}x{size}x{size}x{channels}, {kernel_size}, {stride}, "
+                measure(
+                    name + f"{activation}, {kind}" + with_gradients * ", gradients",
+                    calls,
+                )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Is a separable convolution as fast as its arithmetic promises? Ours, Flax, PyTorch.
+"""Is a separable network as fast as its arithmetic promises? Ours, Flax, PyTorch.
 
 The same networks with the same weights: ours, plain Flax (`nn.Conv` with
 `feature_group_count`, `nn.BatchNorm`), PyTorch eager and compiled (channels_last), with
 the same number of threads. Their outputs are compared first; then they are timed in
 turn, in one process; a ratio is the median over the rounds. CPUs use float32, GPUs
 bfloat16 (PyTorch by autocast). Prints Markdown and writes speed.json. About 20 minutes
-on 2 CPU cores.
+on 2 CPU cores; `benchmarks.shapes` measures single convolutions.
 
     python -m benchmarks.speed
 
@@ -20,6 +20,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -28,7 +29,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from flax import linen as nn
 from torch.nn import functional as F
 
 from benchmarks import plain, torch_net
@@ -37,297 +37,203 @@ from benchmarks.timing import (
     Timing,
     compile_jax,
     make_dataset,
+    print_header,
+    print_row,
     time_in_turn,
 )
+from benchmarks.torch_net import ON_GPU, run_torch, to_torch
 from configs import cpu, separable
-from dwsep_jax.data.augment import make_augment
 from dwsep_jax.environment import describe_environment, keep_freed_memory
-from dwsep_jax.nn import ops
+from dwsep_jax.nn.counting import peak_bytes
 from dwsep_jax.nn.densenet import create_model
 from dwsep_jax.train import loop, optim, programs
 from dwsep_jax.train.step import create_train_state, make_run_keys, train_step
 
 CONFIGS = {"cpu": cpu, "separable": separable}
-BATCH_SIZE = 128
-INFERENCE_SIZES = (1, 32, 128, 512)
-LAYER_SHAPE = (BATCH_SIZE, 32, 32, 48)
-MAX_ERROR = 1e-4
-ON_GPU = jax.default_backend() == "gpu"
-DTYPE = "bfloat16" if ON_GPU else "float32"
-TORCH_DEVICE = "cuda" if ON_GPU else "cpu"
-
-
-def to_torch(array: jax.Array) -> torch.Tensor:
-    """Return images (N, H, W, C) as (N, C, H, W) in channels_last, on the device."""
-    tensor = torch.from_numpy(np.array(array, np.float32)).permute(0, 3, 1, 2)
-    return tensor.to(TORCH_DEVICE, memory_format=torch.channels_last)
-
-
-def run_torch(function: Callable[[], Any]) -> Callable[[], Any]:
-    """Return a call that runs a function of PyTorch and waits for it."""
-
-    def run():
-        with torch.autocast("cuda", torch.bfloat16, enabled=ON_GPU):
-            result = function()
-        if ON_GPU:
-            torch.cuda.synchronize()
-        return result
-
-    return run
+TRAINING_SIZES, INFERENCE_SIZES = (32, 128, 512), (1, 8, 32, 128, 512)
+MAX_ERROR = 0.05 if ON_GPU else 1e-4
 
 
 class Network:
     """The network of a configuration, three times, with the same weights."""
 
     def __init__(self, name: str):
-        config = CONFIGS[name].get_config()
-        config.dtype = DTYPE
-        self.config = optim.resolve(config)
+        self.config = optim.resolve(CONFIGS[name].get_config())
+        self.config.dtype = "bfloat16" if ON_GPU else "float32"
         self.tx = optim.make_optimizer(self.config, lambda step: 1.0)
-        self.model = create_model(self.config, 10)
-        keys = make_run_keys(0)
-        self.state = create_train_state(self.model, self.tx, (32, 32, 3), keys)
-        twin = self.config.copy_and_resolve_references()
-        twin.conv = "standard"
-        model = create_model(twin, 10)
-        self.twin = create_train_state(model, self.tx, (32, 32, 3), keys)
-        self.plain = plain.PlainDenseNet(self.model, separable=True)
+        states = {}
+        for conv in ("standard", "separable"):
+            self.config.conv = conv
+            model = create_model(self.config, 10)
+            keys = make_run_keys(0)
+            states[conv] = create_train_state(model, self.tx, (32, 32, 3), keys)
+        self.state, twin = states["separable"], states["standard"]
         variables = {
             "params": self.state.params,
             "batch_stats": self.state.batch_stats,
         }
-        self.variables = jax.tree.map(jnp.copy, variables)
-        self.plain_variables = plain.plain_variables(self.model, self.variables)
-        net = torch_net.TorchDenseNet(self.model, separable=True)
-        torch_net.load(net, self.plain_variables)
-        self.torch = net.to(TORCH_DEVICE, memory_format=torch.channels_last)
-        self.compiled = torch.compile(self.torch, dynamic=False)
-
-    def make_batch(self, size: int) -> dict[str, jax.Array]:
-        """Return random images and labels."""
-        rng = np.random.default_rng(size)
-        images = rng.uniform(-1, 1, (size, 32, 32, 3)).astype(np.float32)
-        labels = rng.integers(0, 10, size).astype(np.int32)
-        return {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
-
-    def compare_outputs(self) -> dict[str, float]:
-        """Return the largest differences from our logits, relative to our largest."""
-        images = self.make_batch(32)["image"]
-        ours = np.asarray(jax.jit(self.model.apply)(self.variables, images))
-        flax = np.asarray(jax.jit(self.plain.apply)(self.plain_variables, images))
-        self.torch.eval()
-        with torch.no_grad():
-            pytorch = run_torch(lambda: self.torch(to_torch(images)))().cpu().numpy()
-        scale = np.abs(ours).max()
-        others = {"plain Flax": flax, "PyTorch": pytorch}
-        return {k: float(np.abs(v - ours).max() / scale) for k, v in others.items()}
+        flax = plain.plain_variables(model, variables)
+        flax_state = self.state.replace(
+            apply_fn=plain.PlainDenseNet(model, separable=True).apply,
+            opt_state=self.tx.init(flax["params"]),
+            **flax,
+        )
+        self.states = {
+            "ours": self.state,
+            "plain Flax": flax_state,
+            "ours, standard convolutions": twin,
+        }
+        net = torch_net.TorchDenseNet(model, separable=True)
+        torch_net.load(net, flax)
+        net = net.to(torch_net.DEVICE, memory_format=torch.channels_last)
+        compiled = torch.compile(net, dynamic=False)
+        self.torch = {"PyTorch eager": net, "PyTorch compiled": compiled}
 
     def inference(self, size: int) -> Contenders:
         """Return one forward pass of each, with running statistics."""
-        images = self.make_batch(size)["image"]
+        images = make_batch(size)["image"]
         tensor = to_torch(images)
-        self.torch.eval()
 
         def infer(net):
+            net.eval()
             with torch.no_grad():
                 return net(tensor)
 
-        return {
-            "ours": compile_jax(self.model.apply, self.variables, images),
-            "plain Flax": compile_jax(self.plain.apply, self.plain_variables, images),
-            "PyTorch eager": run_torch(partial(infer, self.torch)),
-            "PyTorch compiled": run_torch(partial(infer, self.compiled)),
-        }
-
-    def training(self, with_plain: bool = True) -> Contenders:
-        """Return a training step of each, on one batch."""
-        batch = self.make_batch(BATCH_SIZE)
-        flax_state = self.state.replace(
-            **self.plain_variables,
-            opt_state=self.tx.init(self.plain_variables["params"]),
-            apply_fn=self.plain.apply,
-        )
         contenders = {
-            "ours": self._jax_step(self.state, batch),
-            "ours, standard convolutions": self._jax_step(self.twin, batch),
-            "PyTorch eager": run_torch(self._torch_step(self.torch, batch)),
-            "PyTorch compiled": run_torch(self._torch_step(self.compiled, batch)),
+            name: compile_jax(
+                state.apply_fn,
+                {"params": state.params, "batch_stats": state.batch_stats},
+                images,
+            )
+            for name, state in self.states.items()
         }
-        if with_plain:
-            contenders["plain Flax"] = self._jax_step(flax_state, batch)
+        nets = self.torch.items()
+        return contenders | {k: run_torch(partial(infer, net)) for k, net in nets}
+
+    def training(self, size: int) -> Contenders:
+        """Return a training step of each, on one batch."""
+        batch = make_batch(size)
+        contenders = {k: jax_step(state, batch) for k, state in self.states.items()}
+        for name, net in self.torch.items():
+            contenders[name] = run_torch(self._torch_step(net, batch))
         return contenders
-
-    def _jax_step(self, state, batch):
-        state = jax.tree.map(jnp.copy, state)
-        step = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
-
-        def run():
-            nonlocal state
-            state, _ = step(state, batch)
-            jax.block_until_ready(state.params)
-
-        return run
 
     def _torch_step(self, net, batch):
         images = to_torch(batch["image"])
-        labels = torch.from_numpy(np.array(batch["label"], np.int64)).to(TORCH_DEVICE)
+        labels = torch.from_numpy(np.array(batch["label"], np.int64)).to(images.device)
         optimizer = torch.optim.SGD(
-            self.torch.parameters(),
+            net.parameters(),
             lr=self.config.learning_rate,
             momentum=self.config.momentum,
             nesterov=True,
-            weight_decay=5e-4,
+            weight_decay=self.config.weight_decay,
         )
 
         def run():
-            self.torch.train()
+            net.train()
             optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(net(images), labels)
-            loss.backward()
+            F.cross_entropy(net(images), labels).backward()
             optimizer.step()
 
         return run
 
+    def compare_outputs(self) -> dict[str, float]:
+        """Return the largest differences from our logits, relative to our largest."""
+        logits = {name: run() for name, run in self.inference(32).items()}
+        del logits["ours, standard convolutions"]
+        for name in self.torch:
+            logits[name] = logits[name].cpu().numpy()
+        ours = np.asarray(logits.pop("ours"))
+        return {
+            name: float(np.abs(other - ours).max() / np.abs(ours).max())
+            for name, other in logits.items()
+        }
 
-def depthwise_layers() -> dict[str, Contenders]:
-    """Return 3x3 depthwise convolutions: forward, and with gradients."""
-    rng = np.random.default_rng(0)
-    channels = LAYER_SHAPE[-1]
-    x, g = (jnp.asarray(rng.normal(size=LAYER_SHAPE), DTYPE) for _ in range(2))
-    kernel = jnp.asarray(rng.normal(size=(3, 3, 1, channels)), DTYPE)
-    module = nn.Conv(
-        channels, (3, 3), feature_group_count=channels, use_bias=False, dtype=DTYPE
-    )
+    def loop(self, num_steps: int) -> Contenders:
+        """Return an epoch of the training loop, and as many steps on a ready batch."""
+        size = self.config.batch_size
+        dataset = make_dataset(num_steps * size)
+        config = loop.resolve(self.config, dataset)
+        state = jax.tree.map(jnp.copy, self.state)
+        epoch_programs = programs.EpochPrograms(config, dataset, [state])
+        permutation = jnp.arange(num_steps * size, dtype=jnp.int32)
+        progress = argparse.Namespace(advance=lambda num_steps: None)
 
-    def ours(x, kernel):
-        return ops.depthwise_conv(x, kernel)
+        def epoch():
+            nonlocal state
+            state = state.replace(step=jnp.zeros((), jnp.int32))
+            (result,) = epoch_programs.train_epoch(
+                [state], [True], [permutation], progress
+            )
+            state = result.state
 
-    def flax(x, kernel):
-        return module.apply({"params": {"kernel": kernel}}, x)
+        step = jax_step(self.state, make_batch(size))
+        return {
+            "loop": epoch,
+            "steps alone": lambda: [step() for _ in range(num_steps)],
+        }
 
-    def gradients(function):
-        return lambda x, kernel, g: jax.vjp(function, x, kernel)[1](g)
-
-    tensor, tensor_g = to_torch(x).requires_grad_(), to_torch(g)
-    weight = to_torch(kernel.transpose(3, 0, 1, 2)).contiguous().requires_grad_()
-    convolve = partial(F.conv2d, tensor, weight, padding=1, groups=channels)
-
-    def forward():
-        with torch.no_grad():
-            convolve()
-
-    def backward():
-        y = convolve()
-        torch.autograd.grad(y, (tensor, weight), tensor_g.to(y.dtype))
-
-    return {
-        "forward": {
-            "ours": compile_jax(ours, x, kernel),
-            "plain Flax": compile_jax(flax, x, kernel),
-            "PyTorch eager": run_torch(forward),
-            "copy": compile_jax(lambda x: x + 1, x),
-        },
-        "forward and backward": {
-            "ours": compile_jax(gradients(ours), x, kernel, g),
-            "plain Flax": compile_jax(gradients(flax), x, kernel, g),
-            "PyTorch eager": run_torch(backward),
-            "copy": compile_jax(lambda x: x + 1, x),
-        },
-    }
+    def peak_megabytes(self) -> dict[str, float]:
+        """Return the peak memory that XLA plans for a training step of each."""
+        step, batch = jax.jit(train_step), make_batch(self.config.batch_size)
+        return {
+            name: peak_bytes(step.lower(state, batch).compile()) / 1e6
+            for name, state in self.states.items()
+        }
 
 
-def measure_loop(network: Network, num_steps: int, num_rounds: int) -> dict[str, Any]:
-    """Time an epoch of the training loop against the same number of steps alone.
+def make_batch(size: int) -> dict[str, jax.Array]:
+    """Return random images and labels."""
+    rng = np.random.default_rng(size)
+    images = rng.uniform(-1, 1, (size, 32, 32, 3)).astype(np.float32)
+    return {"image": jnp.asarray(images), "label": jnp.arange(size) % 10}
 
-    "step alone" is `train_step` on a batch that is ready; "step with data" gathers and
-    augments the batch first, as the loop does.
-    """
-    size = num_steps * BATCH_SIZE
-    dataset = make_dataset(size)
-    config = loop.resolve(network.config, dataset)
-    images, labels = (
-        jnp.asarray(dataset.train.images),
-        jnp.asarray(dataset.train.labels),
-    )
-    state = jax.tree.map(jnp.copy, network.state)
-    compiled = programs.EpochPrograms(config, dataset, [state])
-    permutation = jnp.arange(size, dtype=jnp.int32)
-    progress = argparse.Namespace(advance=lambda num_steps: None)
 
-    def epoch():
+def jax_step(state: Any, batch: dict[str, jax.Array]) -> Callable[[], Any]:
+    """Return a call that takes another training step."""
+    state = jax.tree.map(jnp.copy, state)
+    step = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
+
+    def run():
         nonlocal state
-        state = state.replace(step=jnp.zeros((), jnp.int32))
-        (result,) = compiled.train_epoch([state], [True], [permutation], progress)
-        state = result.state
+        state, _ = step(state, batch)
+        jax.block_until_ready(state.params)
 
-    step = network._jax_step(network.state, network.make_batch(BATCH_SIZE))
-    augment = make_augment(config, 10)
-    key, batch = jax.random.key(0), permutation[:BATCH_SIZE]
-    make_batch = compile_jax(
-        lambda *args: augment(args[0], images[args[1]], labels[args[1]]), key, batch
-    )
-
-    def bare():
-        for _ in range(num_steps):
-            step()
-
-    def with_data():
-        for _ in range(num_steps):
-            make_batch()
-            step()
-
-    return time_in_turn(
-        {"loop": epoch, "step alone": bare, "step with data": with_data}, num_rounds
-    )
-
-
-START = """
-import sys, time
-start = time.perf_counter()
-import importlib
-import jax
-import jax.numpy as jnp
-from dwsep_jax import environment
-from dwsep_jax.train import optim
-from dwsep_jax.nn.densenet import create_model
-from dwsep_jax.train.step import create_train_state, make_run_keys, train_step
-environment.use_compilation_cache()
-config = importlib.import_module("configs." + sys.argv[1]).get_config()
-config.dtype = sys.argv[2]
-config = optim.resolve(config)
-tx = optim.make_optimizer(config, lambda step: 1.0)
-model = create_model(config, 10)
-state = create_train_state(model, tx, (32, 32, 3), make_run_keys(0))
-size = int(sys.argv[3])
-batch = {"image": jnp.zeros((size, 32, 32, 3)), "label": jnp.zeros(size, jnp.int32)}
-jax.block_until_ready(jax.jit(train_step, donate_argnums=0)(state, batch))
-print(time.perf_counter() - start)
-"""
+    return run
 
 
 def measure_start(name: str) -> dict[str, float]:
-    """Return seconds from the start of a program to the end of its first step.
+    """Return seconds from the start of main.py until a step of the network can run.
 
-    The first run starts with an empty compilation cache, the second with a full one.
+    On digits, with an empty and then with a full compilation cache.
     """
-    command = [sys.executable, "-c", START, name, DTYPE, str(BATCH_SIZE)]
+    command = [sys.executable, "-m", "dwsep_jax", f"--config=configs/{name}.py"]
+    options = {"dataset": "digits", "validation_size": 100, "num_epochs": 1}
+    command += [f"--config.{field}={value}" for field, value in options.items()]
+    seconds = {}
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {"XDG_CACHE_HOME": cache}
-        run = partial(subprocess.check_output, command, env=environment, text=True)
-        return {key: float(run()) for key in ("first_seconds", "second_seconds")}
+        for key in ("first", "second"):
+            begin = time.perf_counter()
+            process = subprocess.Popen(
+                [*command, f"--workdir={cache}/{key}"],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            with process:
+                assert any("compiled the training" in line for line in process.stdout)
+                seconds[key] = time.perf_counter() - begin
+                process.kill()
+    return seconds
 
 
 def print_table(title: str, rows: dict[str, dict[str, Timing]]) -> None:
-    """Print timings as a Markdown table: a row for each measurement."""
-    columns = list(next(iter(rows.values())))
-    print(f"\n| {title} | {' | '.join(columns)} |")
-    print("| --- " * (len(columns) + 1) + "|")
+    """Print timings, a row for each measurement, ratios to the first column."""
+    print()
+    print_header([title, *next(iter(rows.values()))])
     for name, timings in rows.items():
-        cells = []
-        for column, t in timings.items():
-            ratio = "" if column == columns[0] else f" ({t.ratio:.2f}x)"
-            cells.append(f"{t}{ratio}")
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        print_row([name, *(f"{t} ({t.ratio:.2f}x)" for t in timings.values())])
 
 
 def measure_network(name: str, num_rounds: int) -> dict[str, Any]:
@@ -335,21 +241,21 @@ def measure_network(name: str, num_rounds: int) -> dict[str, Any]:
     network = Network(name)
     errors = network.compare_outputs()
     print(f"\nconfigs/{name}.py, outputs differ from ours by {errors}", flush=True)
-    bound = MAX_ERROR if DTYPE == "float32" else 0.05
-    assert max(errors.values()) < bound, errors
-    training = time_in_turn(network.training(), num_rounds)
-    print_table("training step, ms", {f"batch size {BATCH_SIZE}": training})
-    loop = measure_loop(network, num_steps=8, num_rounds=max(3, num_rounds // 2))
-    print_table("8 steps, ms", {"loop": loop})
-    inference = {
-        str(size): time_in_turn(network.inference(size), num_rounds)
-        for size in INFERENCE_SIZES
-    }
-    print_table("inference, ms, batch size", inference)
-    start = measure_start(name)
-    print(f"\nstart to first step: {start}", flush=True)
-    result = {"errors": errors, "inference": inference, "training": training}
-    return result | {"loop": loop, "start": start}
+    assert max(errors.values()) < MAX_ERROR, errors
+    result = {"errors": errors, "peak_megabytes": network.peak_megabytes()}
+    print(f"peak of a training step, MB: {result['peak_megabytes']}")
+    result["start"] = measure_start(name)
+    print(f"seconds from start to first step: {result['start']}", flush=True)
+    kinds = (
+        ("training step", network.training, TRAINING_SIZES),
+        ("inference", network.inference, INFERENCE_SIZES),
+        ("loop, steps", network.loop, (8,)),
+    )
+    for kind, make, sizes in kinds:
+        rows = {str(size): time_in_turn(make(size), num_rounds) for size in sizes}
+        print_table(f"{kind}, ms", rows)
+        result[kind] = rows
+    return result
 
 
 def main() -> None:
@@ -361,22 +267,10 @@ def main() -> None:
     keep_freed_memory()  # As main.py does. PyTorch gains by it, too.
     torch._dynamo.config.recompile_limit = 64  # One for each batch size.
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    num_rounds = 3 if arguments.quick else 5
-    result = {"schema": 1, "environment": describe_environment(DTYPE, 0)}
+    result = {"schema": 1, "environment": describe_environment("float32", 0)}
     result["environment"]["versions"]["torch"] = torch.__version__
-    result["layers"] = {
-        name: time_in_turn(contenders, 2 * num_rounds)
-        for name, contenders in depthwise_layers().items()
-    }
-    shape = "x".join(map(str, LAYER_SHAPE))
-    print_table(f"depthwise 3x3, {shape}, ms", result["layers"])
-    copied = 2 * np.prod(LAYER_SHAPE) * jnp.dtype(DTYPE).itemsize
-    result["copy_bytes_per_second"] = {
-        name: copied / (t["copy"].median_ms / 1e3)
-        for name, t in result["layers"].items()
-    }
     for name in ["cpu"] if arguments.quick else CONFIGS:
-        result[name] = measure_network(name, num_rounds)
+        result[name] = measure_network(name, 3 if arguments.quick else 5)
     text = json.dumps(result, indent=2, default=dataclasses.asdict)
     pathlib.Path(arguments.out).write_text(text + "\n")
 

@@ -1,4 +1,4 @@
-"""Times compiled programs side by side, and makes data for them."""
+"""Times programs side by side, prints tables of them, and makes data for them."""
 
 import dataclasses
 import time
@@ -54,6 +54,17 @@ def compile_jax(function: Callable, *args: Any, **options: Any) -> Callable[[], 
     """Return a call that computes function(*args) and waits for it."""
     compiled = jax.jit(function, **options).lower(*args).compile()
     return lambda: jax.block_until_ready(compiled(*args))
+
+
+def print_header(columns: list[str]) -> None:
+    """Print the first two lines of a Markdown table."""
+    print_row(columns)
+    print("| --- " * len(columns) + "|")
+
+
+def print_row(cells: list[str]) -> None:
+    """Print a row of a Markdown table, as soon as it is measured."""
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def make_dataset(size: int) -> Dataset:

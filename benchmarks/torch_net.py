@@ -3,8 +3,10 @@
 `load` copies the weights of `dwsep_jax.DenseNet` into it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from flax.traverse_util import flatten_dict
@@ -15,6 +17,28 @@ from dwsep_jax.nn.densenet import DenseNet
 
 # flax.linen and dwsep_jax name activations as functions.
 _ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "silu": F.silu}
+
+ON_GPU = jax.default_backend() == "gpu"
+DEVICE = "cuda" if ON_GPU else "cpu"
+
+
+def to_torch(array: jax.Array) -> torch.Tensor:
+    """Return images (N, H, W, C) as (N, C, H, W) in channels_last, on the device."""
+    tensor = torch.from_numpy(np.array(array, np.float32)).permute(0, 3, 1, 2)
+    return tensor.to(DEVICE, memory_format=torch.channels_last)
+
+
+def run_torch(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a call that runs a function of PyTorch and waits; bfloat16 on a GPU."""
+
+    def run():
+        with torch.autocast("cuda", torch.bfloat16, enabled=ON_GPU):
+            result = function()
+        if ON_GPU:
+            torch.cuda.synchronize()
+        return result
+
+    return run
 
 
 class SamePad(nn.Module):
