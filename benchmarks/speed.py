@@ -47,6 +47,7 @@ from dwsep_jax.environment import describe_environment, keep_freed_memory
 from dwsep_jax.nn.counting import peak_bytes
 from dwsep_jax.nn.densenet import create_model
 from dwsep_jax.train import loop, optim, programs
+from dwsep_jax.train.metrics import Metrics
 from dwsep_jax.train.step import create_train_state, make_run_keys, train_step
 
 CONFIGS = {"cpu": cpu, "separable": separable}
@@ -163,7 +164,7 @@ class Network:
             nonlocal state
             state = state.replace(step=jnp.zeros((), jnp.int32))
             (result,) = epoch_programs.train_epoch(
-                [state], [True], [permutation], progress
+                [state], [Metrics.empty()], [True], [permutation], progress
             )
             state = result.state
 

@@ -121,6 +121,8 @@ def set_program(c: ml_collections.ConfigDict) -> None:
     c.steps_per_dispatch = config_dict.placeholder(int)
     # Images per evaluation step; affects speed only.
     c.eval_batch_size = 512
+    # Save within an epoch, too, after so many minutes without a checkpoint; 0: off.
+    c.checkpoint_minutes = 10.0
     # cpu, gpu or tpu; unset: the best that JAX finds.
     c.platform = config_dict.placeholder(str)
     # Reproduce results bit for bit on a GPU, more slowly; a CPU always does.

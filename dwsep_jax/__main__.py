@@ -39,7 +39,8 @@ Flags:
   --split     Split for --mode=evaluate: test (the default), validation or train.
   --debug     Show the traceback of an error.
 
-Exit codes: 0; 1 failure; 2 usage; 130 interrupted.
+Exit codes: 0; 1 failure; 2 usage; 130 interrupted (SIGINT), 143 terminated (SIGTERM).
+Both save what is being trained first; the same command resumes it.
 """
 
 import sys

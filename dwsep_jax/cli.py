@@ -8,11 +8,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from errno import EDQUOT, ENOSPC
+from signal import SIGINT, SIGTERM
 from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from dwsep_jax import signals
 from dwsep_jax.config import default_workdir, list_configs, load_file, validate
 from dwsep_jax.errors import ConfigError, UserError, choose, is_out_of_memory
 from dwsep_jax.fields import FIELDS, RUN, SECTIONS, describe, unknown_field
@@ -67,7 +69,8 @@ def run(
         command = make_command(values, rest)
         if command.mode != "report":  # It reads files, and computes nothing.
             prepare_process(command.config.platform)
-        modes[command.mode](command)
+        with signals.handled():
+            modes[command.mode](command)
         return 0
     except (Exception, KeyboardInterrupt) as error:
         if values["debug"].value:
@@ -233,7 +236,8 @@ def _parse(
 def _describe_error(error: BaseException) -> tuple[str, int]:
     """Return the line for an error, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", 130
+        number = error.args[0] if isinstance(error, signals.Stopped) else SIGINT
+        return "terminated" if number == SIGTERM else "interrupted", 128 + number
     if isinstance(error, UserError):
         return f"error: {error}", error.exit_code
     if isinstance(error, flags.Error):

@@ -157,6 +157,7 @@ FIELDS = {
     "seed": _SEED,
     "steps_per_dispatch": _optional(_integer("16", 1, 10**4)),
     "eval_batch_size": _integer("512", 1, 10**5),
+    "checkpoint_minutes": _number("10", ge=0),
     "platform": _optional(_text("gpu")),
     "deterministic": _flag("true"),
     "tensorboard": _flag("true"),
@@ -194,6 +195,7 @@ FIELDS = {
 ADDED: dict[str, Any] = {
     "init_from": None,
     "freeze": None,
+    "checkpoint_minutes": 10.0,
     "sweep.refit_epochs": None,
 }
 
@@ -208,7 +210,9 @@ for _name in FIELDS:
 RUN, COMPARISON, SWEEP = "run", "comparison", "sweep"
 SECTIONS = {RUN: "", COMPARISON: "compare", SWEEP: "sweep"}
 # These change no result, except for the last bits of an evaluation's sums.
-CHANGE_NOTHING = frozenset({"data_dir", "progress", "eval_batch_size", "tensorboard"})
+CHANGE_NOTHING = frozenset(
+    {"data_dir", "progress", "eval_batch_size", "tensorboard", "checkpoint_minutes"}
+)
 # These may differ when a workdir is continued: a comparison then has more seeds or
 # another answer, a sweep more trials or other finals. Members trained in another
 # program have the same numbers up to the last digits.

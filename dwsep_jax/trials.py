@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import pathlib
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -50,12 +51,22 @@ def write_trials(
     path: pathlib.Path, trials: Sequence[Trial], axes: Sequence[Axis]
 ) -> None:
     """Write trials.csv: one row per trial, waiting and repeated ones included."""
-    text = io.StringIO()
-    columns = list(_list_columns(axes))
-    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(trial._asdict() | trial.settings for trial in trials)
+    text, columns = io.StringIO(), list(_list_columns(axes))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*columns, "crc32"])
+    rows = [map((t._asdict() | t.settings).get, columns) for t in trials]
+    rows = [["" if value is None else str(value) for value in row] for row in rows]
+    checksums = _checksums(rows)
+    writer.writerows([*row, crc32] for row, crc32 in zip(rows, checksums, strict=True))
     write_atomically(path, text.getvalue())
+
+
+def _checksums(rows):
+    """Return a checksum for each row, of its cells and of all rows after it."""
+    found = [0]
+    for row in reversed(rows):
+        found.append(zlib.crc32("\0".join(row).encode(), found[-1]))
+    return found[:0:-1]
 
 
 def read_trials(path: pathlib.Path, axes: Sequence[Axis]) -> list[Trial]:
@@ -70,9 +81,18 @@ def read_trials(path: pathlib.Path, axes: Sequence[Axis]) -> list[Trial]:
             reader = csv.DictReader(file, strict=True)
             if missing := [c for c in columns if c not in (reader.fieldnames or ())]:
                 raise ValueError(f"it lacks the column {missing[0]}")
+            rows = []
             for row in reader:
                 place = f"line {reader.line_num}: "
                 trials.append(_read_trial(row, columns))
+                rows.append(row)
+        place, checksums = "", [row.get("crc32") for row in rows]
+        if not rows:
+            raise ValueError("it has no trials")
+        expected = _checksums([[row[c] for c in columns] for row in rows])
+        # Earlier versions wrote none.
+        if any(checksums) and checksums != list(map(str, expected)):
+            raise ValueError("its checksums differ")
     except FileNotFoundError as error:
         raise UserError(
             f"{path.parent}: there is no trials.csv yet; the command of the sweep "

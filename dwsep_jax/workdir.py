@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,7 +53,8 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
 
 
 def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """Write a JSON file with sorted keys; `ValueError` for NaN or infinity."""
+    """Write a JSON file with a checksum; `ValueError` for NaN or infinity."""
+    content = content | {"sha256": _checksum(content)}
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
     write_atomically(path, text + "\n")
 
@@ -60,8 +62,8 @@ def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
 def read_json(directory: str | os.PathLike, name: str) -> dict[str, Any] | None:
     """Return `<name>.json` of a workdir, checked; None where there is no such file.
 
-    The `requested` and `resolved` of a config.json are valid configs of today, whatever
-    version wrote it.
+    A file without a checksum is of an earlier version. The `requested` and `resolved`
+    of a config.json are valid configs of today, whatever version wrote it.
 
     Raises:
       UserError: if it is damaged.
@@ -71,6 +73,8 @@ def read_json(directory: str | os.PathLike, name: str) -> dict[str, Any] | None:
         content = parse(path.read_bytes(), path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if content.pop("sha256", None) not in (None, _checksum(content)):
+        raise damaged(path, "it is not as it was written: its checksum differs")
     if content.get("schema") != 1:
         raise damaged(path, f"its schema is {content.get('schema')}, not 1")
     if name == "config":
@@ -80,9 +84,6 @@ def read_json(directory: str | os.PathLike, name: str) -> dict[str, Any] | None:
 
 def _check_config(content: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
     """Return what config.json holds, with configs; raise `UserError` if damaged."""
-    stored = content.pop("sha256", None)  # Earlier versions wrote none.
-    if stored not in (None, _checksum(content)):
-        raise damaged(path, "it is not as it was written: its checksum differs")
     content.setdefault("kind", RUN)
     try:
         for part in ("requested", "resolved"):
@@ -214,7 +215,7 @@ def _write_config(directory, requested, resolved, kind):
     content["resolved"] = resolved.to_dict()
     if kind != RUN:
         content["kind"] = kind
-    write_json(directory / "config.json", content | {"sha256": _checksum(content)})
+    write_json(directory / "config.json", content)
 
 
 def _continue(
@@ -351,7 +352,13 @@ def seconds_left(rows: list[Row], num_before: int, num_epochs: int) -> float:
 
 
 def _json_line(row):
-    return json.dumps({"schema": 1, **row}, allow_nan=False) + "\n"
+    content = {"schema": 1, **row}
+    content["crc32"] = _crc32(content)
+    return json.dumps(content, allow_nan=False) + "\n"
+
+
+def _crc32(content):
+    return zlib.crc32(json.dumps(content).encode())
 
 
 def read_rows(workdir: str | os.PathLike) -> list[Row]:
@@ -362,4 +369,8 @@ def read_rows(workdir: str | os.PathLike) -> list[Row]:
     """
     path = pathlib.Path(workdir) / "metrics.jsonl"
     lines = path.read_bytes().splitlines() if path.exists() else []
-    return [parse(line, path, number) for number, line in enumerate(lines, start=1)]
+    rows = [parse(line, path, number) for number, line in enumerate(lines, start=1)]
+    for number, row in enumerate(rows, start=1):
+        if row.pop("crc32", None) not in (None, _crc32(row)):
+            raise damaged(path, f"the checksum of row {number} differs")
+    return rows

@@ -11,6 +11,7 @@ import pytest
 from configs import default
 from dwsep_jax.diagnose import diagnose, write_diagnosis
 from dwsep_jax.errors import UserError
+from dwsep_jax.workdir import read_json
 from tests import curves
 from tests.report import report_files
 
@@ -229,7 +230,7 @@ def test_workdir_is_diagnosed_by_its_files(tmp_path):
     report_files.write_run(tmp_path, names=list("abcd"), verdict=None)
     write_metrics(tmp_path, rows)
     diagnosis = write_diagnosis(tmp_path)
-    assert json.loads(path.read_text()) == diagnosis
+    assert read_json(tmp_path, "diagnosis") == diagnosis
     assert diagnosis["schema"] == 1
     assert diagnosis["evidence"]["guessing_loss"] == pytest.approx(math.log(4))
     # A file that is up to date is left alone.

@@ -289,6 +289,7 @@ IN_THE_LOOP = {
     *("early_stopping", "min_change", "plateau_factor", "plateau_patience"),
     *("steps_per_dispatch", "deterministic", "eval_batch_size"),
     *("tensorboard", "progress", "platform"),
+    "checkpoint_minutes",  # tests/train/test_stopping.py
     "init_from",  # tests/train/test_weights.py
     "sweep.members_at_once",  # tests/sweep/test_search.py
 }

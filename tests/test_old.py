@@ -10,7 +10,7 @@ from dwsep_jax.__main__ import main
 from dwsep_jax.config import flatten, from_dict, load_file
 from dwsep_jax.errors import ConfigError
 from dwsep_jax.fields import COMPARISON, RUN, SWEEP
-from dwsep_jax.workdir import load_requested, open_workdir, read_json
+from dwsep_jax.workdir import load_requested, open_workdir, read_json, read_rows
 
 OLD = pathlib.Path(__file__).parent / "old"
 
@@ -48,12 +48,12 @@ def test_an_unknown_field_is_named():
 def test_an_old_run_is_resumed_evaluated_and_reported(old):
     run = old / "run"
     before = json.loads((run / "evaluation.json").read_text())
-    rows = (run / "metrics.jsonl").read_text()
+    rows = read_rows(run)
     for mode in ("train", "evaluate"):
         (run / "evaluation.json").unlink()
         assert main(["main.py", f"--mode={mode}", f"--workdir={run}"]) == 0
         after = json.loads((run / "evaluation.json").read_text())
         assert after["confusion_matrix"] == before["confusion_matrix"]
         assert after["loss"] == pytest.approx(before["loss"], rel=1e-4)
-        assert (run / "metrics.jsonl").read_text() == rows
+        assert read_rows(run) == rows
     assert main(["main.py", "--mode=report", f"--workdir={run}"]) == 0

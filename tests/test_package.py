@@ -112,8 +112,8 @@ def imported_modules(path):
 
 # Each may import those before it.
 ROOMS = [
-    *("errors", "lock", "places", "statistics", "console", "fields", "space"),
-    *("schema", "environment", "config", "workdir", "trials", "nn", "data"),
+    *("errors", "lock", "places", "signals", "statistics", "console", "fields"),
+    *("space", "schema", "environment", "config", "workdir", "trials", "nn", "data"),
     *("diagnose", "report", "train", "evaluate", "efficiency", "compare", "sweep"),
     *("cli", "__main__"),
 ]

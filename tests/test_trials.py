@@ -29,7 +29,7 @@ def test_what_is_written_is_read(tmp_path):
     assert read_trials(path, AXES) == TRIALS
     assert path.read_text().splitlines()[0] == (
         "number,state,value,epochs,flip,block_sizes,reduction,growth_rate,mixup,"
-        "learning_rate,learning_rate_factor,seconds,retry_of,note"
+        "learning_rate,learning_rate_factor,seconds,retry_of,note,crc32"
     )
 
 
@@ -45,6 +45,7 @@ HEADER = "number,state,value,epochs,mixup,seconds,retry_of,note\n"
     [
         (None, "there is no trials.csv yet; the command of the sweep writes it"),
         ("", "it lacks the column number"),
+        (HEADER, "it has no trials"),
         ("number,value\n1,2\n", "it lacks the column state"),
         (HEADER.replace("mixup", "cutout"), "it lacks the column mixup"),
         (HEADER + "1,complete,0.5\n", "line 2: it has more or fewer cells than the he"),

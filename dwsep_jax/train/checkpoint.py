@@ -37,9 +37,14 @@ class Checkpoints:
     itself restores a flipped bit in silence. Use as a context manager.
     """
 
-    def __init__(self, workdir: str | os.PathLike, read_only: bool = False):
-        """Open `workdir`/checkpoints; unless `read_only`, create it if missing."""
-        self._directory = pathlib.Path(workdir).resolve() / "checkpoints"
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        read_only: bool = False,
+        name: str = "checkpoints",
+    ):
+        """Open `workdir`/`name`; unless `read_only`, create it if missing."""
+        self._directory = pathlib.Path(workdir).resolve() / name
         if read_only and not self._directory.is_dir():
             self._manager = None
             return

@@ -7,6 +7,7 @@ a list of one. Only the compiled program differs: see `programs`.
 import contextlib
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,14 +15,14 @@ from functools import partial
 import jax
 from ml_collections import ConfigDict
 
-from dwsep_jax import console, data
+from dwsep_jax import console, data, signals
 from dwsep_jax.data import order
 from dwsep_jax.diagnose import write_diagnosis
 from dwsep_jax.environment import describe_parallelism, memory_bytes
-from dwsep_jax.errors import ConfigError, DivergedError
+from dwsep_jax.errors import ConfigError, DivergedError, UserError
 from dwsep_jax.report.figures import LAST_FIGURE, draw_run
 from dwsep_jax.train import optim, output
-from dwsep_jax.train.checkpoint import Checkpoints
+from dwsep_jax.train.checkpoint import Checkpoints, Restored
 from dwsep_jax.train.evaluation import (
     compile_evaluation,
     evaluate_and_write,
@@ -29,6 +30,7 @@ from dwsep_jax.train.evaluation import (
     read_evaluation,
     restore_to_evaluate,
 )
+from dwsep_jax.train.metrics import Metrics
 from dwsep_jax.train.programs import EpochPrograms, EpochResult
 from dwsep_jax.train.step import TrainState, make_run_keys, make_state, static_fields
 from dwsep_jax.train.weights import load_weights
@@ -43,6 +45,8 @@ from dwsep_jax.workdir import (
     write_rows,
 )
 
+# The directory of a run that has what an epoch has made so far.
+_PART = "partial"
 # Whether to give a run up, given the rows of its epochs so far.
 Prune = Callable[[list[Row]], bool]
 
@@ -98,7 +102,11 @@ def train_members(
 def train(members: Sequence["Member"]) -> None:
     """Train members until each has finished, diverged or been pruned.
 
-    They share a program and a dataset; each has its own progress.
+    They share a program and a dataset; each has its own progress. A lone run that is
+    told to stop is saved at once, several at the end of the epoch.
+
+    Raises:
+      signals.Stopped: after a SIGINT or SIGTERM; everything is saved.
     """
     if not any(member.is_active for member in members):
         return
@@ -106,20 +114,31 @@ def train(members: Sequence["Member"]) -> None:
     programs = EpochPrograms(config, dataset, [member.state for member in members])
     compile_evaluation(config, dataset, members[0].state)
     start, num_steps = time.perf_counter(), dataset.steps_per_epoch(config.batch_size)
-    with console.EpochProgress(config, num_steps) as progress:
-        while active := [member for member in members if member.is_active]:
+    with (
+        signals.deferred() as stop,
+        console.EpochProgress(config, num_steps) as progress,
+    ):
+
+        def must_stop():
+            return len(members) == 1 and bool(stop or members[0].is_due())
+
+        while not stop and (active := [m for m in members if m.is_active]):
             progress.start_epoch(min(len(member.history) for member in active))
             epoch_start = time.perf_counter()
             results = programs.train_epoch(
                 [member.state for member in members],
+                [member.total for member in members],
                 [member.is_active for member in members],
                 [member.permute() for member in members],
                 progress,
+                must_stop,
             )
             seconds = time.perf_counter() - epoch_start
             for member, result in zip(members, results, strict=True):
                 if member.is_active:
-                    member.finish_epoch(result, seconds, start)
+                    member.save(result, seconds, start)
+        if stop:
+            console.say("stopped; the same command resumes")
 
 
 class Member:
@@ -133,7 +152,8 @@ class Member:
       dataset: that it is trained on.
       network: one line that describes the network.
       checkpoints: its checkpoints.
-      state: after the last epoch.
+      state: as last saved.
+      total: metrics of its epoch so far.
       history: the rows of its epochs.
       num_resumed: how many of them an earlier process has trained.
       error: how it diverged, if it did.
@@ -155,6 +175,7 @@ class Member:
         """
         self.config, self.workdir, self.dataset = config, pathlib.Path(workdir), dataset
         self.state, self.history = make_state(config, dataset), []
+        self.total, self._epoch_seconds = Metrics.empty(), 0.0
         self.error: DivergedError | None = None
         self._log, self._prune, self._events = log, prune, None
         self._order_key = make_run_keys(config.seed).order
@@ -168,12 +189,15 @@ class Member:
         with contextlib.ExitStack() as stack, self._logged():
             self.network = output.print_start(self.config, self.dataset, self.state)
             self.checkpoints = stack.enter_context(Checkpoints(self.workdir))
-            if restored := self.checkpoints.restore_latest(self.state):
-                self.state, self.history = restored.tree, restored.metadata["history"]
+            saved = self.checkpoints.restore_latest(self.state)
+            if saved:
+                self.state, self.history = saved.tree, saved.metadata["history"]
+            part = self._restore_part()
+            if saved := part or saved:
                 what = "finished" if self.is_finished else "resuming"
-                step = int(self.state.step)
-                console.say(f"{what} after epoch {restored.epoch}, step {step:,}")
-                self._warn_of_other_bits(restored.metadata.get("parallelism"))
+                n, step = len(self.history), int(self.state.step)
+                console.say(f"{what} after epoch {n}, step {step:,}")
+                self._warn_of_other_bits(saved.metadata.get("parallelism"))
             elif self.config.init_from:
                 self.state = load_weights(self.config, self.state)
                 console.say(f"starting from the weights of {self.config.init_from}")
@@ -188,6 +212,10 @@ class Member:
             self._close = stack.pop_all().close
         n = self.num_resumed = len(self.history)
         self._seconds_before = self.history[-1]["elapsed_seconds"] if n else 0.0
+        if part:
+            self._epoch_seconds = part.metadata["epoch_seconds"]
+            self._seconds_before = part.metadata["elapsed_seconds"]
+        self._saved_at = time.monotonic()
         self.is_pruned = any(self._prune(self.history[: i + 1]) for i in range(n))
         return self
 
@@ -209,26 +237,43 @@ class Member:
         num_examples = len(self.dataset.train.labels)
         return order.epoch_permutation(self._order_key, len(self.history), num_examples)
 
-    def finish_epoch(self, result: EpochResult, seconds: float, start: float) -> None:
-        """Evaluate and save an epoch: first the state, then its row, which is printed.
+    def is_due(self) -> bool:
+        """Return whether `checkpoint_minutes` have passed since it was saved."""
+        minutes = self.config.checkpoint_minutes
+        return 0 < 60 * minutes < time.monotonic() - self._saved_at
+
+    def save(self, result: EpochResult, seconds: float, start: float) -> None:
+        """Save what an epoch, or the part of one that was trained, has made of it.
 
         Args:
           result: of the epoch; if it diverged, only the error is kept.
           seconds: that its steps took.
           start: of the training, by `time.perf_counter`.
         """
+        self._epoch_seconds += seconds
+        elapsed = self._seconds_before + time.perf_counter() - start
+        num_steps = self.dataset.steps_per_epoch(self.config.batch_size)
+        if result.error is None and int(result.state.step) % num_steps:
+            self._save_part(result, elapsed)
+        else:
+            self._finish_epoch(result, elapsed)
+        self._saved_at = time.monotonic()
+
+    def _finish_epoch(self, result, elapsed):
+        """Evaluate and save an epoch: first the state, then its row; print the row."""
         try:
-            row = make_row(self.config, self.dataset, result, seconds)
+            row = make_row(self.config, self.dataset, result, self._epoch_seconds)
         except DivergedError as error:
             self.error = error
             return
-        elapsed = time.perf_counter() - start
-        row["elapsed_seconds"] = self._seconds_before + elapsed
+        row["elapsed_seconds"] = elapsed
         self.state = lower_rate_on_plateau(self.config, result.state, row["val_loss"])
+        self.total, self._epoch_seconds = Metrics.empty(), 0.0
         self.history.append(row)
         scores = {row["epoch"]: score(row) for row in self.history}
         metadata = {"history": self.history, "parallelism": describe_parallelism()}
         self.checkpoints.save(row["epoch"], self.state, metadata, scores)
+        shutil.rmtree(self.workdir / _PART, ignore_errors=True)
         append_row(self.workdir, row)
         if self._events is not None:
             output.write_events(self._events, row)
@@ -237,6 +282,37 @@ class Member:
         with self._logged():
             console.say(console.format_epoch(row, num_epochs, left))
         self.is_pruned = self._prune(self.history)
+
+    def _save_part(self, result, elapsed):
+        """Save an epoch in the middle, to go on from there with the same bits."""
+        self.state, self.total, step = (
+            result.state,
+            result.total,
+            int(result.state.step),
+        )
+        metadata = {"elapsed_seconds": elapsed, "epoch_seconds": self._epoch_seconds}
+        metadata["parallelism"] = describe_parallelism()
+        with Checkpoints(self.workdir, name=_PART) as parts:
+            parts.save(step, (self.state, self.total), metadata, {step: 1.0})
+        with self._logged():
+            console.say(f"saved in epoch {len(self.history) + 1}, after step {step:,}")
+
+    def _restore_part(self) -> Restored | None:
+        """Go on in an epoch that was saved in the middle; return None if none was.
+
+        One that is damaged, or older than the last whole epoch, is deleted.
+        """
+        num_steps = self.dataset.steps_per_epoch(self.config.batch_size)
+        with (
+            Checkpoints(self.workdir, read_only=True, name=_PART) as parts,
+            contextlib.suppress(UserError),  # Each damaged one has been named.
+        ):
+            found = parts.restore_latest((self.state, self.total))
+            if found and found.epoch // num_steps == len(self.history):
+                self.state, self.total = found.tree
+                return found
+        shutil.rmtree(self.workdir / _PART, ignore_errors=True)
+        return None
 
     def _warn_of_other_bits(self, before: dict[str, int] | None) -> None:
         """Say so where a run goes on with another number of threads or devices."""
@@ -338,13 +414,14 @@ def make_row(
     if result.error is not None:
         raise result.error
     state, steps_per_epoch = result.state, dataset.steps_per_epoch(config.batch_size)
+    means = result.total.compute()
     num_steps = int(state.step)
     share = float(optim.make_schedule(config, steps_per_epoch)(num_steps - 1))
     multiplier = float(state.plateau.multiplier)
     return {
         "epoch": num_steps // steps_per_epoch,
         "step": num_steps,
-        **{f"train_{name}": value for name, value in result.means.items()},
+        **{f"train_{name}": float(value) for name, value in means.items()},
         **evaluate_epoch(config, dataset, state),
         "learning_rate": share * config.learning_rate * multiplier,
         "images_per_second": steps_per_epoch * config.batch_size / seconds,

@@ -32,10 +32,10 @@ _PER_MEMBER, _SHARED = PartitionSpec("members"), PartitionSpec()
 
 
 class EpochResult(NamedTuple):
-    """What an epoch made of one member: its new state, and its means or its error."""
+    """What an epoch or a part of it made of a member: its new state, sums, error."""
 
     state: TrainState
-    means: dict[str, float]
+    total: Metrics
     error: DivergedError | None
 
 
@@ -65,7 +65,8 @@ class EpochPrograms:
         images, labels = dataset.train.images, dataset.train.labels
         self._arrays = self._place({"image": images, "label": labels}, _SHARED)
         order = jnp.zeros(len(labels), jnp.int32)
-        arguments = self._pack(states, [True] * n, [order] * n)
+        totals = [Metrics.empty()] * n
+        arguments = self._pack(states, totals, [True] * n, [order] * n)
         leaves, structure = jax.tree.flatten(arguments)
         compile_steps = partial(
             _compile,
@@ -77,25 +78,22 @@ class EpochPrograms:
             tuple(map(self._describe, leaves)),
         )
         size = config.steps_per_dispatch
-        whole, rest = divmod(dataset.steps_per_epoch(config.batch_size), size)
+        self._steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
+        whole, rest = divmod(self._steps_per_epoch, size)
         sizes = [size] * whole + [rest] * (rest > 0)
         self.programs = [(size, compile_steps(size)) for size in sizes]
-        remedy = f"take members_at_once below {n}"
-        if n == 1:
-            remedy = (
-                f"take a smaller --config.batch_size than {config.batch_size} or a "
-                "smaller network, and another --workdir"
-            )
-        _check_memory(self.programs[0][1], remedy)
+        _check_memory(self.programs[0][1], config.batch_size, leaves, n)
         seconds = time.perf_counter() - start
         console.say(f"compiled the training step in {seconds:.1f} s")
 
     def train_epoch(
         self,
         states: Sequence[TrainState],
+        totals: Sequence[Metrics],
         is_active: Sequence[bool],
         orders: Sequence[jax.Array],
         progress: console.EpochProgress,
+        must_stop: Callable[[], bool] = lambda: False,
     ) -> list[EpochResult]:
         """Train the active members for an epoch; losses are read while later steps run.
 
@@ -103,10 +101,13 @@ class EpochPrograms:
 
         Args:
           states: one per member; a lone run's state is donated. Active members are at
-            the start of an epoch, not necessarily the same one.
+            the start of an epoch, not necessarily the same one; a lone run may be
+            further on.
+          totals: of the steps of each member's epoch so far.
           is_active: members for which this is False are left as they are.
           orders: each member's permutation of the M training examples, int32 (M,).
           progress: is told of the steps.
+          must_stop: asked after each program; True ends the epoch there.
 
         Returns:
           The result of each member, with the error that its lone run would raise.
@@ -121,25 +122,27 @@ class EpochPrograms:
                 done[i] += len(member_losses)
             progress.advance(losses.shape[1])
 
-        state, total, *rest = self._pack(states, is_active, orders)
+        num_before = done[0] % self._steps_per_epoch if len(states) == 1 else 0
+        progress.advance(num_before)
+        state, total, *rest = self._pack(states, totals, is_active, orders)
         pending = None  # Read while the next dispatch runs.
-        for _, program in self.programs:
+        for num_steps, program in self.programs:
+            if num_before > 0:
+                num_before -= num_steps
+                continue
             state, total, losses = program(state, total, *rest)
             if pending is not None:
                 read(pending)
                 if all(errors[i] for i in np.flatnonzero(is_active)):
                     break
             pending = losses
+            if must_stop():
+                break
         read(losses)
-        results = zip(*self._unpack(state, total), errors, strict=True)
-        return [
-            EpochResult(state, {k: float(v) for k, v in total.compute().items()}, error)
-            for state, total, error in results
-        ]
+        return list(map(EpochResult, *self._unpack(state, total), errors))
 
-    def _pack(self, states, is_active, orders):
+    def _pack(self, states, totals, is_active, orders):
         """Return (state, total, arrays, order, [is_active]) as the programs take it."""
-        totals = [Metrics.empty()] * len(states)
         if self._mesh is None:
             return states[0], totals[0], self._arrays, orders[0]
         stacked = stack(states), stack(totals), stack(orders), jnp.asarray(is_active)
@@ -222,13 +225,25 @@ def unstack(tree: Any) -> list[Any]:
     return [jax.tree.map(itemgetter(i), tree) for i in range(num_members)]
 
 
-def _check_memory(compiled, remedy):
+def _check_memory(compiled, batch_size, inputs, num_members):
+    """Raise `UserError` if a program needs more memory than there is."""
     needed, available = peak_bytes(compiled), memory_bytes()
-    if needed is not None and needed > available:
-        raise UserError(
-            f"a training step needs {needed / 2**30:.1f} GiB of memory, and there are "
-            f"{available / 2**30:.1f}; {remedy}"
-        )
+    if needed is None or needed <= available:
+        return
+    remedy = f"take members_at_once below {num_members}"
+    if num_members == 1:
+        # The rest grows with the batch.
+        fixed = sum(leaf.nbytes for leaf in inputs)
+        fitting = int(batch_size * (available - fixed) / (needed - fixed))
+        remedy = "take a smaller network"
+        if fitting >= 1:  # A power of 2, to be on the safe side.
+            size = 2 ** (fitting.bit_length() - 1)
+            remedy += f" or, by this estimate, --config.batch_size={size}"
+        remedy += ", and another --workdir"
+    raise UserError(
+        f"a training step needs {needed / 2**30:.1f} GiB of memory, and there are "
+        f"{available / 2**30:.1f}; {remedy}"
+    )
 
 
 def find_divergence(first_step: int, losses: np.ndarray) -> DivergedError | None:

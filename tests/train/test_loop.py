@@ -15,7 +15,7 @@ from dwsep_jax.lock import locked
 from dwsep_jax.train import evaluation, loop
 from dwsep_jax.train import step as step_lib
 from dwsep_jax.train.checkpoint import Checkpoints
-from dwsep_jax.workdir import load_config
+from dwsep_jax.workdir import load_config, read_json, read_rows
 from tests import tiny
 
 # Every leaf that a state can have.
@@ -59,13 +59,8 @@ def run(config, workdir, **options):
     return read_rows(workdir)
 
 
-def read_rows(workdir):
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
 def read_evaluation(workdir, suffix=""):
-    return json.loads((workdir / f"evaluation{suffix}.json").read_text())
+    return read_json(workdir, f"evaluation{suffix}")
 
 
 def restore(workdir, config, dataset):

@@ -1,5 +1,6 @@
 """The programs of an epoch: what is trained, compiled, read and refused."""
 
+import re
 import types
 from functools import partial
 
@@ -11,6 +12,7 @@ import pytest
 from dwsep_jax.data import order
 from dwsep_jax.data.augment import make_augment
 from dwsep_jax.errors import UserError
+from dwsep_jax.nn.counting import peak_bytes
 from dwsep_jax.train import loop, programs, step
 from dwsep_jax.train.metrics import Metrics
 from tests import tiny
@@ -60,12 +62,16 @@ def test_a_step_that_does_not_fit_into_the_memory_is_refused(dataset, monkeypatc
     state = loop.make_state(config, dataset)
     arrays = (dataset.train.images, dataset.train.labels)
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((state, arrays)))
-    message = r"a training step needs .* GiB .* a smaller --config\.batch_size than 8 "
+    message = r"a training step needs .* GiB .* take a smaller network{}, and another"
+    size = r" or, by this estimate, --config\.batch_size=(\d)"
     # Temporary memory counts as well, which XLA's own peak leaves out on a CPU.
-    for available in (1000, 2 * num_bytes):
+    needed = peak_bytes(programs.EpochPrograms(config, dataset, [state]).programs[0][1])
+    assert needed > 2 * num_bytes
+    for available, remedy in ((1000, ""), ((needed + num_bytes) // 2 + 500, size)):
         monkeypatch.setattr(programs, "memory_bytes", lambda n=available: n)
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message.format(remedy)) as error:
             programs.EpochPrograms(config, dataset, [state])
+    assert re.search(size, str(error.value))[1] == "4"
 
 
 def test_losses_are_read_while_later_steps_run(dataset):
@@ -79,7 +85,9 @@ def test_losses_are_read_while_later_steps_run(dataset):
         return state, total, np.full(1, np.nan if len(dispatched) == 3 else 0.0)
 
     compiled.programs = [(1, dispatch)] * 44
-    (result,) = compiled.train_epoch([state], [True], [np.arange(44)], SILENT)
+    (result,) = compiled.train_epoch(
+        [state], [Metrics.empty()], [True], [np.arange(44)], SILENT
+    )
     assert str(result.error).startswith("step 3 left")
     # Not at once, but long before the end of the epoch.
     assert len(dispatched) == 3 + 1
