@@ -36,6 +36,9 @@ def set_data(c: ml_collections.ConfigDict) -> None:
     c.mixup = 0.0
     # Fraction of each label that is spread over all classes; 0: off.
     c.label_smoothing = 0.0
+    # Weights of the classes in the training loss: none, balanced (N / (K * images of
+    # the class)), or numbers by name, others 1: cat=2,dog=0.5.
+    c.class_weights = "none"
 
 
 def set_network(c: ml_collections.ConfigDict) -> None:

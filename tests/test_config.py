@@ -69,6 +69,7 @@ INVALID = {
     "shift bottleneck": [-1, 65, 1.0],
     "cutout": [-1, 1025],
     "mixup": [-0.1, 101, NAN, INF, 10**400, None, True, "1"],
+    "class_weights": ["", "None", "cat", "cat=0", "cat=nan", "a=1,a=2", "a=1,b", 3],
     "label_smoothing norm_momentum momentum ema_decay": [-0.1, 1.0, 1, NAN],
     "growth_rate": [0, 4097, None],
     "block_sizes": [(), (0,), (6, 1.5), (True,), (257,), 6, "6,6", ("6",), [6], None],

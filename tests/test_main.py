@@ -264,6 +264,13 @@ DIGITS --config.data_dir=None
 DIGITS --config.dropout_rate=1
     --config.dropout_rate=1.0: must be a finite number that is 0, or from 1/256
     to 255/256; e.g. --config.dropout_rate=0.1
+DIGITS --config.class_weights=3=0
+    --config.class_weights=3=0: must be none, balanced or CLASS=NUMBER,..., each
+    class once and each number from 1e-6 to 1e6; e.g. --config.class_weights=balanced
+DIGITS --config.class_weights=3=1,3=2
+    --config.class_weights=3=1,3=2: must be none, balanced or CLASS=NUMBER,..., [...]
+DIGITS --config.class_weights=3=1,4
+    --config.class_weights=3=1,4: must be none, balanced or CLASS=NUMBER,..., [...]
 DIGITS --config.seed -1
     --config.seed=-1: must be an integer of at least 0 and at most 4,294,966,295;
     e.g. --config.seed=1
