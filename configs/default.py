@@ -105,7 +105,8 @@ def set_optimization(c: ml_collections.ConfigDict) -> None:
     c.batch_size = 128
     # Passes over the training images.
     c.num_epochs = 100
-    # Workdir of a run whose trained weights to start from; unset: start at random.
+    # Workdir of a run, or file of safetensors, whose trained weights to start from;
+    # unset: start at random.
     c.init_from = config_dict.placeholder(str)
     # Parameters that are not trained, as patterns of their names: stem/*,block0/*.
     c.freeze = config_dict.placeholder(str)
