@@ -42,6 +42,7 @@ Flags:
 Exit codes: 0; 1 failure; 2 usage; 130 interrupted.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -107,7 +108,9 @@ def run_report(command: cli.Command) -> None:
     from dwsep_jax import console
     from dwsep_jax.report import write
 
-    workdirs = [workdir for workdir in command.workdir.split(",") if workdir]
+    workdirs = [command.workdir]
+    if not os.path.isdir(command.workdir):  # A name may have commas.
+        workdirs = [workdir for workdir in command.workdir.split(",") if workdir]
     path = write.write_report(workdirs, command.output)
     console.say(f"report: {path}")
 

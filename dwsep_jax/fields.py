@@ -106,7 +106,7 @@ def read_class_weights(text: str) -> dict[str, float]:
     Raises:
       ValueError: for another text, a weight out of range or a repeated class.
     """
-    *parts, rest = re.split(r"=([^=,]*)(?:,|$)", text)
+    *parts, rest = re.split(r"=\s*([\d.eE+-]+)\s*(?:,|\Z)", text)
     weights = {
         name.strip(): float(number)
         for name, number in zip(parts[::2], parts[1::2], strict=True)

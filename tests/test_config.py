@@ -442,7 +442,7 @@ def test_workdir_without_a_run_is_one_line(tmp_path, name):
         load_config(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["run[1]", "what?/run", "a*b"])
+@pytest.mark.parametrize("name", ["run[1]", "what?/run", "a*b", "a\\b"])
 def test_a_workdir_whose_checkpoints_could_not_be_read_is_refused(tmp_path, name):
     with pytest.raises(ConfigError, match=r"choose another --workdir") as error:
         open_workdir(tmp_path / name, make_config(), never_resolve)
