@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import pytest
 
 from dwsep_jax import cli
@@ -441,7 +442,8 @@ def jax_with(monkeypatch):
     """Replace jax by one that finds only the given platform; return its settings."""
 
     def replace(found):
-        config = types.SimpleNamespace(update=lambda *args: settings.append(args))
+        config = types.SimpleNamespace(jax_disable_jit=False)
+        config.update = lambda *args: settings.append(args)
         fake = types.SimpleNamespace(config=config, default_backend=lambda: found)
         settings = []
         monkeypatch.setitem(sys.modules, "jax", fake)
@@ -474,6 +476,13 @@ def test_an_absent_platform_is_one_line(run, jax_with, found, choices):
         "error: --config.platform=tpu: jax finds none on this machine; choose "
         f"{choices}, or install jax with support for it\n"
     )
+
+
+def test_what_may_not_be_compiled_is_one_line(run):
+    with jax.disable_jit():
+        result = run(DIGITS)
+    assert (result.code, result.calls) == (1, [])
+    assert result.err.startswith("error: JAX_DISABLE_JIT=1: the training step is comp")
 
 
 def run_python(*arguments, cwd, **environment):

@@ -108,6 +108,19 @@ def test_a_channel_may_have_several_depthwise_kernels(lowering):
         jax.tree.map(close, got, want)
 
 
+def test_layers_run_op_by_op():
+    module, x = layers.SeparableConv(5, lowering="shift"), images()
+    variables = module.init(KEY, x)
+
+    def loss(x):
+        return jnp.sum(jnp.sin(module.apply(variables, x)))
+
+    want = jax.grad(loss)(x)
+    with jax.disable_jit():
+        got = jax.grad(loss)(x)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("batch_shape", [(2,), (), (2, 1), (0,)])
 def test_any_number_of_batch_axes(batch_shape):
     x = images((*batch_shape, 6, 6, 4))
