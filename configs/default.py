@@ -36,6 +36,9 @@ def set_data(c: ml_collections.ConfigDict) -> None:
     c.mixup = 0.0
     # Fraction of each label that is spread over all classes; 0: off.
     c.label_smoothing = 0.0
+    # Weights of the classes in the training loss: none, balanced (N / (K * images of
+    # the class)), or numbers by name, others 1: cat=2,dog=0.5.
+    c.class_weights = "none"
 
 
 def set_network(c: ml_collections.ConfigDict) -> None:
@@ -102,7 +105,8 @@ def set_optimization(c: ml_collections.ConfigDict) -> None:
     c.batch_size = 128
     # Passes over the training images.
     c.num_epochs = 100
-    # Workdir of a run whose trained weights to start from; unset: start at random.
+    # Workdir of a run, or file of safetensors, whose trained weights to start from;
+    # unset: start at random.
     c.init_from = config_dict.placeholder(str)
     # Parameters that are not trained, as patterns of their names: stem/*,block0/*.
     c.freeze = config_dict.placeholder(str)

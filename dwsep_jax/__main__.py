@@ -43,6 +43,7 @@ Exit codes: 0; 1 failure; 2 usage; 130 interrupted (SIGINT), 143 terminated (SIG
 Both save what is being trained first; the same command resumes it.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -108,7 +109,9 @@ def run_report(command: cli.Command) -> None:
     from dwsep_jax import console
     from dwsep_jax.report import write
 
-    workdirs = [workdir for workdir in command.workdir.split(",") if workdir]
+    workdirs = [command.workdir]
+    if not os.path.isdir(command.workdir):  # A name may have commas.
+        workdirs = [workdir for workdir in command.workdir.split(",") if workdir]
     path = write.write_report(workdirs, command.output)
     console.say(f"report: {path}")
 

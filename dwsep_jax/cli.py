@@ -198,10 +198,16 @@ def prepare_process(platform: str | None) -> None:
 
     Raises:
       ConfigError: for an unknown platform.
-      UserError: if jax does not find it, or that of JAX_PLATFORMS, on this machine.
+      UserError: if jax does not find it, or that of JAX_PLATFORMS, on this machine, or
+        may not compile.
     """
     import jax
 
+    if jax.config.jax_disable_jit:
+        raise UserError(
+            "JAX_DISABLE_JIT=1: the training step is compiled in advance; unset it, or "
+            "call dwsep_jax.train_step"
+        )
     setting = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}"
     if platform is not None:
         setting = f"--config.platform={platform}"

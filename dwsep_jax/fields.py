@@ -2,6 +2,7 @@
 
 import difflib
 import operator
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -96,6 +97,33 @@ def _optional(field: Field) -> Field:
     )
 
 
+_CLASS_WEIGHT = _number("2", ge=1e-6, le=1e6)
+
+
+def read_class_weights(text: str) -> dict[str, float]:
+    """Return {name: weight} of CLASS=NUMBER,...; a name may have commas.
+
+    Raises:
+      ValueError: for another text, a weight out of range or a repeated class.
+    """
+    *parts, rest = re.split(r"=\s*([\d.eE+-]+)\s*(?:,|\Z)", text)
+    weights = {
+        name.strip(): float(number)
+        for name, number in zip(parts[::2], parts[1::2], strict=True)
+    }
+    is_complete = not rest and 0 < len(weights) == len(parts) // 2
+    if not is_complete or not all(map(_CLASS_WEIGHT.is_valid, weights.values())):
+        raise ValueError(text)
+    return weights
+
+
+def _is_class_weights(value):
+    try:
+        return value in ("none", "balanced") or bool(read_class_weights(value))
+    except (TypeError, ValueError):
+        return False
+
+
 _MAX_SEEDS = 1000
 _NUM_SEEDS = _integer("5", 1, _MAX_SEEDS)
 # Comparisons and sweeps count up from it; the last is to fit into 32 bits, too.
@@ -116,6 +144,13 @@ FIELDS = {
     "cutout": _integer("8", 0, 1024),
     "mixup": _number("0.2", ge=0, le=100),
     "label_smoothing": _number("0.1", ge=0, lt=1),
+    "class_weights": Field(
+        "none, balanced or CLASS=NUMBER,..., each class once and each number from "
+        "1e-6 to 1e6",
+        "balanced",
+        _is_class_weights,
+        str,
+    ),
     "conv": _text("separable"),
     "growth_rate": _integer("24", 1, 4096),
     "block_sizes": _tuple(
@@ -193,6 +228,7 @@ FIELDS = {
 # Fields that were added after config.json had been written without them, each with the
 # value that older runs had in effect: its default in configs/default.py.
 ADDED: dict[str, Any] = {
+    "class_weights": "none",
     "init_from": None,
     "freeze": None,
     "checkpoint_minutes": 10.0,

@@ -1,9 +1,15 @@
 """A lock on a directory, for processes that share it."""
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
+
+from dwsep_jax.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows. What needs no lock, such as the layers, works there.
+    fcntl = None
 
 
 @contextlib.contextmanager
@@ -15,7 +21,13 @@ def locked(directory: str | os.PathLike, wait: bool = True) -> Iterator[None]:
 
     Raises:
       BlockingIOError: if another process holds the lock and `wait` is False.
+      UserError: on Windows.
     """
+    if fcntl is None:
+        raise UserError(
+            "Windows is not supported: directories cannot be locked there; use the "
+            "Windows Subsystem for Linux (WSL)"
+        )
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:
@@ -25,5 +37,17 @@ def locked(directory: str | os.PathLike, wait: bool = True) -> Iterator[None]:
         except OSError:
             pass
         yield
+    finally:
+        os.close(descriptor)
+
+
+def is_free(directory: str | os.PathLike) -> bool:
+    """Return whether no process locks a directory; False where there are no locks."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
     finally:
         os.close(descriptor)

@@ -22,5 +22,7 @@ def user_home() -> pathlib.Path:
 
 def user_cache() -> pathlib.Path:
     """Return this program's directory in the user's cache (XDG base directories)."""
-    base = os.environ.get("XDG_CACHE_HOME") or user_home() / ".cache"
-    return pathlib.Path(base, "dwsep_jax")
+    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # Then it is to be ignored, they say.
+        base = user_home() / ".cache"
+    return base / "dwsep_jax"

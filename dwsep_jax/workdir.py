@@ -144,11 +144,12 @@ def open_workdir(
             f"--workdir={str(directory)!r}: is not text in this locale; set "
             "PYTHONUTF8=1, or choose another --workdir"
         ) from None
-    if glob.has_magic(str(directory.absolute())):
-        # Orbax reads such a path as a pattern, and finds no checkpoint there.
+    place = str(directory.absolute())
+    if glob.has_magic(place) or "\\" in place:
+        # Orbax reads such a path as another one, and finds no checkpoint there.
         raise ConfigError(
             f"--workdir={workdir}: checkpoints could not be read below a name with "
-            "[, * or ?; choose another --workdir"
+            "[, *, ? or \\; choose another --workdir"
         )
     with _usable(workdir):
         directory.mkdir(parents=True, exist_ok=True)

@@ -69,6 +69,7 @@ INVALID = {
     "shift bottleneck": [-1, 65, 1.0],
     "cutout": [-1, 1025],
     "mixup": [-0.1, 101, NAN, INF, 10**400, None, True, "1"],
+    "class_weights": ["", "None", "cat", "cat=0", "cat=nan", "a=1,a=2", "a=1,b", 3],
     "label_smoothing norm_momentum momentum ema_decay": [-0.1, 1.0, 1, NAN],
     "growth_rate": [0, 4097, None],
     "block_sizes": [(), (0,), (6, 1.5), (True,), (257,), 6, "6,6", ("6",), [6], None],
@@ -442,7 +443,7 @@ def test_workdir_without_a_run_is_one_line(tmp_path, name):
         load_config(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["run[1]", "what?/run", "a*b"])
+@pytest.mark.parametrize("name", ["run[1]", "what?/run", "a*b", "a\\b"])
 def test_a_workdir_whose_checkpoints_could_not_be_read_is_refused(tmp_path, name):
     with pytest.raises(ConfigError, match=r"choose another --workdir") as error:
         open_workdir(tmp_path / name, make_config(), never_resolve)

@@ -13,6 +13,7 @@ import pytest
 from dwsep_jax import environment
 from dwsep_jax.data.read import find_data_dir
 from dwsep_jax.places import user_cache, user_home
+from dwsep_jax.workdir import read_rows
 from tests.test_package import MAIN, python, tiny_run
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -36,6 +37,8 @@ def test_compiled_programs_are_kept_in_the_users_cache(monkeypatch, tmp_path):
     environment.use_compilation_cache()
     assert pathlib.Path(getattr(jax.config, CACHE)) == user_cache() / "compiled"
     assert user_cache() == tmp_path / "dwsep_jax"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert user_cache() == user_home() / ".cache" / "dwsep_jax"
     # Else moving the directory would make all that is in it useless.
     assert getattr(jax.config, XLA_CACHES) == "none"
 
@@ -68,6 +71,8 @@ DEBUG = dict.fromkeys(
     ("JAX_DEBUG_NANS", "JAX_DEBUG_INFS", "JAX_DEBUG_KEY_REUSE", "JAX_ENABLE_CHECKS"),
     "1",
 )
+# As if somebody set the clock back again and again.
+CLOCK = "import time; clock = time.time; time.time = lambda: 3e9 - clock()\n"
 
 
 @pytest.mark.parametrize(
@@ -84,9 +89,11 @@ def test_a_run_and_its_report_take_the_environment_as_it_is(tmp_path, changes):
     workdir = tmp_path / "gr\u00fcn"
     arguments = tiny_run(workdir, "num_epochs=1", "warmup_epochs=0")
     for mode in (arguments, ["--mode=report", f"--workdir={workdir}"]):
-        result = python(MAIN, *mode, **changes)
+        result = python(CLOCK + MAIN, *mode, **changes)
         assert (result.returncode, result.stderr) == (0, ""), result.stderr
     assert (workdir / "report.html").exists()
+    (row,) = read_rows(workdir)
+    assert 0 < row["elapsed_seconds"] < 1000
 
 
 def test_another_compilation_cache_is_left_alone():

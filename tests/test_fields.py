@@ -43,6 +43,7 @@ IN_THE_PROGRAM = {
     "cutout": 2,
     "mixup": 0.1,
     "label_smoothing": 0.1,
+    "class_weights": "balanced",
     "conv": "standard",
     "growth_rate": 6,
     "block_sizes": (1, 2),

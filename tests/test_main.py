@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import pytest
 
 from dwsep_jax import cli
@@ -264,6 +265,13 @@ DIGITS --config.data_dir=None
 DIGITS --config.dropout_rate=1
     --config.dropout_rate=1.0: must be a finite number that is 0, or from 1/256
     to 255/256; e.g. --config.dropout_rate=0.1
+DIGITS --config.class_weights=3=0
+    --config.class_weights=3=0: must be none, balanced or CLASS=NUMBER,..., each
+    class once and each number from 1e-6 to 1e6; e.g. --config.class_weights=balanced
+DIGITS --config.class_weights=3=1,3=2
+    --config.class_weights=3=1,3=2: must be none, balanced or CLASS=NUMBER,..., [...]
+DIGITS --config.class_weights=3=1,4
+    --config.class_weights=3=1,4: must be none, balanced or CLASS=NUMBER,..., [...]
 DIGITS --config.seed -1
     --config.seed=-1: must be an integer of at least 0 and at most 4,294,966,295;
     e.g. --config.seed=1
@@ -434,7 +442,8 @@ def jax_with(monkeypatch):
     """Replace jax by one that finds only the given platform; return its settings."""
 
     def replace(found):
-        config = types.SimpleNamespace(update=lambda *args: settings.append(args))
+        config = types.SimpleNamespace(jax_disable_jit=False)
+        config.update = lambda *args: settings.append(args)
         fake = types.SimpleNamespace(config=config, default_backend=lambda: found)
         settings = []
         monkeypatch.setitem(sys.modules, "jax", fake)
@@ -467,6 +476,13 @@ def test_an_absent_platform_is_one_line(run, jax_with, found, choices):
         "error: --config.platform=tpu: jax finds none on this machine; choose "
         f"{choices}, or install jax with support for it\n"
     )
+
+
+def test_what_may_not_be_compiled_is_one_line(run):
+    with jax.disable_jit():
+        result = run(DIGITS)
+    assert (result.code, result.calls) == (1, [])
+    assert result.err.startswith("error: JAX_DISABLE_JIT=1: the training step is comp")
 
 
 def run_python(*arguments, cwd, **environment):

@@ -164,6 +164,20 @@ def test_a_whole_run_from_the_command_line_without_tensorflow(tmp_path):
     assert evaluation["num_examples"] == 1437 - 100
 
 
+def test_where_nothing_can_be_locked_one_line_says_so(tmp_path):
+    without = "import sys; sys.modules['fcntl'] = None\n"
+    quiet = dict(PYTHONWARNINGS="ignore")  # jax has warnings of its own there.
+    result = python(without + MAIN, *tiny_run(tmp_path / "run"), **quiet)
+    assert result.returncode == 1
+    line = "error: Windows is not supported: directories cannot be locked there; use "
+    assert result.stderr.startswith(line)
+    assert result.stderr.count("\n") == 1
+    # What needs no lock.
+    code = "from dwsep_jax import SeparableConv, train_step"
+    result = python(without + code, **quiet)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 HOLD_THE_THIRD_SAVE = """
 import os, pathlib, sys, time
 import dwsep_jax.train.checkpoint as checkpoint

@@ -74,7 +74,9 @@ def read(version_dir: pathlib.Path) -> Decoded:
             raise DataError(problem)
         label = builder.info.features["label"]
         names = label.names or map(str, range(label.num_classes))
-        return tuple(names), {s: _read_split(builder, s) for s in ("train", "test")}
+        # Control characters are not for terminals, and crash what draws the charts.
+        names = tuple(re.sub(r"[\x00-\x1f\x7f]", " ", name) for name in names)
+        return names, {s: _read_split(builder, s) for s in ("train", "test")}
     except Exception as error:
         reason = error if isinstance(error, DataError) else one_line(error)
         raise DataError(

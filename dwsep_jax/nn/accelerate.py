@@ -197,9 +197,10 @@ def _run(*arrays, params):
     return _shifted_conv_p.bind(*arrays, **dict(params))
 
 
-_shifted_conv_p.def_impl(
-    lambda *arrays, **params: _run(*arrays, params=tuple(params.items()))
-)
+@_shifted_conv_p.def_impl
+def _compute(*arrays, **params):
+    with jax.disable_jit(False):  # Else it would call itself.
+        return _run(*arrays, params=tuple(params.items()))
 
 
 def _transpose_x(g, x, kernel, **params):

@@ -51,19 +51,22 @@ class _Convolution(_Weighted, kw_only=True):
 
 
 class DepthwiseConv(_Convolution):
-    """Convolve each channel alone: (..., H, W, C) -> (..., H', W', C).
+    """Convolve each channel alone: (..., H, W, C) -> (..., H', W', C * M).
 
-    A drop-in for `nn.Conv(C, kernel_size, feature_group_count=C)` with the same
-    parameters, `kernel` (kh, kw, 1, C) and `bias` (C,). Fields: `ops.depthwise_conv`.
+    M is the `channel_multiplier`. A drop-in for
+    `nn.Conv(C * M, kernel_size, feature_group_count=C)` with the same parameters,
+    `kernel` (kh, kw, 1, C * M) and `bias` (C * M,). Fields: `ops.depthwise_conv`.
     """
 
     kernel_size: int | tuple[int, int] = (3, 3)
     strides: int | tuple[int, int] = (1, 1)
     padding: ops.Padding = "SAME"
+    channel_multiplier: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel, bias = _weights(self, (*_pair(self.kernel_size), 1, x.shape[-1]))
+        channels = x.shape[-1] * self.channel_multiplier
+        kernel, bias = _weights(self, (*_pair(self.kernel_size), 1, channels))
         return _convolve(self, ops.depthwise_conv, x, [kernel], bias)
 
 
@@ -88,9 +91,11 @@ class SeparableConv(_Convolution):
     """Convolve depthwise, then pointwise: (..., H, W, C) -> (..., H', W', features).
 
     Takes kh * kw * C + C * features multiply-adds a pixel where a standard convolution
-    takes kh * kw * C * features (Howard et al. 2017, section 3.1). `norm` and
-    `activation`, where given, stand between the two, as in MobileNet; Xception has
-    neither (Chollet 2017). `norm` is a module factory, called with a `name` alone.
+    takes kh * kw * C * features (Howard et al. 2017, section 3.1);
+    `channel_multiplier` times as many where each channel has several depthwise kernels.
+    `norm` and `activation`, where given, stand between the two, as in MobileNet;
+    Xception has neither (Chollet 2017). `norm` is a module factory, called with a
+    `name` alone.
     """
 
     features: int
@@ -99,13 +104,14 @@ class SeparableConv(_Convolution):
     padding: ops.Padding = "SAME"
     norm: Callable[..., Callable[[jax.Array], jax.Array]] | None = None
     activation: Callable[[jax.Array], jax.Array] | None = None
+    channel_multiplier: int = 1
 
     # Says to `DenseLayer` that x may be `ops.Normalized`.
     takes_normalized: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, x: jax.Array | ops.Normalized) -> jax.Array:
-        channels = x.shape[-1]
+        channels = x.shape[-1] * self.channel_multiplier
         shape = (*_pair(self.kernel_size), 1, channels)
         depthwise, _ = _child_weights(self, shape, False, "depthwise")
         shape = (1, 1, channels, self.features)

@@ -80,21 +80,21 @@ def depthwise_conv(
     kernel_dilation: int | tuple[int, int] = (1, 1),
     lowering: str = "auto",
 ) -> jax.Array:
-    """Convolve every channel with a kernel of its own (Sifre 2014).
+    """Convolve every channel with kernels of its own (Sifre 2014).
 
     Args:
       x: images, (N, H, W, C), floating point.
-      kernel: (kh, kw, 1, C), the shape that `nn.Conv(feature_group_count=C)` keeps;
-        of the dtype of `x`.
+      kernel: (kh, kw, 1, C * M), the shape that `nn.Conv(feature_group_count=C)` keeps,
+        with the M kernels of a channel side by side; of the dtype of `x`.
       strides: (rows, columns), in pixels; one number for both.
-      padding: "SAME" or "VALID" as `lax` has them, or (low, high) pairs for rows and
-        columns; one number stands for a pair, or for all four.
+      padding: "SAME", "SAME_LOWER" or "VALID" as `lax` has them, or (low, high) pairs
+        for rows and columns; one number stands for a pair, or for all four.
       kernel_dilation: (rows, columns) between taps, in pixels; one number for both.
       lowering: "conv" (one grouped convolution, the reference), "shift" (a sum of
         shifted products), or "auto" (the faster one on the platform it runs on).
 
     Returns:
-      (N, H', W', C) in the dtype of `x`, accumulated in float32 or wider.
+      (N, H', W', C * M) in the dtype of `x`, accumulated in float32 or wider.
 
     Raises:
       ValueError: if shapes, dtypes, padding or the lowering do not fit.
@@ -139,8 +139,8 @@ def separable_conv(
     Args:
       x: images, (N, H, W, C), floating point; or `Normalized` ones, which this function
         normalizes on the way.
-      depthwise_kernel: (kh, kw, 1, C), of the dtype of `x`.
-      pointwise_kernel: (1, 1, C, F), of the same dtype.
+      depthwise_kernel: (kh, kw, 1, C * M), of the dtype of `x`.
+      pointwise_kernel: (1, 1, C * M, F), of the same dtype.
       strides: of the depthwise convolution, as for `depthwise_conv`.
       padding: likewise.
       kernel_dilation: likewise.
@@ -155,7 +155,7 @@ def separable_conv(
       ValueError: if shapes, dtypes, padding or the lowering do not fit.
     """
     _check_depthwise(x, depthwise_kernel)
-    _check_pointwise(x.shape[-1], pointwise_kernel)
+    _check_pointwise(depthwise_kernel.shape[-1], pointwise_kernel)
     _check_dtypes(x, pointwise_kernel)
     geometry = _geometry(x, depthwise_kernel, strides, padding, kernel_dilation)
     convolve = partial(_conv, geometry=geometry)
@@ -384,15 +384,14 @@ _LOWERINGS = {
 def _check_depthwise(x, kernel):
     if len(x.shape) != 4 or kernel.ndim != 4:
         raise ValueError(
-            "a depthwise convolution takes x (N, H, W, C) and kernel (kh, kw, 1, C), "
-            f"not {x.shape} and {kernel.shape}"
+            "a depthwise convolution takes x (N, H, W, C) and kernel (kh, kw, 1, "
+            f"C * M), not {x.shape} and {kernel.shape}"
         )
     channels = x.shape[-1]
-    if kernel.shape[2] != 1 or kernel.shape[3] != channels:
+    if kernel.shape[2] != 1 or kernel.shape[3] % max(channels, 1):
         raise ValueError(
             f"a depthwise kernel for {channels} channels has shape (kh, kw, 1, "
-            f"{channels}), not {kernel.shape}; for a channel multiplier other than 1 "
-            "use nn.Conv(feature_group_count=...)"
+            f"{channels} * channel_multiplier), not {kernel.shape}"
         )
     _check_dtypes(x, kernel)
 
@@ -423,9 +422,10 @@ def _geometry(x, kernel, strides, padding, kernel_dilation):
         for k, dilation in zip(kernel.shape[:2], kernel_dilation, strict=True)
     ]
     if isinstance(padding, str):
-        if padding not in ("SAME", "VALID"):
+        if padding not in ("SAME", "SAME_LOWER", "VALID"):
             raise ValueError(
-                f'padding is "SAME", "VALID" or (low, high) pairs, not {padding!r}'
+                'padding is "SAME", "SAME_LOWER", "VALID" or (low, high) pairs, not '
+                f"{padding!r}"
             )
         padding = lax.padtype_to_pads(x.shape[1:3], effective, strides, padding)
     if isinstance(padding, Integral):

@@ -243,6 +243,9 @@ def _chart_config():
     words = {"labelColor": muted, "titleColor": text, "labelFontSize": 12}
     words |= {"titleFontSize": 12, "titleFontWeight": "normal", "labelLimit": 240}
     axis = {"gridColor": line, "domainColor": line, "tickColor": line}
+    # Vega's own limit may cut an emoji into halves, and then nothing is drawn.
+    short = "replace(datum.label, regexp('^(.{26}).+', 'su'), '$1\u2026')"
+    axis |= {"labelLimit": 0, "labelExpr": short}
     legend = {"orient": "top", "title": None, "symbolStrokeWidth": 2, "columns": 2}
     legend |= {"labelFontSize": 11, "columnPadding": 8}
     return {

@@ -82,7 +82,10 @@ def open_storage(storage: str | None, workdir: pathlib.Path) -> storages.BaseSto
     try:
         if storage is not None and is_file(storage):
             return _open_journal(pathlib.Path(storage).expanduser())
-        url = sqlalchemy.make_url(storage or f"sqlite:///{workdir.resolve()}/study.db")
+        path = str(workdir.resolve() / "study.db")
+        url = sqlalchemy.URL.create("sqlite", database=path)  # It may have a %.
+        if storage is not None:
+            url = sqlalchemy.make_url(storage)
         shown = url.render_as_string(hide_password=True)
         return _open_database(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):

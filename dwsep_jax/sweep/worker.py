@@ -5,7 +5,6 @@ trial is alive as long as a process locks its directory. Nothing here needs jax.
 """
 
 import contextlib
-import fcntl
 import os
 import pathlib
 import socket
@@ -17,7 +16,7 @@ from optuna.trial import TrialState
 
 from dwsep_jax import console
 from dwsep_jax.errors import UserError
-from dwsep_jax.lock import locked
+from dwsep_jax.lock import is_free, locked
 from dwsep_jax.sweep import study
 from dwsep_jax.sweep.study import Sweep, get_original, list_trials
 
@@ -125,16 +124,7 @@ def _is_dead(trial, is_in_file):
     if directory is None:  # Killed before it had a heartbeat or a lock, or about to.
         return time.time() - trial.datetime_start.timestamp() > study.GRACE_SECONDS
     is_here = trial.user_attrs["host"] == socket.gethostname()
-    if not (is_in_file and is_here and os.path.isdir(directory)):
-        return False
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return True
-    except OSError:  # Its worker has the lock, or the file system has no locks.
-        return False
-    finally:
-        os.close(descriptor)
+    return is_in_file and is_here and os.path.isdir(directory) and is_free(directory)
 
 
 def _retry(sweep, number):

@@ -1,11 +1,13 @@
 """One training step and one evaluation step, as pure functions."""
 
+import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -15,7 +17,10 @@ from dwsep_jax.config import run_fields
 from dwsep_jax.data import Dataset
 from dwsep_jax.data.augment import Augment
 from dwsep_jax.data.order import batch_indices
+from dwsep_jax.errors import ConfigError
+from dwsep_jax.fields import read_class_weights
 from dwsep_jax.nn.densenet import create_model
+from dwsep_jax.nn.shifted import per_channel
 from dwsep_jax.train.metrics import Metrics, measure
 from dwsep_jax.train.optim import Plateau, make_optimizer, make_plateau, make_schedule
 
@@ -58,6 +63,7 @@ class TrainState(struct.PyTreeNode):
         model is called without it, and uses its own rate, if any.
       label_smoothing: share of each label that is spread evenly over all classes
         (Szegedy et al. 2016), float32 scalar; None for no smoothing.
+      class_weights: K numbers, as for `cross_entropy`; None for no weights.
     """
 
     step: jax.Array
@@ -71,6 +77,9 @@ class TrainState(struct.PyTreeNode):
     tx: optax.GradientTransformation = struct.field(pytree_node=False)
     dropout_rate: jax.Array | None = None
     label_smoothing: jax.Array | None = None
+    class_weights: tuple[float, ...] | None = struct.field(
+        pytree_node=False, default=None
+    )
 
 
 class RunKeys(NamedTuple):
@@ -135,7 +144,7 @@ def make_state(
       abstract: return shapes and dtypes in place of arrays; nothing is computed.
 
     Raises:
-      ConfigError: for an unknown choice.
+      ConfigError: for an unknown choice, or class.
     """
     init = _make_init(
         static_fields(config),
@@ -145,7 +154,37 @@ def make_state(
     )
     rates = (*_ALWAYS_IN_THE_STATE[1:], *_IN_THE_STATE_ABOVE_0)
     arguments = make_run_keys(config.seed), {name: config[name] for name in rates}
-    return jax.eval_shape(init, *arguments) if abstract else init(*arguments)
+    state = jax.eval_shape(init, *arguments) if abstract else init(*arguments)
+    weights = make_class_weights(config.class_weights, dataset)
+    return state.replace(class_weights=weights)
+
+
+def make_class_weights(text: str, dataset: Dataset) -> tuple[float, ...] | None:
+    """Return the weight of each class, from `config.class_weights`; None for "none".
+
+    "balanced" is the mean count of the classes that occur in `train`, divided by the
+    class's own, as in scikit-learn; a class without images has weight 1.
+
+    Raises:
+      ConfigError: for the name of no class.
+    """
+    names = dataset.class_names
+    if text == "none":
+        return None
+    weights = np.ones(len(names))
+    if text == "balanced":
+        occurring, counts = np.unique(dataset.train.labels, return_counts=True)
+        weights[occurring] = counts.mean() / counts
+        return tuple(weights.tolist())
+    for name, weight in read_class_weights(text).items():
+        if name not in names:
+            nearest = difflib.get_close_matches(name, names, n=3, cutoff=0)
+            raise ConfigError(
+                f"--config.class_weights={text}: {name!r} is no class of "
+                f"{dataset.name}; did you mean {' or '.join(nearest)}?"
+            )
+        weights[names.index(name)] = weight
+    return tuple(weights.tolist())
 
 
 def static_fields(config: ConfigDict) -> tuple[tuple[str, Any], ...]:
@@ -183,7 +222,7 @@ def _make_init(fields, num_classes, image_shape, steps_per_epoch):
 
 
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """Take one step down the gradient of the mean cross-entropy.
+    """Take one step down the gradient of the mean of `cross_entropy`.
 
     Args:
       state: the state before.
@@ -212,7 +251,9 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
             rngs={"dropout": dropout_key},
             **rates,
         )
-        losses = cross_entropy(logits, labels, state.label_smoothing)
+        losses = cross_entropy(
+            logits, labels, state.label_smoothing, state.class_weights
+        )
         return losses.mean(), (losses, logits, updated.get("batch_stats", {}))
 
     (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -341,13 +382,17 @@ def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
 
 
 def cross_entropy(
-    logits: jax.Array, labels: jax.Array, smoothing: jax.Array | None = None
+    logits: jax.Array,
+    labels: jax.Array,
+    smoothing: jax.Array | None = None,
+    class_weights: Sequence[float] | None = None,
 ) -> jax.Array:
     """Return the cross-entropy (N,) in nats of logits (N, K).
 
     Labels are classes, int (N,), or probabilities, float (N, K). A smoothing spreads
     that share of each evenly over the classes; after mixup that is as good as before,
-    as both are linear.
+    as both are linear. K class weights multiply the terms of the sum over classes,
+    as in PyTorch; their mean is over images, as in Keras, not over weights.
 
     Raises:
       ValueError: for labels of another dtype or shape.
@@ -358,12 +403,15 @@ def cross_entropy(
             f"labels {jax.typeof(labels)} do not fit logits {jax.typeof(logits)}: they "
             "must be classes, int (N,), or probabilities of the classes, float (N, K)"
         )
-    if is_integer and smoothing is None:
+    if is_integer and smoothing is None and class_weights is None:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if is_integer:
         labels = jax.nn.one_hot(labels, logits.shape[-1])
     if smoothing is not None:
         labels = optax.smooth_labels(labels, smoothing)
+    if class_weights is not None:
+        weights = jnp.asarray(class_weights, labels.dtype)
+        labels = labels * per_channel(weights, labels.ndim)
     return optax.softmax_cross_entropy(logits, labels)
 
 

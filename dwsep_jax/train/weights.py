@@ -1,11 +1,14 @@
 """Starts a run from the weights of another one."""
 
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
+from safetensors import SafetensorError
+from safetensors.flax import load_file
 
 from dwsep_jax.errors import ConfigError
 from dwsep_jax.train.checkpoint import Checkpoints
@@ -15,10 +18,10 @@ from dwsep_jax.workdir import load_config
 
 
 def load_weights(config: ConfigDict, state: TrainState) -> TrainState:
-    """Return the state with weights and batch statistics of the run `init_from`.
+    """Return the state with the weights and batch statistics of `init_from`.
 
-    They are those that its evaluation describes. The head stays as it is where the
-    other run has another number of classes.
+    Those of a run are the ones that its evaluation describes. The head stays as it is
+    where there is another number of classes.
 
     Args:
       config: resolved.
@@ -26,21 +29,21 @@ def load_weights(config: ConfigDict, state: TrainState) -> TrainState:
 
     Raises:
       UserError: if there is no run, or no checkpoint that can be read.
-      ConfigError: if it has another network.
+      ConfigError: for a file that cannot be read, or another network.
     """
     field = f"--config.init_from={config.init_from}"
-    with Checkpoints(config.init_from, read_only=True) as checkpoints:
-        trained = restore_to_evaluate(load_config(config.init_from), checkpoints, None)
-    if trained is None:
-        raise ConfigError(f"{field}: has no checkpoint yet; train it with --mode=train")
-    there = _flatten(trained["ema"] or trained)
+    path = os.path.expanduser(config.init_from)
+    read = _read_file if os.path.isfile(path) else _read_run
+    there = read(path, field)
     here = _flatten({"params": state.params, "batch_stats": state.batch_stats})
     for name in sorted(there.keys() | here.keys()):
         shapes = [
             flat[name].shape if name in flat else "missing" for flat in (there, here)
         ]
-        if shapes[0] != shapes[1]:
-            if not name.startswith("params/head/"):
+        if shapes[0] == shapes[1]:
+            there[name] = there[name].astype(here[name].dtype)
+        else:
+            if not name.startswith("params/head/") or "missing" in shapes:
                 raise ConfigError(
                     f"{field}: has another network: {name} is {shapes[0]} there, "
                     f"{shapes[1]} here; only the number of classes may differ"
@@ -52,6 +55,25 @@ def load_weights(config: ConfigDict, state: TrainState) -> TrainState:
         average = jax.tree.map(jnp.copy, weights)
         state = state.replace(ema=state.ema.replace(**average))
     return state.replace(**weights)
+
+
+def _read_run(workdir, field):
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        trained = restore_to_evaluate(load_config(workdir), checkpoints, None)
+    if trained is None:
+        raise ConfigError(f"{field}: has no checkpoint yet; train it with --mode=train")
+    return _flatten(trained["ema"] or trained)
+
+
+def _read_file(path, field):
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"{field}: is not a safetensors file that can be read ({error}); name "
+            "another, or the workdir of a run"
+        ) from error
+    return {name.replace(".", "/"): array for name, array in arrays.items()}
 
 
 def _flatten(tree: dict[str, Any]) -> dict[str, Any]:

@@ -34,8 +34,10 @@ class Flax(nn.Module):
         if self.kind == "standard":
             return nn.Conv(5, **options, name="conv")(x)
         bare = options | {"use_bias": False}
-        x = nn.Conv(4, feature_group_count=4, **bare, name="depthwise")(x)
-        for name in ("kernel_size", "strides", "padding", "kernel_dilation"):
+        bare["features"] = 4 * bare.pop("channel_multiplier", 1)
+        x = nn.Conv(feature_group_count=4, **bare, name="depthwise")(x)
+        own = ("kernel_size", "strides", "padding", "kernel_dilation")
+        for name in (*own, "channel_multiplier"):
             options.pop(name, None)
         return nn.Conv(5, (1, 1), **options, name="pointwise")(x)
 
@@ -48,6 +50,7 @@ ARGUMENTS = [
     dict(strides=(2, 1), padding="VALID", kernel_dilation=(1, 2), use_bias=True),
     dict(kernel_size=3, strides=2, padding=1, kernel_dilation=2),
     dict(kernel_size=(3, 2), padding=((1, 0), 2)),
+    dict(kernel_size=(4, 3), padding="SAME_LOWER", strides=(1, 2)),
     dict(kernel_size=(3, 2), padding="CIRCULAR", kernel_dilation=(2, 1)),
     dict(kernel_size=(2, 5), padding="REFLECT", strides=2),
     dict(use_bias=True, bias_init=nn.initializers.constant(3.0)),
@@ -78,6 +81,44 @@ def check_equal(ours, theirs, x):
     wide = want.dtype == jnp.float32
     tolerance = dict(rtol=1e-5, atol=1e-5) if wide else dict(atol=0.05, rtol=0.05)
     np.testing.assert_allclose(got.astype(float), want.astype(float), **tolerance)
+
+
+@pytest.mark.parametrize("lowering", ["conv", "shift", "auto"])
+def test_a_channel_may_have_several_depthwise_kernels(lowering):
+    x, several = images(), dict(channel_multiplier=3)
+    theirs = nn.Conv(
+        12, (3, 3), feature_group_count=4, strides=2, kernel_init=layers.he_normal
+    )
+    ours = layers.DepthwiseConv(use_bias=True, strides=2, lowering=lowering, **several)
+    check_equal(ours, theirs, x)
+    theirs = Flax("separable", several | {"use_bias": True})
+    between = dict(activation=lambda x: x)
+    for options in ({}, between):
+        ours = layers.SeparableConv(
+            5, use_bias=True, lowering=lowering, **several, **options
+        )
+        check_equal(ours, theirs, x)
+        variables = theirs.init(KEY, x)
+
+        def loss(x, variables, module):
+            return jnp.sum(jnp.sin(module.apply(variables, x)))
+
+        got, want = (jax.grad(loss, (0, 1))(x, variables, m) for m in (ours, theirs))
+        close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+        jax.tree.map(close, got, want)
+
+
+def test_layers_run_op_by_op():
+    module, x = layers.SeparableConv(5, lowering="shift"), images()
+    variables = module.init(KEY, x)
+
+    def loss(x):
+        return jnp.sum(jnp.sin(module.apply(variables, x)))
+
+    want = jax.grad(loss)(x)
+    with jax.disable_jit():
+        got = jax.grad(loss)(x)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_shape", [(2,), (), (2, 1), (0,)])

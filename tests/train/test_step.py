@@ -1,5 +1,6 @@
 """The training and evaluation step as pure functions."""
 
+import dataclasses
 import re
 from functools import partial
 
@@ -10,8 +11,11 @@ import optax
 import pytest
 from flax import linen as nn
 from jax.sharding import AxisType
+from sklearn.metrics import log_loss
+from sklearn.utils.class_weight import compute_class_weight
 
 from dwsep_jax.data.augment import Augment, normalize
+from dwsep_jax.errors import ConfigError
 from dwsep_jax.nn import ops
 from dwsep_jax.nn.densenet import create_model
 from dwsep_jax.train import optim, step
@@ -120,6 +124,44 @@ def test_labels_may_be_probabilities_and_are_smoothed(state, train_step, batch):
             assert (
                 hard_metrics.compute()["accuracy"] == got_metrics.compute()["accuracy"]
             )
+
+
+def test_class_weights_multiply_the_terms_of_the_loss():
+    weights, rng = np.array([0.5, 1.0, 3.0], np.float32), np.random.default_rng(0)
+    logits, labels = rng.normal(size=(8, 3)).astype(np.float32), np.arange(8) % 3
+    log_p = jax.nn.log_softmax(logits)
+    hard = step.cross_entropy(logits, labels, None, weights)
+    want = log_loss(labels, np.exp(log_p), sample_weight=weights[labels])
+    np.testing.assert_allclose(hard.mean(), want * weights[labels].mean(), rtol=1e-6)
+    np.testing.assert_allclose(hard, -weights[labels] * log_p[np.arange(8), labels])
+    mixed = 0.75 * np.eye(3)[labels] + 0.25 * np.eye(3)[labels[::-1]]
+    soft = step.cross_entropy(logits, jnp.float32(mixed), jnp.float32(0.3), weights)
+    want = -(weights[None] * (0.7 * mixed + 0.1) * log_p).sum(1)
+    np.testing.assert_allclose(soft, want, rtol=1e-6)
+
+
+def test_class_weights_change_training_and_no_other_metric(state, train_step, batch):
+    weighted = state.replace(class_weights=(0.5, 1, 3))
+    one, two = (train_step(s, batch) for s in (state, weighted))
+    plain, heavier = (metrics.compute() for _, metrics in (one, two))
+    assert plain["accuracy"] == heavier["accuracy"]
+    assert plain["loss"] != heavier["loss"]
+    assert tiny.bits(one[0].params) != tiny.bits(two[0].params)
+    batch = batch | {"mask": jnp.ones(8, bool)}
+    assert_equal(step.eval_step(state, batch), step.eval_step(weighted, batch))
+
+
+def test_class_weights_are_those_of_the_training_images():
+    names, labels = (*"abc", "d, e=f"), np.array([0, 0, 0, 2, 2, 3], np.int32)
+    split = tiny.make_split(6, 0)._replace(labels=labels)
+    dataset = dataclasses.replace(tiny.make_dataset(), class_names=names, train=split)
+    want = compute_class_weight("balanced", classes=np.array([0, 2, 3]), y=labels)
+    got = step.make_class_weights("balanced", dataset)
+    np.testing.assert_allclose(got, np.insert(want, 1, 1), rtol=1e-6)
+    got = step.make_class_weights("c=2.5, d, e=f=0.5,a=1e3", dataset)
+    assert got == (1000, 1, 2.5, 0.5)
+    with pytest.raises(ConfigError, match="'reed' is no class of tiny; did you"):
+        tiny.make_resolved(class_weights="reed=2")
 
 
 @pytest.mark.parametrize(

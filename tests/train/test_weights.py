@@ -2,8 +2,11 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.flax import save_file
 
 from dwsep_jax import data
 from dwsep_jax.errors import UserError
@@ -57,6 +60,47 @@ def test_averages_start_there_and_a_head_of_other_classes_at_random(source):
         assert tiny.bits(head) == tiny.bits(initial.params["head"])
         stems = weights.params["stem"], trained.ema.params["stem"]
         np.testing.assert_array_equal(*(stem["conv"]["kernel"] for stem in stems))
+
+
+@pytest.fixture
+def arrays(source):
+    """Return {name: array} of the trained weights, as a file has them."""
+    _, trained = source
+    trees = {"params": trained.params, "batch_stats": trained.batch_stats}
+    return flatten_dict(trees, sep="/")
+
+
+@pytest.mark.parametrize("separator", "./")
+def test_a_run_starts_from_a_file(source, arrays, tmp_path, separator):
+    path = tmp_path / "weights"
+    renamed = {name.replace("/", separator): a for name, a in arrays.items()}
+    save_file({name: a.astype(jnp.bfloat16) for name, a in renamed.items()}, path)
+    config = tiny.make_resolved(init_from=str(path))
+    initial = loop.make_state(config, tiny.make_dataset())
+    state = load_weights(config, initial)
+    got = {"params": state.params, "batch_stats": state.batch_stats}
+    want = {n: a.astype(jnp.bfloat16).astype(jnp.float32) for n, a in arrays.items()}
+    assert tiny.bits(flatten_dict(got, sep="/")) == tiny.bits(want)
+    four = dataclasses.replace(tiny.make_dataset(), class_names=tuple("abcd"))
+    initial = loop.make_state(config, four)
+    head = load_weights(loop.resolve(config, four), initial).params["head"]
+    assert tiny.bits(head) == tiny.bits(initial.params["head"])
+
+
+def test_a_file_that_does_not_fit_is_refused(arrays, tmp_path):
+    path, kernel = tmp_path / "weights", "params/head/kernel"
+    rest = {name: a for name, a in arrays.items() if name != kernel}
+    for content, message in (
+        (rest, f"{kernel} is missing there, "),
+        (arrays | {"params/head/x": arrays[kernel]}, "head/x is .* there, missing"),
+        ({"conv1.weight": jnp.ones(3)}, r"batch_stats/\S* is missing there, \("),
+    ):
+        save_file(content, path)
+        with pytest.raises(UserError, match=f"init_from={path}: .*{message}"):
+            tiny.make_resolved(init_from=str(path))
+    path.write_bytes(b"PK\3\4, as torch.save writes it")
+    with pytest.raises(UserError, match="weights: is not a safetensors file that can"):
+        tiny.make_resolved(init_from=str(path))
 
 
 def test_what_does_not_fit_is_refused(source, tmp_path):
