@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from dwsep_jax.data.dataset import find_official
+from dwsep_jax.data.dataset import find_test
 from dwsep_jax.data.read import find_data_dir
 from dwsep_jax.errors import UserError
 from dwsep_jax.report.files import Run
@@ -48,11 +48,9 @@ def find_images(run: Run, ids: list[str]) -> list[np.ndarray]:
     config = (run.config or {}).get("resolved")
     if not config:
         raise UserError("there is no config.json to name the dataset")
-    name = config["dataset"]
-    data_dir = find_data_dir(config.get("data_dir"))
-    if (official := find_official(name, data_dir)) is None:
+    name, data_dir = config.dataset, find_data_dir(config.data_dir)
+    if (test := find_test(config)) is None:
         raise UserError(f"{name} is not in {data_dir}")
-    test = official[1]["test"]
     places = np.minimum(np.searchsorted(test.ids, ids), len(test.ids) - 1)
     if not np.array_equal(test.ids[places], ids):
         raise UserError(f"{data_dir} holds other images of {name} than the run had")
