@@ -96,10 +96,9 @@ def _list_files(directory) -> list[File]:
         place = os.path.join(directory, name)
         paths = [place]
         if os.path.isdir(place):
-            tree = os.walk(place)
-            paths = [os.path.join(r, n) for r, _, ns in tree for n in _list_visible(ns)]
-        some = [path for path in paths if is_picture(path)]
-        others += [path for path in paths if not is_picture(path)]
+            paths = _list_tree(place)
+        some = list(filter(_is_picture, paths))
+        others += [path for path in paths if not _is_picture(path)]
         if some == [place]:
             raise DataError(f"{place} is in no class; move it to {directory}/<class>/")
         if os.path.isdir(place) and not some:
@@ -124,8 +123,17 @@ def _list_files(directory) -> list[File]:
     return sorted(File(id_, *rest) for id_, (_, *rest) in zip(ids, found, strict=True))
 
 
-def is_picture(path: str) -> bool:
-    """Return whether a file has the suffix of a picture."""
+def list_pictures(directory: str) -> list[str]:
+    """Return the paths of all pictures below a directory, sorted."""
+    return sorted(filter(_is_picture, _list_tree(directory)))
+
+
+def _list_tree(directory):
+    tree = os.walk(directory)
+    return [os.path.join(root, n) for root, _, ns in tree for n in _list_visible(ns)]
+
+
+def _is_picture(path):
     return path.lower().endswith(pictures.SUFFIXES)
 
 
