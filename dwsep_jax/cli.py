@@ -24,12 +24,8 @@ from dwsep_jax.workdir import load_requested
 _KINDS = {mode: kind for kind, mode in SECTIONS.items()}
 
 # The flags that only some modes read.
-_READ_BY = {
-    "split": ["evaluate"],
-    "output": ["report", "predict"],
-    "images": ["predict"],
-    "top": ["predict"],
-}
+_READ_BY = {"split": ["evaluate"], "output": ["report", "predict"]}
+_READ_BY |= {"images": ["predict"], "top": ["predict"]}
 
 # What JAX_PLATFORMS becomes. "" leaves the choice to jax, which prefers accelerators
 # and keeps the CPU beside them; "gpu" would demand the GPUs of every maker at once.

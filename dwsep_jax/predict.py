@@ -4,10 +4,9 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from itertools import chain
 
 import jax
 import numpy as np
@@ -24,9 +23,6 @@ from dwsep_jax.errors import ConfigError, UserError, choose
 from dwsep_jax.evaluate import restore
 from dwsep_jax.nn.densenet import create_model
 from dwsep_jax.workdir import read_json, write_atomically
-
-# An image, and its most probable classes.
-Row = tuple[str, list[tuple[str, float]]]
 
 
 def predict_workdir(
@@ -52,12 +48,14 @@ def predict_workdir(
       UserError: at the end, if some could not be read; or if there is no checkpoint.
     """
     encode = output and choose("--output", os.path.splitext(output)[1], _ENCODE)
+    if output and not os.path.isdir(os.path.dirname(output) or "."):
+        raise ConfigError(f"--output={output}: its folder is missing; create it first")
     paths = _find_pictures(images)
     names, shape, temperature = _describe_run(config, workdir)
     classify = _make_classifier(config, workdir, len(names), temperature)
     read = partial(_read, shape=shape)
     rows, size = [], min(config.eval_batch_size, len(paths))
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(paths), size):
             batch, found = np.zeros((size, *shape), np.uint8), []
             some = paths[start : start + size]
@@ -69,11 +67,12 @@ def predict_workdir(
                     found.append(path)
             for path, shares in zip(found, np.asarray(classify(batch)), strict=False):
                 best = np.argsort(-shares, kind="stable")[:top]
-                rows.append((path, [(names[i], float(shares[i])) for i in best]))
+                rows.append([path, *((names[i], float(shares[i])) for i in best)])
                 if not output:
-                    say(_format(rows[-1]))
+                    classes = (f"{name} {share:.2%}" for name, share in rows[-1][1:])
+                    say("  ".join([without_controls(path), *classes]))
     if output:
-        _write(output, encode(rows))
+        write_atomically(output, encode(rows).encode(errors="surrogateescape"))
         say(f"predictions: {output}")
     if len(rows) < len(paths):
         raise UserError(
@@ -111,9 +110,7 @@ def _describe_run(config, workdir):
     return dataset.class_names, dataset.image_shape, temperature
 
 
-def _make_classifier(
-    config, workdir, num_classes, temperature
-) -> Callable[[np.ndarray], jax.Array]:
+def _make_classifier(config, workdir, num_classes, temperature):
     """Return uint8 images (N, H, W, C) -> probabilities (N, K)."""
     trained = restore(config, workdir, None)
     weights = trained["ema"] or trained
@@ -134,42 +131,21 @@ def _read(path, shape):
     return picture if isinstance(picture, str) else np.atleast_3d(picture)
 
 
-def _format(row: Row) -> str:
-    path, classes = row
-    shares = (f"{name} {share:.2%}" for name, share in classes)
-    return "  ".join([without_controls(path), *shares])
-
-
-def _encode_csv(rows: list[Row]) -> str:
+def _encode_csv(rows):
     text = io.StringIO()
-    writer = csv.writer(text)
-    ranks = range(1, 1 + max((len(classes) for _, classes in rows), default=0))
-    writer.writerow(
-        ["image", *(f"{c}_{i}" for i in ranks for c in ("class", "probability"))]
-    )
-    for path, classes in rows:
-        writer.writerow([path, *(value for pair in classes for value in pair)])
+    ranks = range(1, max(map(len, rows), default=1))
+    header = [(f"class_{rank}", f"probability_{rank}") for rank in ranks]
+    table = [["image", *header], *rows]
+    csv.writer(text).writerows([row[0], *chain(*row[1:])] for row in table)
     return text.getvalue()
 
 
-def _encode_jsonl(rows: list[Row]) -> str:
-    def describe(row: Row) -> dict[str, Any]:
-        keys = ("class", "probability")
-        return {
-            "image": row[0],
-            "top": [dict(zip(keys, c, strict=True)) for c in row[1]],
-        }
-
-    return "".join(json.dumps(describe(row)) + "\n" for row in rows)
+def _encode_jsonl(rows):
+    objects = (
+        {"image": path, "top": [{"class": c, "probability": p} for c, p in classes]}
+        for path, *classes in rows
+    )
+    return "".join(json.dumps(row) + "\n" for row in objects)
 
 
 _ENCODE = {".csv": _encode_csv, ".jsonl": _encode_jsonl}
-
-
-def _write(output, text):
-    try:
-        write_atomically(output, text.encode(errors="surrogateescape"))
-    except OSError as error:
-        raise UserError(
-            f"--output={output}: cannot be written ({error.strerror}); name another"
-        ) from error

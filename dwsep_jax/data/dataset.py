@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from dwsep_jax.console import say
-from dwsep_jax.data import cache, digits, own
+from dwsep_jax.data import cache, digits, own, pictures
 from dwsep_jax.data.read import Decoded, Split, find_data_dir, find_version_dir
 from dwsep_jax.errors import ConfigError, DataError
 
@@ -54,13 +54,9 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     official = load_official(config.dataset, data_dir, config.image_size, config.label)
     if own.is_path(config.dataset, data_dir):
         missing = [name for name in ("validation", "test") if name not in official[1]]
-        say(f"{config.dataset}: {_describe_missing(missing, config.split_seed)}")
-    dataset = _make_dataset(config, *official)
-    unseen = np.setdiff1d(np.arange(len(official[0])), dataset.train.labels)
-    if len(unseen):
-        names = ", ".join(official[0][i] for i in unseen[:20])
-        say(f"warning: {len(unseen)} classes have no training image: {names}")
-    return dataset
+        held_out = " and ".join(missing) or "nothing"
+        say(f"{config.dataset}: held out of train by split_seed: {held_out}")
+    return _make_dataset(config, *official)
 
 
 def find_test(config: ml_collections.ConfigDict) -> Split | None:
@@ -68,14 +64,6 @@ def find_test(config: ml_collections.ConfigDict) -> Split | None:
     data_dir = find_data_dir(config.data_dir)
     official = find_official(config.dataset, data_dir, config.image_size, config.label)
     return official and _make_dataset(config, *official).test
-
-
-def _describe_missing(missing, split_seed):
-    if not missing:
-        return "has all splits"
-    return (
-        f"{' and '.join(missing)} held out of train by --config.split_seed={split_seed}"
-    )
 
 
 def _make_dataset(config, class_names, splits) -> Dataset:
@@ -147,11 +135,11 @@ def find_official(
         )
     try:
         if is_path:
-            decoded = own.load(name, image_size)
+            names, splits = own.load(name, image_size)
         elif name == "digits":
-            decoded = digits.read()
+            names, splits = digits.read()
         elif version_dir := find_version_dir(data_dir, name):
-            decoded = cache.load(version_dir, label)
+            names, splits = cache.load(version_dir, label)
         else:
             return None
     except OSError as error:
@@ -159,20 +147,10 @@ def find_official(
             f"{error.filename} cannot be read ({error.strerror}): check its "
             "permissions, or choose another --config.data_dir"
         ) from error
-    return _resize(decoded, image_size)
-
-
-def _resize(decoded, image_size):
-    """Return decoded data with images of `image_size`, if that is set."""
-    class_names, splits = decoded
-    if image_size is None:
-        return decoded
-    from dwsep_jax.data import pictures
-
-    return class_names, {
-        name: split._replace(images=pictures.resize(split.images, image_size))
-        for name, split in splits.items()
-    }
+    for part, split in splits.items() if image_size else ():
+        resized = pictures.resize(split.images, image_size)
+        splits[part] = split._replace(images=resized)
+    return names, splits
 
 
 def load_official(

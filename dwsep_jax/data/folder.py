@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+import re
 import sys
 import unicodedata
 import warnings
@@ -57,10 +58,7 @@ def load(directory: pathlib.Path, image_size: int | None) -> Decoded:
     names = sorted(names, key=lambda name: (int(name) if are_numbers else 0, name))
     for split, files in splits.items():
         if others := sorted({file.label for file in files}.difference(names)):
-            raise DataError(
-                f"{split}/ has the class {others[0]}, and train/ has {', '.join(names)}"
-                "; give both the same"
-            )
+            raise DataError(f"{split}/ has the class {others[0]}, and train/ has not")
 
     def describe():
         digest = hashlib.sha256()
@@ -84,9 +82,8 @@ def load(directory: pathlib.Path, image_size: int | None) -> Decoded:
         return tuple(names), decoded
 
     size = image_size and (image_size, image_size)
-    return cache.cached(
-        directory, f"-{image_size}" if image_size else "", describe, decode
-    )
+    variant = f"-{image_size}" if image_size else ""
+    return cache.cached(directory, variant, describe, decode)
 
 
 def _list_files(directory) -> list[File]:
@@ -94,9 +91,9 @@ def _list_files(directory) -> list[File]:
     found, others, empty = [], [], []
     for name in _list_visible(os.listdir(directory)):
         place = os.path.join(directory, name)
-        paths = [place]
-        if os.path.isdir(place):
-            paths = _list_tree(place)
+        paths = _list_tree(place) if os.path.isdir(place) else [place]
+        if broken := [path for path in paths if re.search("[\ud800-\udfff]", path)]:
+            raise DataError(f"{broken[0]!r} is not text in UTF-8; rename it")
         some = list(filter(_is_picture, paths))
         others += [path for path in paths if not _is_picture(path)]
         if some == [place]:
@@ -113,11 +110,6 @@ def _list_files(directory) -> list[File]:
         )
     if others:
         say(f"{directory}: {len(others):,} other files are left out: {_join(others)}")
-    for name, _, _ in found:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"{name!r} is not text in UTF-8; rename it") from None
     stems = [os.path.splitext(os.path.basename(name))[0] for name, _, _ in found]
     ids = stems if len(set(stems)) == len(stems) else [name for name, _, _ in found]
     return sorted(File(id_, *rest) for id_, (_, *rest) in zip(ids, found, strict=True))
@@ -172,7 +164,10 @@ def _decode(paths: list[str], size: tuple[int, int] | None) -> np.ndarray:
 
     starts = range(0, len(paths), _BLOCK)
     show = {"disable": not sys.stdout.isatty(), "transient": True}
-    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
+    with (
+        warnings.catch_warnings(action="ignore"),
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
         for _ in track(pool.map(decode, starts), "decoding", len(starts), **show):
             pass
     if unreadable:

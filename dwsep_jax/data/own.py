@@ -7,15 +7,8 @@ import zipfile
 
 import numpy as np
 
-from dwsep_jax.data import folder
-from dwsep_jax.data.read import (
-    Decoded,
-    Split,
-    find_version_dir,
-    make_ids,
-    one_line,
-    without_controls,
-)
+from dwsep_jax.data import folder, read
+from dwsep_jax.data.read import Decoded, Split, make_ids, without_controls
 from dwsep_jax.errors import ConfigError, DataError
 
 # Names of TFDS: `name` or `name/config`.
@@ -44,7 +37,7 @@ def is_path(name: str, data_dir: pathlib.Path) -> bool:
         return True
     if "/" not in name or not TFDS_NAME.fullmatch(name):
         return "/" in name
-    return os.path.exists(name) and not find_version_dir(data_dir, name)
+    return os.path.exists(name) and not read.find_version_dir(data_dir, name)
 
 
 def load(name: str, image_size: int | None) -> Decoded:
@@ -79,7 +72,7 @@ def load(name: str, image_size: int | None) -> Decoded:
         if len(names) < 2:
             raise DataError(f"all images are of class {names[0]}; add another class")
     except Exception as error:
-        reason = str(error) if isinstance(error, DataError) else one_line(error)
+        reason = str(error) if isinstance(error, DataError) else read.one_line(error)
         reason += f"; {_NPZ}" if is_npz else ""
         raise DataError(f"dataset={name}: {without_controls(reason)}") from error
     return names, splits
@@ -89,16 +82,14 @@ def _read_npz(path):
     if not zipfile.is_zipfile(path):
         raise DataError("it is no .npz, or a part of one")
     with np.load(path) as arrays:  # Without pickles.
-        found = {
-            split: _find_arrays(arrays, short)
-            for split, short in folder.SHORT_NAMES.items()
-        }
-        if found["train"] is None:
+        shorts = folder.SHORT_NAMES.items()
+        found = {split: _find_arrays(arrays, short) for split, short in shorts}
+        if not found["train"]:
             raise DataError(f"it has {', '.join(arrays)}, but no x_train")
-    classes = np.unique(found["train"][1])
+    shape, classes = found["train"][0].shape[1:], np.unique(found["train"][1])
     splits = {}
     for split, (images, labels) in ((s, pair) for s, pair in found.items() if pair):
-        if images.shape[1:] != (shape := found["train"][0].shape[1:]):
+        if images.shape[1:] != shape:
             raise DataError(f"{split} has images of {images.shape[1:]}, train {shape}")
         if len(others := np.setdiff1d(labels, classes)):
             raise DataError(f"{split} has the label {others[0]}, train has not")
@@ -109,26 +100,22 @@ def _read_npz(path):
 
 def _find_arrays(arrays, short):
     """Return images (N, H, W, C) and labels (N,) of a split; None if it has none."""
-    for keys in (
-        (f"x_{short}", f"y_{short}"),  # Keras
-        (f"{short}_images", f"{short}_labels"),  # MedMNIST
-    ):
-        if any(key in arrays for key in keys):
-            images, labels = (arrays[key] for key in keys)
-            break
-    else:
+    keys = (f"x_{short}", f"y_{short}")  # Keras
+    if not any(key in arrays for key in keys):
+        keys = (f"{short}_images", f"{short}_labels")  # MedMNIST
+    if not any(key in arrays for key in keys):
         return None
+    images, labels = (arrays[key] for key in keys)
     shape = images.shape
     if images.ndim == 3:
         images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    is_uint8 = images.dtype == np.uint8 and images.size
+    if not is_uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise DataError(f"{keys[0]} is {images.dtype} {shape}")
     if labels.shape == (len(images), 1):
         labels = labels[:, 0]
     if labels.shape != (len(images),) or labels.dtype.kind not in "biuU":
         raise DataError(f"{keys[1]} is {labels.dtype} {labels.shape}")
-    if not images.size:
-        raise DataError(f"{keys[0]} is empty")
     return images, labels
 
 

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from dwsep_jax.data import pictures
 from dwsep_jax.errors import ConfigError, DataError
 from dwsep_jax.places import user_home
 
@@ -180,10 +182,6 @@ def _read_split(builder, split: str, label: str) -> Split:
 
 def _decode(encoded: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:
     """Return a picture, converted to gray or RGB; what is transparent shows white."""
-    from PIL import Image
-
-    from dwsep_jax.data import pictures
-
     height, width, channels = shape
     with Image.open(io.BytesIO(encoded)) as image:
         is_converted = image.mode in _CONVERTED

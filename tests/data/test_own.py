@@ -72,18 +72,11 @@ def test_digits_as_pictures_are_the_digits(digits, tmp_path, capsys):
     for _ in range(2):  # The second time from the cache.
         assert_equal(load(tmp_path, validation_size=100), digits)
     assert capsys.readouterr().out.count("decoding") == 1
-    line = "validation held out of train by --config.split_seed=0"
-    assert f"{tmp_path}: {line}" in load_and_read(capsys, tmp_path)
     small = load(tmp_path, image_size=16, validation_size=100)
     assert_equal(small, load("digits", validation_size=100, image_size=16))
     assert small.image_shape == (16, 16, 3)
     # Both caches stay.
     assert len(list(tmp_path.glob("arrays*.npz"))) == 2
-
-
-def load_and_read(capsys, name, **fields):
-    load(name, **{"validation_size": 100, **fields})
-    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -142,25 +135,27 @@ FOUR = {f"train/{label}/{i}.png": None for label in "ab" for i in range(4)}
 @pytest.mark.parametrize(
     ("files", "sizes", "line"),
     [
-        (FOUR, (4, 2, 2, 2), "validation and test held out of train"),
-        (FOUR | {"test/a/t.png": None}, (6, 2, 2, 1), "validation held out of train"),
-        (FOUR | {"val/a/v.png": None}, (6, 1, 1, 2), "test held out of train"),
+        (FOUR, (4, 2, 2, 2), "validation and test"),
+        (FOUR | {"test/a/t.png": None}, (6, 2, 2, 1), "validation"),
+        (FOUR | {"val/a/v.png": None}, (6, 1, 1, 2), "test"),
         (
             FOUR | {"validation/b/v.png": None, "test/a/t.png": None},
             (8, 1, 1, 1),
-            "has all splits",
+            "nothing",
         ),
     ],
 )
 def test_splits_that_are_missing_are_held_out(tmp_path, files, sizes, line, capsys):
     write_folder(tmp_path, files)
-    dataset = load(tmp_path)
-    assert tuple(len(getattr(dataset, part).ids) for part in PARTS) == sizes
-    assert f"{tmp_path}: {line}" in capsys.readouterr().out
+    for _ in range(2):  # The second time from the cache.
+        dataset = load(tmp_path)
+        assert tuple(len(getattr(dataset, part).ids) for part in PARTS) == sizes
+    said = f"{tmp_path}: held out of train by split_seed: {line}\n"
+    assert said in capsys.readouterr().out
     ids = [set(getattr(dataset, part).ids) for part in ("train", "validation", "test")]
     assert len(set.union(*ids)) == sum(map(len, ids))
     held_out = [set(load(tmp_path, split_seed=s).test.ids) for s in range(9)]
-    assert (len({*map(frozenset, held_out)}) > 1) == ("test held" in line)
+    assert (len({*map(frozenset, held_out)}) > 1) == ("test" in line)
 
 
 @pytest.mark.parametrize(
@@ -171,12 +166,12 @@ def test_splits_that_are_missing_are_held_out(tmp_path, files, sizes, line, caps
         (FOUR | {"train/c/": 0, "train/d/a.txt": b""}, "has no picture (.png, .jpg, "),
         (FOUR | {"train/c/": 0, "train/d/a.txt": b""}, ".webp) in c, d; add some, or"),
         (FOUR | {"test/": 0}, ".webp) in any class; add some"),
-        (FOUR | {"test/c/x.png": None}, "test/ has the class c, and train/ has a, b"),
+        (FOUR | {"test/c/x.png": None}, "test/ has the class c, and train/ has not"),
         (FOUR | {"train/x.png": None}, "/train/x.png is in no class; move it to /"),
         (FOUR | {"train/b/x.png": plain("L", 0, (9, 5))}, "train/a/0.png is 4x4"),
         (FOUR | {"train/b/x.png": plain("L", 0, (9, 5))}, "x.png 9x5 (1 of 9 differ"),
         (FOUR | {"train/b/x.png": plain("L", 0, (9, 5))}, "; set --config.image_size="),
-        (FOUR | {"train/b/x\udcff.png": None}, r"'b/x\udcff.png' is not text in UTF-8"),
+        (FOUR | {"train/b/x\udcff.png": None}, r"x\udcff.png' is not text in UTF-8"),
         ({"train/a/x.png": None}, "all images are of class a; add another class"),
         ({"data_batch_1": b"x"}, "its files are pickles, which may run any code; take"),
         ({"data_batch_1.bin": b"x"}, "No such file"),
@@ -285,7 +280,7 @@ def test_labels_of_arrays_are_names_or_numbers_with_gaps(tmp_path, labels, names
         ({"y_train": LABELS.astype(object)}, "Object arrays cannot be loaded"),
         ({"y_test": LABELS + 1}, "test has the label 1, train has not"),
         ({"x_test": IMAGES[:, 1:]}, "test has images of (4, 4, 1), train (5, 4, 1)"),
-        ({"x_test": IMAGES[:0], "y_test": LABELS[:0]}, "x_test is empty"),
+        ({"x_test": IMAGES[:0], "y_test": LABELS[:0]}, "x_test is uint8 (0, 5, 4)"),
         ({"y_train": 0 * LABELS, "y_test": 0 * LABELS}, "all images are of class 0"),
     ],
 )
@@ -301,14 +296,11 @@ def test_damaged_arrays_are_one_line(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, **GOOD)
     content = path.read_bytes()
-    for damaged in (
-        b"",
-        b"hello",
-        content[:-30],
-        content.replace(bytes(9), b"x" * 9, 1),
-    ):
+    for damaged in (b"", b"hello", content[:-30]):
         path.write_bytes(damaged)
-        assert "; an .npz has x_train" in refuse(path)
+        assert ": it is no .npz, or a part of one; an .npz has" in refuse(path)
+    path.write_bytes(content.replace(bytes(9), b"x" * 9, 1))
+    assert "BadZipFile: Bad CRC-32" in refuse(path)
 
 
 def test_binary_files_of_cifar10_are_read(tmp_path):
