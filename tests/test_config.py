@@ -89,6 +89,7 @@ INVALID = {
     "steps_per_dispatch": [0, -1, 1.5, 10**4 + 1],
     "eval_batch_size": [0, 10**5 + 1],
     "checkpoint_minutes": [-1, "often"],
+    "num_devices": [0, 1.5],
     "compare.variants": [(), ("",), ("a", "a"), (1,), "separable", None],
     "compare.num_seeds sweep.num_seeds": [0, 1001, 1.5],
     "compare.rate_factors": [(), (0.0,), (1001,), (1, 1.0001), (NAN,), ("1",), 1.0],
