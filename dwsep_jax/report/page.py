@@ -273,5 +273,6 @@ def _keep_units(text):
 
 def _escape(text):
     """Return text that Markdown shows literally, in a table cell too."""
-    text = re.sub(r"([\\`*_\[\]<>|#$&~])", r"\\\1", str(text))
+    # GitHub would show :tada: as a picture.
+    text = re.sub(r"([\\`*_\[\]<>|#$&~]|:(?=[\w+-]+:))", r"\\\1", str(text))
     return " ".join(text.split())

@@ -31,7 +31,7 @@ BATCHES = (1, 8, 32, 128)
 # Names that a format might take for markup, one for each digit.
 NASTY = [
     "<script>alert(1)</script>",
-    "a|b",
+    "a|b :tada:",
     'say "hi" & $x$',
     "$5 to $10",
     "{{ x }} %s",
