@@ -56,8 +56,9 @@ def lines(
         ticks = [tick for tick in ticks if min(means) <= tick <= max(means)]
         y["axis"] = {"values": ticks, "format": "~g"}
     shown = [name for name, found in series.items() if found]
-    color = by_name("series", series, COLORS, shown, symbolType="stroke")
-    dash = by_name("series", series, _DASHES, shown, symbolType="stroke")
+    stroke = {"symbolType": "stroke", "symbolSize": 150}
+    color = by_name("series", series, COLORS, shown, **stroke)
+    dash = by_name("series", series, _DASHES, shown, **stroke)
     ends = {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}, "color": color}
     line = {"x": x, "y": y, "color": color, "strokeDash": dash}
     # The pointer finds the points of a long curve, too.
