@@ -45,14 +45,11 @@ def find_mistakes(run: Run) -> list[dict[str, str]]:
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     order = wrong[np.argsort(-confidence[wrong], kind="stable")][:MAX_MISTAKES]
-    return [
-        {"id": str(ids[i])}
-        | {
-            "caption": f"{names[labels[i]]}\nas {names[predicted[i]]}\n"
-            f"{percent(confidence[i])}"
-        }
-        for i in order
-    ]
+    mistakes = []
+    for i in order:
+        lines = [names[labels[i]], f"as {names[predicted[i]]}", percent(confidence[i])]
+        mistakes.append({"id": str(ids[i]), "caption": "\n".join(lines)})
+    return mistakes
 
 
 def find_images(run: Run, ids: list[str]) -> list[np.ndarray]:

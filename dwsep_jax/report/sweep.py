@@ -34,29 +34,27 @@ _RELATIONS = {"better": "behind", "worse": "ahead", "undecided": "undecided"}
 def describe_sweep(sweep: Sweep) -> page.Section:
     """Return what the files of a sweep, finished or not, have to show."""
     name, dataset = sweep.directory.resolve().name, sweep.config["resolved"].dataset
-    title, accuracy = f"Sweep {name} on {dataset}, in progress", DASH
-    winner, duels, environment, parts = _find_winner(sweep), {}, None, {}
-    if sweep.best:
-        title, environment = (
-            f"Which settings are best on {dataset}?",
-            sweep.best["environment"],
-        )
-        accuracy = mean_and_interval(sweep.finals[winner.number]["summary"]["accuracy"])
+    winner, best, duels, parts = _find_winner(sweep), sweep.best, {}, {}
+    if best:
         duels = compare_finals(sweep)
+        title, headline = (
+            f"Which settings are best on {dataset}?",
+            _answer(sweep, duels),
+        )
+        accuracy = headline.figures[-1][0]
         parts["The winner"] = _show_winner(sweep, winner)
         parts["Finals"] = [_tabulate_finals(sweep, duels)]
+    else:
+        title, accuracy = f"Sweep {name} on {dataset}, in progress", DASH
+        headline = _answer_so_far(sweep, winner)
     if winner:
         parts["Accuracy by setting"] = _show_slices(sweep, winner)
+    command = show_command(sweep.config, best and best["environment"], SWEEP)
     parts |= {
         "All trials": [_tabulate_trials(sweep)],
         "What decided, and its limits": [_list_limits(sweep, winner, duels)],
-        "How to reproduce it": show_command(sweep.config, environment, SWEEP),
+        "How to reproduce it": command,
     }
-    headline = (
-        _answer(sweep, winner, duels, accuracy)
-        if sweep.best
-        else _answer_so_far(sweep, winner)
-    )
     return page.Section(title, headline, parts, [name, dataset, "sweep", accuracy])
 
 
@@ -104,10 +102,14 @@ def _find_correct(pair):
     ]
 
 
-def _answer(sweep, winner, duels, accuracy):
+def _answer(sweep, duels):
     """Return which settings are best, and how sure that is."""
-    best, reached = sweep.best, sweep.best["validation"]
-    num_seeds = len(sweep.finals[winner.number]["runs"])
+    best, winner = sweep.best, _find_winner(sweep)
+    reached, final = best["validation"], sweep.finals[winner.number]
+    tested, num_seeds = (
+        mean_and_interval(final["summary"]["accuracy"]),
+        len(final["runs"]),
+    )
     verdict, tone = _decide(sweep, num_seeds, duels)
     text = (
         f"Trial {winner.number} reached the highest validation accuracy of "
@@ -116,7 +118,7 @@ def _answer(sweep, winner, duels, accuracy):
     )
     figures = (
         (percent(reached["accuracy"]), "validation accuracy in the search"),
-        (accuracy, f"test accuracy, mean over seeds (n = {num_seeds}), 95 % interval"),
+        (tested, f"test accuracy, mean over seeds (n = {num_seeds}), 95 % interval"),
     )
     return page.Headline(_name(winner) + verdict, tone, text, figures)
 

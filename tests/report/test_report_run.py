@@ -26,6 +26,7 @@ from tests.report import report_files, sweep_files
 ROOT = pathlib.Path(__file__).parents[2]
 DRAW = page.draw
 DASH, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,10 @@ def test_the_verdict_weighs_accuracy_size_and_speed(result, saves, speed, verdic
         (form.interval([0.001, 0.002]), "+0.10 to +0.20"),
         (form.amount(None), DASH),
         (form.mean_and_interval(None), DASH),
-        (form.mean_and_interval({"mean": 0.5, "ci95": [0.49, 0.51]}), "50.00 ± 1.00 %"),
+        (
+            form.mean_and_interval({"mean": 0.5, "ci95": [0.49, 0.51]}),
+            f"50.00 {PLUS_MINUS} 1.00 %",
+        ),
     ],
 )
 def test_numbers_have_sensible_digits(shown, expected):
@@ -135,8 +139,12 @@ def test_the_markdown_has_every_figure_and_fact(win):
             assert min(image.size) >= 300
     for words in (
         "- +1.20 points accuracy, against standard\n- 24 % of its parameters\n- 25 %",
+        f"| separable | 98.20 {PLUS_MINUS} 0.25 % | 0.9820 {PLUS_MINUS} 0.0024 | 0.20",
         "| +1.20 | +0.95 to +1.45 | +0.60 to +1.90 | better |",
         "| MACs | 62.0 M (25 %) | 244 M | 243 M (100 %) | 251 M (103 %) |",
+        "| training time per image (ms) | 2.50 (62 %) | 4.00 |",
+        "| peak memory (MiB) | 59.1 (25 %) | 233 |",
+        "| 1 | 0.9833 | 0.9634 | 0.9735 | 0.9735 | +1.99 |",
         f"3.94{TIMES} fewer multiply-adds promise as much speed; the clock gives 1.60",
         "separable: well fitted in 3 of 3 runs",
         "1,000 test images: one image is 0.1 points.",
@@ -153,6 +161,16 @@ def test_speed_is_the_geometric_mean_over_batch_sizes(workdir, run):
     markdown = write_markdown(workdir)
     assert f"- 1.34{TIMES} its speed in inference" in markdown  # Of 0.8, 1, 2 and 2.
     assert f"2.00{TIMES} at best (batch size 32), 51 % of the promise" in markdown
+
+
+@pytest.mark.parametrize(
+    ("factor", "is_edge"), [(0.333, True), (1.0, False), (3.0, True)]
+)
+def test_a_learning_rate_at_the_edge_of_those_tried_is_told(workdir, factor, is_edge):
+    rate = 0.1 * factor
+    change(workdir / "comparison.json", "variants.standard", learning_rate=rate)
+    edge = "the lowest or highest tried for standard;" in write_markdown(workdir)
+    assert edge == is_edge
 
 
 def headings_of(content):
@@ -331,7 +349,7 @@ def test_several_workdirs_become_sections_of_the_first(workdir, run, tmp_path):
     for row in (
         f"| separable/seed0 | {DASH} | run | 98.30 % | Well fitted |",
         f"| sweep | digits | sweep | {DASH} | In progress |",
-        "| copy | digits | comparison | 98.20 \N{PLUS-MINUS SIGN} 0.25 % | Worth it |",
+        f"| copy | digits | comparison | 98.20 {PLUS_MINUS} 0.25 % | Worth it |",
     ):
         assert row in markdown
     names = {path.name for path in (run / "figures").iterdir()}
