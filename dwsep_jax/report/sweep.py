@@ -105,11 +105,8 @@ def _find_correct(pair):
 def _answer(sweep, duels):
     """Return which settings are best, and how sure that is."""
     best, winner = sweep.best, _find_winner(sweep)
-    reached, final = best["validation"], sweep.finals[winner.number]
-    tested, num_seeds = (
-        mean_and_interval(final["summary"]["accuracy"]),
-        len(final["runs"]),
-    )
+    final, reached = sweep.finals[winner.number], best["validation"]
+    num_seeds = len(final["runs"])
     verdict, tone = _decide(sweep, num_seeds, duels)
     text = (
         f"Trial {winner.number} reached the highest validation accuracy of "
@@ -118,7 +115,10 @@ def _answer(sweep, duels):
     )
     figures = (
         (percent(reached["accuracy"]), "validation accuracy in the search"),
-        (tested, f"test accuracy, mean over seeds (n = {num_seeds}), 95 % interval"),
+        (
+            mean_and_interval(final["summary"]["accuracy"]),
+            f"test accuracy, mean over seeds (n = {num_seeds}), 95 % interval",
+        ),
     )
     return page.Headline(_name(winner) + verdict, tone, text, figures)
 

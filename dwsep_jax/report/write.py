@@ -68,7 +68,7 @@ def describe(workdir: str | os.PathLike) -> page.Section:
 
 @contextlib.contextmanager
 def _whole(path):
-    """Raise `UserError` where a part of a file names another that is not there."""
+    """Raise `UserError` where parts of a file, which name each other, do not fit."""
     try:
         yield
     except (LookupError, ValueError) as error:
