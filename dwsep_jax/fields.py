@@ -193,6 +193,7 @@ FIELDS = {
     "steps_per_dispatch": _optional(_integer("16", 1, 10**4)),
     "eval_batch_size": _integer("512", 1, 10**5),
     "checkpoint_minutes": _number("10", ge=0),
+    "remat": _flag("true"),
     "num_devices": _optional(_integer("2", 1, 10**4)),
     "platform": _optional(_text("gpu")),
     "deterministic": _flag("true"),
@@ -234,6 +235,7 @@ ADDED: dict[str, Any] = {
     "freeze": None,
     "checkpoint_minutes": 10.0,
     "num_devices": None,
+    "remat": False,
     "sweep.refit_epochs": None,
 }
 

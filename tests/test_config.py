@@ -62,7 +62,7 @@ INVALID = {
     "dataset conv activation dtype lowering optimizer schedule": ["", "None", None, 3],
     "sweep.sampler sweep.pruner sweep.study": ["", None, 1],
     "data_dir platform init_from freeze sweep.storage": ["", "None", 3],
-    "flip inner_norm inner_activation": [1, "true", None],
+    "flip inner_norm inner_activation remat": [1, "true", None],
     "deterministic tensorboard progress": [1, "no", None],
     "seed split_seed": [-1, 2**32 - 1000, 1.0, None, True],
     "validation_size": [0, -1, 1.5, None, True],

@@ -59,6 +59,7 @@ IN_THE_PROGRAM = {
     "norm_momentum": 0.5,
     "dtype": "bfloat16",
     "lowering": "conv",
+    "remat": True,
     "optimizer": "adam",
     "momentum": 0.5,
     "schedule": "step",
