@@ -135,6 +135,10 @@ def set_program(c: ml_collections.ConfigDict) -> None:
     c.eval_batch_size = 512
     # Save within an epoch, too, after so many minutes without a checkpoint; 0: off.
     c.checkpoint_minutes = 10.0
+    # Compute the inside of dense layers again in the backward pass, to save memory.
+    c.remat = False
+    # Devices that share each batch; unset: all of an accelerator, one of a CPU.
+    c.num_devices = config_dict.placeholder(int)
     # cpu, gpu or tpu; unset: the best that JAX finds.
     c.platform = config_dict.placeholder(str)
     # Reproduce results bit for bit on a GPU, more slowly; a CPU always does.

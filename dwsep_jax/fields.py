@@ -200,6 +200,8 @@ FIELDS = {
     "steps_per_dispatch": _optional(_integer("16", 1, 10**4)),
     "eval_batch_size": _integer("512", 1, 10**5),
     "checkpoint_minutes": _number("10", ge=0),
+    "remat": _flag("true"),
+    "num_devices": _optional(_integer("2", 1, 10**4)),
     "platform": _optional(_text("gpu")),
     "deterministic": _flag("true"),
     "tensorboard": _flag("true"),
@@ -241,6 +243,8 @@ ADDED: dict[str, Any] = {
     "init_from": None,
     "freeze": None,
     "checkpoint_minutes": 10.0,
+    "num_devices": None,
+    "remat": False,
     "sweep.refit_epochs": None,
 }
 
@@ -259,9 +263,10 @@ CHANGE_NOTHING = frozenset(
     {"data_dir", "progress", "eval_batch_size", "tensorboard", "checkpoint_minutes"}
 )
 # These may differ when a workdir is continued: a comparison then has more seeds or
-# another answer, a sweep more trials or other finals. Members trained in another
-# program have the same numbers up to the last digits.
+# another answer, a sweep more trials or other finals. With other devices, or members in
+# another program, numbers are the same up to the last digits.
 MAY_CHANGE = CHANGE_NOTHING | {
+    "num_devices",
     *("compare.num_seeds", "compare.margin", "compare.members_at_once"),
     *("sweep.num_trials", "sweep.num_seeds", "sweep.refit_epochs", "sweep.storage"),
     "sweep.members_at_once",

@@ -114,7 +114,8 @@ def _make_classifier(config, workdir, num_classes, temperature):
     """Return uint8 images (N, H, W, C) -> probabilities (N, K)."""
     trained = restore(config, workdir, None)
     weights = trained["ema"] or trained
-    variables = {name: weights[name] for name in ("params", "batch_stats")}
+    # Of one device, however many it was trained on.
+    variables = jax.device_get({n: weights[n] for n in ("params", "batch_stats")})
     model = create_model(config, num_classes)
 
     def classify(variables, images):

@@ -59,6 +59,7 @@ IN_THE_PROGRAM = {
     "norm_momentum": 0.5,
     "dtype": "bfloat16",
     "lowering": "conv",
+    "remat": True,
     "optimizer": "adam",
     "momentum": 0.5,
     "schedule": "step",
@@ -293,6 +294,7 @@ IN_THE_LOOP = {
     *("steps_per_dispatch", "deterministic", "eval_batch_size"),
     *("tensorboard", "progress", "platform"),
     "checkpoint_minutes",  # tests/train/test_stopping.py
+    "num_devices",  # tests/train/test_devices.py
     "init_from",  # tests/train/test_weights.py
     "sweep.members_at_once",  # tests/sweep/test_search.py
 }

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from dwsep_jax.errors import UserError
-from dwsep_jax.report import files, write
+from dwsep_jax.report import write
 from dwsep_jax.workdir import read_json
 from tests.report import report_files, sweep_files
 
@@ -56,8 +56,7 @@ def test_no_damage_is_an_error_of_ours(workdirs, name):
     for content in damage(json.loads(first)):
         path.write_bytes(b"".join([json.dumps(content).encode(), b"\n", *rest]))
         with contextlib.suppress(UserError):
-            found = files.read_workdir(path.parent)
-            write._DESCRIBE[type(found)](found)
+            write.describe(path.parent)
     path.write_bytes(first + b"".join(rest))
 
 

@@ -20,6 +20,7 @@ _SHARED = (
     *("optimizer", "learning_rate", "momentum", "weight_decay", "schedule"),
     *("warmup_epochs", "clip_norm", "ema_decay", "batch_size", "early_stopping"),
     *("dropout_rate", "label_smoothing", "flip", "shift", "cutout", "mixup"),
+    "class_weights",
 )
 _METRICS = (
     *("accuracy", "loss", "precision", "recall", "f1", "ece", "val_accuracy"),

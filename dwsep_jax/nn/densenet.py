@@ -139,6 +139,8 @@ class DenseNet(nn.Module):
       norm_momentum: share that running statistics keep at each step.
       lowering: of the stem and the transitions, as in `ops`; changes speed alone.
       dtype: of the activations; parameters, statistics and logits are float32.
+      remat: compute the inside of each dense layer again in the backward pass, rather
+        than keep it (Chen et al. 2016): less memory, more time, the same result.
     """
 
     conv: ModuleDef = SeparableConv
@@ -157,6 +159,7 @@ class DenseNet(nn.Module):
     norm_momentum: float = 0.9
     lowering: str = "auto"
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -183,7 +186,7 @@ class DenseNet(nn.Module):
         if self.inner_act:
             conv = partial(conv, activation=self.act)
         layer = partial(
-            DenseLayer,
+            nn.remat(DenseLayer, static_argnums=2) if self.remat else DenseLayer,
             growth_rate=self.growth_rate,
             conv=conv,
             normalize=normalize,
@@ -279,4 +282,5 @@ def create_model(config: ConfigDict, num_classes: int) -> DenseNet:
         norm_momentum=config.norm_momentum,
         lowering=config.lowering,
         dtype=choose("dtype", config.dtype, DTYPES),
+        remat=config.remat,
     )

@@ -1,18 +1,11 @@
 """The report of a comparison."""
 
 import statistics
-from collections import Counter
 from typing import Any
 
 from dwsep_jax.fields import COMPARISON
 from dwsep_jax.report import charts, page
-from dwsep_jax.report.costs import (
-    TOLERANCE,
-    Cost,
-    find_speeds,
-    list_costs,
-    pareto_front,
-)
+from dwsep_jax.report.costs import TOLERANCE, Cost, find_speeds, list_costs
 from dwsep_jax.report.files import Comparison
 from dwsep_jax.report.format import (
     DASH,
@@ -23,10 +16,9 @@ from dwsep_jax.report.format import (
     mean_and_interval,
     percent,
     points,
-    share,
     times,
 )
-from dwsep_jax.report.run import NOT_MEASURED, build_command, describe_environment
+from dwsep_jax.report.run import NOT_MEASURED, count_verdicts, show_command
 from dwsep_jax.report.time_to_accuracy import show_time_to_accuracy
 from dwsep_jax.statistics import MIN_SEEDS
 
@@ -36,40 +28,35 @@ _OPENINGS = {
     "worse": "No, it loses accuracy",
     "undecided": "Not answered yet",
 }
+_LOSSES = {
+    "loss_validation": ("val_loss", "Validation loss (nats)"),
+    "loss_train": ("train_eval_loss", "Training loss, evaluated (nats)"),
+}
 
 
 def describe_comparison(comparison: Comparison) -> page.Section:
     """Return the report of a comparison, finished or not."""
-    content = comparison.content
+    content, runs = comparison.content, comparison.runs
     if content is None:
         return _describe_unfinished(comparison)
-    efficiency = {name: runs[0].efficiency for name, runs in comparison.runs.items()}
-    costs = list_costs(content["variants"], efficiency)
-    verdicts = {
-        name: Counter(
-            run.diagnosis["verdict"].replace("_", " ") for run in runs if run.diagnosis
-        )
-        for name, runs in comparison.runs.items()
+    measured = {name: found[0].efficiency for name, found in runs.items()}
+    costs = list_costs(content["variants"], measured)
+    parts = {
+        "The variants": _show_variants(content),
+        "Accuracy against cost": _show_costs(content, costs),
+        "Loss curves": _show_curves(runs),
+        "Time to accuracy": show_time_to_accuracy(comparison),
+        "Classes": [_tabulate_classes(content)],
+        "Limits, and what to try next": [_list_limits(content)],
+        "How to reproduce it": show_command(
+            comparison.config, content["environment"], COMPARISON
+        ),
     }
-    headline = answer(content, costs)
-    limits = page.Bullets(_list_limits(content, verdicts))
-    parts = [
-        page.Part("The variants", _show_variants(content)),
-        page.Part("Accuracy against cost", _show_costs(content, costs)),
-        page.Part("Loss curves", _show_curves(comparison, verdicts)),
-        page.Part("Time to accuracy", show_time_to_accuracy(comparison)),
-        page.Part("Classes", [_tabulate_classes(content)]),
-        page.Part("Limits, and what to try next", [limits]),
-        page.Part("How to reproduce it", _show_command(comparison)),
-    ]
     main = content["variants"][content["main"]]["summary"]["accuracy"]
     name, dataset = comparison.directory.resolve().name, content["dataset"]
-    return page.Section(
-        f"Is a depthwise-separable convolution worth it, on {dataset}?",
-        [headline],
-        parts,
-        [name, dataset, "comparison", mean_and_interval(main), headline.verdict],
-    )
+    title = f"Is a depthwise-separable convolution worth it, on {dataset}?"
+    summary = [name, dataset, "comparison", mean_and_interval(main)]
+    return page.Section(title, answer(content, costs), parts, summary)
 
 
 def _describe_unfinished(comparison):
@@ -88,9 +75,9 @@ def _describe_unfinished(comparison):
     name = comparison.directory.resolve().name
     return page.Section(
         f"Comparison {name}, under way",
-        [page.Headline("Unfinished", "open", words)],
-        [page.Part("Runs", [page.Table("The runs so far", columns, rows)])],
-        [name, DASH, "comparison", DASH, "Unfinished"],
+        page.Headline("Unfinished", "open", words),
+        {"Runs": [page.Table("The runs so far", columns, rows)]},
+        [name, DASH, "comparison", DASH],
     )
 
 
@@ -103,20 +90,18 @@ def answer(content: dict[str, Any], costs: dict[str, Cost]) -> page.Headline:
     difference = f"{points(content['paired'][main]['mean'])} points"
     figures = [
         (difference, f"accuracy, against {baseline}"),
-        (share(parameters), "of its parameters"),
-        (share(macs), "of its multiply-adds"),
-        (times(speed), "its speed in inference"),
+        (percent(parameters, 0), "of its parameters"),
+        (percent(macs, 0), "of its multiply-adds"),
+        (times(speed), "its speed in inference, mean over batch sizes"),
         (times(costs["train"].ratio(baseline, main)), "its speed in training"),
     ]
     reached, other = (
         percent(content["variants"][name]["summary"]["accuracy"]["mean"])
         for name in (main, baseline)
     )
-    timed = [f"{times(ratio)} at batch size {n}" for n, ratio in inference.items()]
     text = (
         f"{_OPENINGS[result]}: on {content['dataset']}, {main} reaches {reached} test "
-        f"accuracy, and {baseline} {other}. {content['reason']} "
-        f"Its inference speed, as measured: {', '.join(timed) or 'unknown'}."
+        f"accuracy, and {baseline} {other}. {content['reason']}"
     )
     return page.Headline(*decide(result, macs < 1, speed), text, tuple(figures))
 
@@ -175,8 +160,7 @@ def _show_variants(content):
         "margin. Worse: both below 0. Undecided: anything else, or fewer than "
         f"{MIN_SEEDS} seeds."
     )
-    table = page.Table("Means over seeds", columns, rows, note)
-    return [table, page.Bullets(described)]
+    return [page.Table("Means over seeds", columns, rows, note), described]
 
 
 def _show_costs(content, costs):
@@ -184,13 +168,9 @@ def _show_costs(content, costs):
     latencies = [key for key in costs if key.startswith("latency")]
     # The largest batch that most variants were timed with.
     latencies = sorted(latencies, key=lambda key: len(costs[key].values))[-1:]
-    shown = [*("macs", "parameters"), *latencies, "memory"]
-    grid = [_draw_accuracy(content, key, costs[key]) for key in shown]
-    words = (
-        "Up and to the left is better. Error bars are 95 % intervals over seeds. The "
-        "dashed line is the Pareto front: no other variant is both cheaper and more "
-        "accurate."
-    )
+    shown = ["macs", "parameters", *latencies, "memory"]
+    found = [_draw_accuracy(content, k, costs[k]) for k in shown if costs[k].values]
+    words = "Up and to the left is better. Error bars are 95 % intervals over seeds."
     names = list(content["variants"])
     rows = [
         [cost.label, *(cost.describe(name, baseline) for name in names)]
@@ -202,8 +182,7 @@ def _show_costs(content, costs):
         "operations of a forward pass over one image, two for each multiply-add (MAC); "
         "XLA leaves out the taps that fall on padding."
     )
-    table = page.Table("Costs", ["cost", *names], rows, note)
-    blocks = [page.Grid([c for c in grid if c]), page.Text(words), table]
+    blocks = [*found, words, page.Table("Costs", ["cost", *names], rows, note)]
     if not (speeds := find_speeds(costs, main, baseline)):
         return [*blocks, NOT_MEASURED]
     size = max(speeds, key=speeds.get)
@@ -211,50 +190,44 @@ def _show_costs(content, costs):
     words = (
         f"{times(promised)} fewer multiply-adds promise as much speed; the clock gives "
         f"{times(speeds[size])} at best (batch size {size}), "
-        f"{share(speeds[size] / promised)} of the promise."
+        f"{percent(speeds[size] / promised, 0)} of the promise."
     )
-    return [*blocks, page.Text(words)]
+    return [*blocks, words]
 
 
 def _draw_accuracy(content, key, cost):
-    """Return the chart of accuracy against a cost that any variant has, else None."""
-    if not cost.values:
-        return None
-    rows, reached = [], {}
+    """Return the chart of accuracy against a cost."""
+    rows = []
     for name, value in cost.values.items():
         accuracy = content["variants"][name]["summary"]["accuracy"]
-        ends = accuracy["ci95"]
-        low, high = (100 * end for end in ends) if ends else (None, None)
-        row = {"variant": name, "cost": value, "shown": cost.form(value)}
-        row |= {"accuracy": 100 * accuracy["mean"], "low": low, "high": high}
-        rows.append(row | {"interval": interval(ends, percent)})
-        reached[name] = value, accuracy["mean"]
-    names, front = list(content["variants"]), pareto_front(reached)
-    spec = charts.accuracy_against(rows, names, front, cost.label)
+        row = {"variant": name, cost.label: value}
+        row[charts.TEST_ACCURACY] = round(100 * accuracy["mean"], 2)
+        if ends := accuracy["ci95"]:
+            row |= {"low": round(100 * ends[0], 2), "high": round(100 * ends[1], 2)}
+        rows.append(row)
+    spec = charts.accuracy_against(cost.label, rows, list(content["variants"]))
     name = f"accuracy_{key.partition('_')[0]}"
     return page.Chart(name, f"Accuracy against {cost.label}", spec)
 
 
-def _show_curves(comparison, verdicts):
-    if not any(run.rows for runs in comparison.runs.values() for run in runs):
-        return [page.Text("Left out: no run has its metrics.jsonl any more.")]
-    grid = []
-    for name, key, words in (
-        ("loss_validation", "val_loss", "validation loss (nats)"),
-        ("loss_train", "train_eval_loss", "training loss, evaluated (nats)"),
-    ):
+def _show_curves(runs):
+    if not any(run.rows for found in runs.values() for run in found):
+        return ["Left out: no run has its metrics.jsonl any more."]
+    blocks = []
+    for name, (key, title) in _LOSSES.items():
         series = {
-            variant: charts.band_of([run.rows for run in runs], key)
-            for variant, runs in comparison.runs.items()
+            variant: charts.band_of([run.rows for run in found], key)
+            for variant, found in runs.items()
         }
-        spec = charts.lines(series, list(comparison.content["variants"]), words, ".4f")
-        grid.append(page.Chart(name, words.capitalize(), spec))
+        spec = charts.lines(series, title.lower())
+        blocks.append(page.Chart(name, title, spec))
     words = "Lines are means over seeds; bands run from the lowest to the highest."
-    for name, found in verdicts.items():
-        if found:
-            told = [f"{verdict} in {n}" for verdict, n in found.most_common()]
-            words += f" {name}: {listing(told)} of {found.total()} runs."
-    return [page.Grid(grid), page.Text(words)]
+    told = [
+        f"{name}: {verdicts}."
+        for name in runs
+        if (verdicts := count_verdicts(runs[name]))
+    ]
+    return [*blocks, " ".join([words, *told])]
 
 
 def _tabulate_classes(content):
@@ -262,39 +235,32 @@ def _tabulate_classes(content):
     found = []
     for i, label in enumerate(content["class_names"]):
         f1 = {name: content["per_class"][name][i]["f1_mean"] for name in names}
-        cells = [label, *map(fixed, f1.values()), points(f1[main] - f1[baseline])]
-        found.append((f1[main] - f1[baseline], cells))
-    found.sort(key=lambda pair: pair[0])
+        gain = f1[main] - f1[baseline]
+        found.append((gain, [label, *map(fixed, f1.values()), points(gain)]))
+    rows = [cells for _, cells in sorted(found, key=lambda pair: pair[0])]
     columns = ["class", *names, f"{main} minus {baseline}, points"]
     caption = "F1 of each class, mean over seeds; the largest loss first"
-    return page.Table(caption, columns, [cells for _, cells in found])
+    return page.Table(caption, columns, rows)
 
 
-def _list_limits(content, verdicts):
+def _list_limits(content):
     """Return what the answer does not show, and what would show more."""
-    pair, margin = content["paired"][content["main"]], content["margin"]
     count = content["num_examples"]
     limits = [
         f"One dataset ({content['dataset']}), one recipe, {content['num_epochs']} "
         "epochs, the times of one machine: others may favor another variant. Repeat "
         "the comparison on the device and the data you care about.",
         f"{count:,} test images: one image is {100 / count:.2g} points.",
-        f"The margin of {100 * margin:.2f} points is a choice; the table of the "
-        "variants lets you apply another.",
     ]
-    if pair["n"] < MIN_SEEDS:
-        limits.append(f"More seeds: at least {MIN_SEEDS}, 5 for a useful interval.")
-    elif content["answer"] == "undecided":
-        limits.append("More seeds (compare.num_seeds) narrow the interval over seeds.")
+    if content["answer"] == "undecided":
+        limits.append(
+            "More seeds (compare.num_seeds) narrow the interval over seeds; it takes "
+            f"at least {MIN_SEEDS} to tell."
+        )
     if edges := [n for n, v in content["variants"].items() if _is_rate_at_edge(v)]:
         limits.append(
             "The best learning rate was the lowest or highest tried for "
             f"{listing(edges)}; a better one may lie beyond (compare.rate_factors)."
-        )
-    if improving := [n for n, found in verdicts.items() if found["still improving"]]:
-        limits.append(
-            f"More epochs (num_epochs): {listing(improving)} had runs that were still "
-            "improving."
         )
     return limits
 
@@ -303,13 +269,3 @@ def _is_rate_at_edge(variant):
     """Return whether the best learning rate was the lowest or highest of several."""
     tried = [rate["learning_rate"] for rate in variant["rates"]]
     return len(tried) > 1 and variant["learning_rate"] in (min(tried), max(tried))
-
-
-def _show_command(comparison):
-    content, blocks = comparison.content, []
-    if comparison.config:
-        argument = ":digits" if content["dataset"] == "digits" else ""
-        config = f"configs/compare.py{argument}"
-        requested = comparison.config["requested"]
-        blocks.append(page.Code(build_command(requested, COMPARISON, config)))
-    return [*blocks, *describe_environment(content["environment"])]

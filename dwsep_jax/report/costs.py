@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dwsep_jax.report.format import amount, share, significant
+from dwsep_jax.report.format import amount, percent, significant
 
 # Times that differ by less count as equal; clocks are not steadier than this.
 TOLERANCE = 0.05
@@ -31,7 +31,7 @@ class Cost(NamedTuple):
     def describe(self, name: str, baseline: str) -> str:
         """Return the cost of a variant, and its share of the baseline's."""
         text, ratio = self.form(self.values.get(name)), self.ratio(name, baseline)
-        return f"{text} ({share(ratio)})" if ratio and name != baseline else text
+        return f"{text} ({percent(ratio, 0)})" if ratio and name != baseline else text
 
 
 def list_costs(
@@ -46,38 +46,29 @@ def list_costs(
     Returns:
       Costs by parameters, macs, formula, flops, latency_<batch size>, train, memory.
     """
-    costs = {
-        "parameters": Cost("parameters", amount, {}),
-        "macs": Cost("MACs", amount, {}),
-        "formula": Cost("FLOPs (formula)", amount, {}),
-        "flops": Cost("FLOPs (XLA)", amount, {}),
-    }
-    rows = [row for e in efficiency.values() if e for row in e["latency"]]
-    for size in sorted({row["batch_size"] for row in rows}):
-        label = f"time for a batch of {size} (ms)"
-        costs[f"{_LATENCY}{size}"] = Cost(label, significant, {})
-    costs["train"] = Cost("training time per image (ms)", significant, {})
-    costs["memory"] = Cost("peak memory (MiB)", significant, {})
+    costs: dict[str, Cost] = {}
     for name, variant in variants.items():
-        for key, value in _read_costs(variant, efficiency[name]).items():
+        for key, label, form, value in _read_costs(variant, efficiency[name]):
+            values = costs.setdefault(key, Cost(label, form, {})).values
             if value is not None:
-                costs[key].values[name] = value
+                values[name] = value
     return costs
 
 
-def _read_costs(variant, efficiency):
-    """Return the costs of a variant, None where one could not be measured."""
-    found = {"parameters": variant["parameters"], "macs": variant["macs"]}
-    if efficiency:
-        rate = efficiency["train"]["images_per_second"]
-        peak = efficiency["memory"]["peak_bytes"]
-        found["formula"] = efficiency["flops"]["formula_forward"]
-        found["flops"] = efficiency["flops"]["xla_forward"]
-        found["train"] = rate and 1e3 / rate
-        found["memory"] = peak and peak / 2**20
-        for row in efficiency["latency"]:
-            found[f"{_LATENCY}{row['batch_size']}"] = row["median_ms"]
-    return found
+def _read_costs(variant, measured):
+    """Yield key, label, form and value of each cost, None where it is not known."""
+    yield "parameters", "parameters", amount, variant["parameters"]
+    yield "macs", "MACs", amount, variant["macs"]
+    flops = measured["flops"] if measured else {}
+    yield "formula", "FLOPs (formula)", amount, flops.get("formula_forward")
+    yield "flops", "FLOPs (XLA)", amount, flops.get("xla_forward")
+    for row in measured["latency"] if measured else []:
+        size, label = row["batch_size"], f"time for a batch of {row['batch_size']} (ms)"
+        yield f"{_LATENCY}{size}", label, significant, row["median_ms"]
+    rate = measured and measured["train"]["images_per_second"]
+    yield "train", "training time per image (ms)", significant, rate and 1e3 / rate
+    peak = measured and measured["memory"]["peak_bytes"]
+    yield "memory", "peak memory (MiB)", significant, peak and peak / 2**20
 
 
 def find_speeds(costs: dict[str, Cost], name: str, baseline: str) -> dict[int, float]:
@@ -88,21 +79,3 @@ def find_speeds(costs: dict[str, Cost], name: str, baseline: str) -> dict[int, f
         if key.startswith(_LATENCY)
     }
     return {size: ratio for size, ratio in found.items() if ratio}
-
-
-def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Return the names that no other one dominates, cheapest first.
-
-    Args:
-      points: cost and accuracy of each. One dominates another that costs no less and
-        reaches no more, unless both are equal.
-    """
-    front = [
-        name
-        for name, (cost, accuracy) in points.items()
-        if not any(
-            c <= cost and a >= accuracy and (c, a) != (cost, accuracy)
-            for c, a in points.values()
-        )
-    ]
-    return sorted(front, key=lambda name: points[name])

@@ -5,9 +5,10 @@ import pathlib
 from typing import Any
 
 from dwsep_jax.report import charts
+from dwsep_jax.report.files import read_evaluations
 from dwsep_jax.report.format import percent
-from dwsep_jax.report.page import Chart, draw
-from dwsep_jax.workdir import read_json, read_rows, score, write_atomically
+from dwsep_jax.report.page import Chart, draw_all
+from dwsep_jax.workdir import read_rows, score, write_atomically
 
 # Written last of all that a run and its evaluation on test leave.
 LAST_FIGURE = os.path.join("figures", "reliability.png")
@@ -23,8 +24,8 @@ _CURVES = {
 def draw_run(workdir: str | os.PathLike) -> list[pathlib.Path]:
     """Draw the files of a run into its figures/, as far as they exist.
 
-    From metrics.jsonl: curves.png. From each evaluation[-<split>].json:
-    confusion_matrix[-<split>].png and reliability[-<split>].png.
+    From metrics.jsonl: curve_{loss,accuracy,learning_rate}.png. From each
+    evaluation[-<split>].json: {confusion_matrix,reliability}[-<split>].png.
 
     Returns:
       The paths of the PNGs.
@@ -32,47 +33,42 @@ def draw_run(workdir: str | os.PathLike) -> list[pathlib.Path]:
     Raises:
       UserError: if a file is damaged; nothing has been written then.
     """
-    workdir = pathlib.Path(workdir)
     rows = read_rows(workdir)
-    figures = []
-    if rows:
-        panels = [chart.spec for chart in curves(rows)]
-        for panel in panels:  # A reading rule needs a pointer.
-            panel["layer"] = [one for one in panel["layer"] if "params" not in one]
-        spec = {"vconcat": panels, "data": {"values": []}}
-        figures.append(Chart("curves", describe_best(rows), spec))
-    for name in ("evaluation.json", "evaluation-*.json"):
-        for path in sorted(workdir.glob(name)):
-            evaluation = read_json(path.parent, path.stem)
-            figures += [confusion_matrix(evaluation), reliability(evaluation)]
-    contents = {f"{chart.name}.png": draw(chart.spec, chart.title) for chart in figures}
-    directory = workdir / "figures"
-    if contents:
-        directory.mkdir(exist_ok=True)
-    for name, content in contents.items():
-        write_atomically(directory / name, content)
-    return [directory / name for name in contents]
+    found = curves(rows) if rows else []
+    for evaluation in read_evaluations(workdir):
+        found += [confusion_matrix(evaluation), reliability(evaluation)]
+    return write_figures(workdir, draw_all(found))
+
+
+def write_figures(
+    directory: str | os.PathLike, figures: dict[str, bytes]
+) -> list[pathlib.Path]:
+    """Write PNGs, by their names, into figures/ of a directory; return their paths."""
+    paths = [pathlib.Path(directory, "figures", name) for name in figures]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, figures[path.name])
+    return paths
 
 
 def curves(rows: list[dict[str, Any]]) -> list[Chart]:
     """Return the loss, accuracy and learning rate of the rows of metrics.jsonl."""
     best = max(rows, key=score)["epoch"]  # The first of equals, as its checkpoint is.
     made = []
-    for key, title, form, factor in (
-        ("loss", "loss (nats)", ".4f", 1),
-        ("accuracy", "accuracy (%)", ".2f", 100),
+    for key, title, factor in (
+        ("loss", "Loss (nats)", 1),
+        ("accuracy", "Accuracy (%)", 100),
     ):
         series = {
-            label: points
+            label: charts.band_of([rows], f"{prefix}_{key}", factor)
             for label, prefix in _CURVES.items()
-            if (points := charts.band_of([rows], f"{prefix}_{key}", factor))
         }
-        spec = charts.lines(series, list(_CURVES), title, form, best)
-        made.append(Chart(f"curve_{key}", title.capitalize(), spec))
-    words = "learning rate"
-    series = {words: charts.band_of([rows], "learning_rate")}
-    spec = charts.lines(series, [words], words, ".3g", best, height=110)
-    return [*made, Chart("curve_learning_rate", words.capitalize(), spec)]
+        spec = charts.lines(series, title.lower(), best)
+        made.append(Chart(f"curve_{key}", title, spec))
+    title = "Learning rate"
+    series = {title: charts.band_of([rows], "learning_rate")}
+    spec = charts.lines(series, title.lower(), best, height=110)
+    return [*made, Chart("curve_learning_rate", title, spec)]
 
 
 def describe_best(rows: list[dict[str, Any]]) -> str:
@@ -81,7 +77,7 @@ def describe_best(rows: list[dict[str, Any]]) -> str:
     weights = " of the EMA weights" if "ema_val_accuracy" in best else ""
     return (
         f"Best validation accuracy{weights}: {percent(score(best))}, in epoch "
-        f"{best['epoch']} (vertical line)"
+        f"{best['epoch']} (vertical line)."
     )
 
 
@@ -95,8 +91,7 @@ def confusion_matrix(evaluation: dict[str, Any]) -> Chart:
 def reliability(evaluation: dict[str, Any]) -> Chart:
     """Return the reliability diagram of an evaluation."""
     spec = charts.reliability(evaluation["calibration"]["bins"])
-    words = "Accuracy by confidence"
-    return _chart_of(evaluation, "reliability", words, spec)
+    return _chart_of(evaluation, "reliability", "Accuracy by confidence", spec)
 
 
 def _chart_of(evaluation, name, words, spec):

@@ -20,9 +20,9 @@ def _or_dash(form: Callable[..., str]) -> Callable[..., str]:
 
 
 @_or_dash
-def percent(share: float | None) -> str:
+def percent(share: float | None, digits: int = 2) -> str:
     """Return a share of 1 as 98.25 %."""
-    return f"{100 * share:.2f} %"
+    return f"{100 * share:.{digits}f} %"
 
 
 @_or_dash
@@ -66,12 +66,6 @@ def amount(value: float | None) -> str:
 def times(ratio: float | None) -> str:
     """Return a ratio as 1.85x, with a multiplication sign."""
     return f"{ratio:.{2 if ratio < 10 else 1}f}{TIMES}"
-
-
-@_or_dash
-def share(ratio: float | None) -> str:
-    """Return a ratio as 25 %."""
-    return f"{100 * ratio:.0f} %"
 
 
 def mean_and_interval(summary: dict | None, form: Callable = percent) -> str:

@@ -9,6 +9,7 @@ from PIL import Image
 from dwsep_jax.data.dataset import find_test
 from dwsep_jax.data.read import find_data_dir
 from dwsep_jax.errors import UserError
+from dwsep_jax.report import charts, page
 from dwsep_jax.report.files import Run
 from dwsep_jax.report.format import percent
 
@@ -16,27 +17,39 @@ MAX_MISTAKES = 12
 _PICTURE_SIZE = 96
 
 
-def find_mistakes(
-    predictions: dict[str, np.ndarray], names: list[str]
-) -> list[dict[str, str]]:
-    """Return at most `MAX_MISTAKES` mistakes, those of the highest confidence first.
+def show_mistakes(run: Run) -> list[page.Block]:
+    """Return the pictures of an evaluated run's mistakes, or why there are none."""
+    if run.predictions is None:
+        return ["Left out: no predictions.npz; --mode=evaluate writes it."]
+    mistakes = find_mistakes(run)
+    if not mistakes:
+        return ["None: every test image was classified correctly."]
+    try:
+        images = find_images(run, [mistake["id"] for mistake in mistakes])
+    except UserError as error:
+        return [f"Left out: {error}."]
+    shown = [
+        mistake | {"uri": to_data_uri(image)}
+        for mistake, image in zip(mistakes, images, strict=True)
+    ]
+    title = "Test images, each with its true class, the prediction and its confidence"
+    return [page.Chart("mistakes", title, charts.pictures(shown), 560)]
 
-    Args:
-      predictions: id, label and probabilities, as predictions.npz holds them.
-      names: of the classes.
 
-    Returns:
-      {id, true, predicted, confidence} of each, for people to read.
-    """
-    probabilities, labels = predictions["probabilities"], predictions["label"]
+def find_mistakes(run: Run) -> list[dict[str, str]]:
+    """Return {id, caption} of at most `MAX_MISTAKES`, the most confident ones first."""
+    ids, labels, probabilities = (
+        run.predictions[key] for key in ("id", "label", "probabilities")
+    )
+    names = [row["name"] for row in run.evaluation["per_class"]]
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     order = wrong[np.argsort(-confidence[wrong], kind="stable")][:MAX_MISTAKES]
-    return [
-        {"id": str(predictions["id"][i]), "true": names[labels[i]]}
-        | {"predicted": names[predicted[i]], "confidence": percent(confidence[i])}
-        for i in order
-    ]
+    mistakes = []
+    for i in order:
+        lines = [names[labels[i]], f"as {names[predicted[i]]}", percent(confidence[i])]
+        mistakes.append({"id": str(ids[i]), "caption": "\n".join(lines)})
+    return mistakes
 
 
 def find_images(run: Run, ids: list[str]) -> list[np.ndarray]:
@@ -45,15 +58,15 @@ def find_images(run: Run, ids: list[str]) -> list[np.ndarray]:
     Raises:
       UserError: if they are not available; the message completes a sentence.
     """
-    config = (run.config or {}).get("resolved")
-    if not config:
+    if run.config is None:
         raise UserError("there is no config.json to name the dataset")
-    name, data_dir = config.dataset, find_data_dir(config.data_dir)
+    config = run.config["resolved"]
+    data_dir = find_data_dir(config.data_dir)
     if (test := find_test(config)) is None:
-        raise UserError(f"{name} is not in {data_dir}")
+        raise UserError(f"{config.dataset} is not in {data_dir}")
     places = np.minimum(np.searchsorted(test.ids, ids), len(test.ids) - 1)
     if not np.array_equal(test.ids[places], ids):
-        raise UserError(f"{data_dir} holds other images of {name} than the run had")
+        raise UserError(f"{config.dataset} in {data_dir} has other test images")
     return list(test.images[places])
 
 

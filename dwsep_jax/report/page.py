@@ -3,12 +3,11 @@
 import functools
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jinja2
 import vl_convert
-
-from dwsep_jax.report.format import DASH
 
 # Colors in the light and the dark theme. Text has a contrast of at least 4.5 to the
 # background, series have at least 3 (WCAG 2.1). The series follow Okabe and Ito's
@@ -28,24 +27,8 @@ COLORS = {
     "series1": ("#d55e00", "#f58231"),
     "series2": ("#00805f", "#2fbf93"),
     "series3": ("#aa4499", "#d884c8"),
-    "series4": ("#8a6d00", "#e2c64b"),
-    "series5": ("#57606a", "#a3adb8"),
 }
 _PNG_WIDTH = 640
-_MAX_ROWS_IN_ALT = 12
-
-
-class Text(NamedTuple):
-    """A paragraph."""
-
-    text: str
-
-
-class Bullets(NamedTuple):
-    """A list of sentences; `urls` gives each one a link."""
-
-    items: list[str]
-    urls: list[str] | None = None
 
 
 class Headline(NamedTuple):
@@ -70,7 +53,7 @@ class Table(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A Vega-Lite chart.
+    """A Vega-Lite chart, beside the next one where there is room.
 
     Attributes:
       name: of the PNG in figures/, without its suffix; unique within a section.
@@ -84,23 +67,6 @@ class Chart(NamedTuple):
     spec: dict[str, Any]
     max_width: int = 820
 
-    @property
-    def alt(self) -> str:
-        """The title and what the tooltips say; of many points, the first and last."""
-        layer = next(one for one in self.spec["layer"] if "tooltip" in one["encoding"])
-        rows = layer.get("data", self.spec["data"])["values"]
-        shown = rows if len(rows) <= _MAX_ROWS_IN_ALT else [rows[0], rows[-1]]
-        many = "" if shown is rows else f"{len(rows)} points, first and last: "
-        tooltip = layer["encoding"]["tooltip"]
-        told = "; ".join(_describe_point(row, tooltip) for row in shown)
-        return f"{self.title}. {many}{told}."
-
-
-class Grid(NamedTuple):
-    """Charts side by side where there is room."""
-
-    charts: list[Chart]
-
 
 class Code(NamedTuple):
     """Commands."""
@@ -108,25 +74,23 @@ class Code(NamedTuple):
     text: str
 
 
-Block = Text | Bullets | Headline | Table | Chart | Grid | Code
-
-
-class Part(NamedTuple):
-    """A heading and the blocks below it."""
-
-    title: str
-    blocks: list[Block]
+# A str is a paragraph, and a list of them a list of sentences.
+Block = str | list[str] | Headline | Table | Chart | Code
 
 
 class Section(NamedTuple):
-    """The report of one workdir: its headline, then its parts.
+    """The report of one workdir.
 
-    `summary` is its row of the overview: workdir, dataset, kind, accuracy, result.
+    Attributes:
+      title: its heading.
+      headline: the answer.
+      parts: the blocks below each smaller heading.
+      summary: its row of the overview: workdir, dataset, kind, accuracy.
     """
 
     title: str
-    lead: list[Block]
-    parts: list[Part]
+    headline: Headline
+    parts: dict[str, list[Block]]
     summary: list[str]
 
 
@@ -140,7 +104,6 @@ def render_html(sections: list[Section]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["kind"] = lambda block: type(block).__name__
-    environment.filters["whole"] = _keep_units
     return environment.get_template("page.html.jinja").render(
         sections=sections,
         overview=_give_overview(sections),
@@ -154,27 +117,29 @@ def render_markdown(sections: list[Section], figures: str = "figures") -> str:
     """Return the same content as Markdown that refers to <figures>/*.png."""
     found = []
     if len(sections) > 1:
-        found += ["# Overview", _to_markdown(_give_overview(sections), 0)]
+        found += ["# Overview", _to_markdown(_give_overview(sections), figures)]
     for i, section in enumerate(sections):
-        found.append(f"# {_escape(section.title)}")
-        found += [_to_markdown(block, i) for block in section.lead]
-        for part in section.parts:
-            found.append(f"## {_escape(part.title)}")
-            found += [_to_markdown(block, i) for block in part.blocks]
-    # All other brackets are escaped.
-    return "\n\n".join(found).replace("](figures/", f"]({figures}/") + "\n"
+        start = f"{figures}/{_prefix(i)}"
+        found += [f"# {_escape(section.title)}", _to_markdown(section.headline, start)]
+        for title, blocks in section.parts.items():
+            found.append(f"## {_escape(title)}")
+            found += [_to_markdown(block, start) for block in blocks]
+    return "\n\n".join(found) + "\n"
 
 
 def render_figures(sections: list[Section]) -> dict[str, bytes]:
     """Return the PNG of each chart by file name."""
     return {
-        _figure_name(i, chart): draw(chart.spec, chart.title)
+        f"{_prefix(i)}{name}": png
         for i, section in enumerate(sections)
-        for part in section.parts
-        for block in part.blocks
-        for chart in getattr(block, "charts", [block])
-        if isinstance(chart, Chart)
+        for blocks in section.parts.values()
+        for name, png in draw_all(b for b in blocks if isinstance(b, Chart)).items()
     }
+
+
+def draw_all(charts: Iterable[Chart]) -> dict[str, bytes]:
+    """Return the PNG of each chart by file name."""
+    return {f"{chart.name}.png": draw(chart.spec, chart.title) for chart in charts}
 
 
 def draw(spec: dict[str, Any], title: str) -> bytes:
@@ -188,30 +153,27 @@ def draw(spec: dict[str, Any], title: str) -> bytes:
     return vl_convert.vegalite_to_png(json.loads(text), scale=2)
 
 
-def _figure_name(section, chart):
-    """Return the file name of a chart, numbered in all sections but the first."""
-    return f"{chart.name}.png" if section == 0 else f"{section + 1}-{chart.name}.png"
+def _prefix(section):
+    """Return how the names of a section's figures begin: with its number, from 2 on."""
+    return f"{section + 1}-" if section else ""
 
 
 def _give_overview(sections):
     columns = ["workdir", "dataset", "kind", "test accuracy", "result"]
-    return Table("The workdirs", columns, [section.summary for section in sections])
+    rows = [[*section.summary, section.headline.verdict] for section in sections]
+    return Table("The workdirs", columns, rows)
 
 
-def _to_markdown(block, section):
-    """Return a block of the section of that number as Markdown."""
+def _to_markdown(block, figures):
+    """Return a block as Markdown; `figures` is how the paths of its PNGs begin."""
     match block:
-        case Text(text):
-            return _escape(text)
-        case Bullets(items, None):
-            return "\n".join(f"- {_escape(item)}" for item in items)
-        case Bullets(items, urls):
-            links = zip(items, urls, strict=True)
-            return "\n".join(f"- [{_escape(item)}]({url})" for item, url in links)
-        case Headline(verdict, _, text, figures):
-            numbers = [f"- {_escape(n)} {_escape(meaning)}" for n, meaning in figures]
-            lines = [f"**{_escape(verdict)}.** {_escape(text)}", "", *numbers]
-            return "\n".join(lines).strip()
+        case str():
+            return _escape(block)
+        case Headline(verdict, _, text, numbers):
+            numbers = [f"{number} {meaning}" for number, meaning in numbers]
+            return (
+                f"**{_escape(verdict)}.** {_escape(text)}\n\n{_list(numbers)}".strip()
+            )
         case Table(caption, columns, rows, note):
             rule = ["---", *["---:"] * (len(columns) - 1)]
             cells = [map(_escape, columns), rule, *(map(_escape, row) for row in rows)]
@@ -220,21 +182,14 @@ def _to_markdown(block, section):
             return "\n".join(lines).strip()
         case Code(text):
             return f"```bash\n{text}\n```"
-        case Chart():
-            name = _figure_name(section, block)
-            return f"![{_escape(block.alt)}](figures/{name})"
-        case Grid(charts):
-            return "\n\n".join(_to_markdown(chart, section) for chart in charts)
+        case Chart(name, title):
+            return f"![{_escape(title)}]({figures}{name}.png)"
+        case list():
+            return _list(block)
 
 
-def _describe_point(row, tooltip):
-    """Return what a tooltip says of a row of data; d3's formats are like Python's."""
-    told = []
-    for entry in tooltip:
-        value = row.get(entry["field"])
-        text = DASH if value is None else format(value, entry.get("format", ""))
-        told.append(f"{entry['title']} {text}")
-    return ", ".join(told)
+def _list(sentences):
+    return "\n".join(f"- {_escape(sentence)}" for sentence in sentences)
 
 
 def _chart_config():
@@ -247,6 +202,7 @@ def _chart_config():
     short = "replace(datum.label, regexp('^(.{26}).+', 'su'), '$1\u2026')"
     axis |= {"labelLimit": 0, "labelExpr": short}
     legend = {"orient": "top", "title": None, "symbolStrokeWidth": 2, "columns": 2}
+    legend |= {"symbolOpacity": 1}
     legend |= {"labelFontSize": 11, "columnPadding": 8}
     return {
         "axis": words | axis,
@@ -255,6 +211,7 @@ def _chart_config():
         "view": {"stroke": None},
         "font": "system-ui, sans-serif",
         "text": {"color": text},
+        "mark": {"tooltip": {"content": "data"}},
     }
 
 
@@ -265,13 +222,8 @@ def _bundle():
     return source.replace("</script", r"<\/script").replace("<!--", r"<\!--")
 
 
-def _keep_units(text):
-    """Return text whose numbers stay on one line with their units."""
-    pattern = r"(?<=\d) (?=[%kMGT]|ms|points|seeds)"
-    return re.sub(pattern, "\N{NO-BREAK SPACE}", str(text))
-
-
 def _escape(text):
     """Return text that Markdown shows literally, in a table cell too."""
-    text = re.sub(r"([\\`*_\[\]<>|#$&~])", r"\\\1", str(text))
+    # GitHub would show :tada: as a picture.
+    text = re.sub(r"([\\`*_\[\]<>|#$&~]|:(?=[\w+-]+:))", r"\\\1", str(text))
     return " ".join(text.split())

@@ -1,47 +1,47 @@
 """The report of one run."""
 
 import shlex
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import scipy.stats
 from ml_collections import ConfigDict
 
 from dwsep_jax.config import CONFIGS, flatten, load_file
 from dwsep_jax.console import describe_limit, tabulate_classes, tabulate_efficiency
-from dwsep_jax.errors import ConfigError, UserError
+from dwsep_jax.errors import ConfigError
 from dwsep_jax.fields import CHANGE_NOTHING, RUN, SECTIONS, fields_of, format_value
-from dwsep_jax.report import charts, figures, page
+from dwsep_jax.report import figures, page
 from dwsep_jax.report.files import Run
-from dwsep_jax.report.format import DASH, amount, fixed, interval, percent
-from dwsep_jax.report.mistakes import find_images, find_mistakes, to_data_uri
+from dwsep_jax.report.format import DASH, amount, fixed, interval, listing, percent
+from dwsep_jax.report.mistakes import show_mistakes
 from dwsep_jax.workdir import score
 
-NOT_MEASURED = page.Text("Left out: no efficiency.json; --mode=efficiency writes it.")
+NOT_MEASURED = "Left out: no efficiency.json; --mode=efficiency writes it."
 _TONES = {"well_fitted": "good", "diverged": "bad"}
 
 
 def describe_run(run: Run) -> page.Section:
     """Return the report of a run, finished or not."""
-    parts = [page.Part("Curves", _show_curves(run.rows))] if run.rows else []
+    parts = {"Curves": _show_curves(run.rows)} if run.rows else {}
     if run.evaluation:
-        parts += [
-            page.Part("Classes", _show_classes(run.evaluation)),
-            page.Part("The most confident mistakes", _show_mistakes(run)),
-            page.Part("Calibration", _show_calibration(run.evaluation)),
-        ]
-    parts += [
-        page.Part("Efficiency", _show_efficiency(run.efficiency)),
-        page.Part("How to reproduce it", _show_command(run)),
-    ]
+        table = page.Table(*tabulate_classes(run.evaluation))
+        parts |= {
+            "Classes": [table, figures.confusion_matrix(run.evaluation)],
+            "The most confident mistakes": show_mistakes(run),
+            "Calibration": _show_calibration(run.evaluation),
+        }
+    parts["Efficiency"] = _show_efficiency(run.efficiency)
+    environment = run.evaluation and run.evaluation["environment"]
+    parts["How to reproduce it"] = show_command(run.config, environment)
     path = run.directory.resolve()
     # A run of a comparison is named with its variant.
     name = "/".join(path.parts[-2:]) if path.name.startswith("seed") else path.name
     dataset = run.config["resolved"].dataset if run.config else DASH
-    headline = _summarize(run)
     accuracy = percent(run.evaluation and run.evaluation["accuracy"])
-    summary = [name, dataset, "run", accuracy, headline.verdict]
-    return page.Section(f"Run {name} on {dataset}", [headline], parts, summary)
+    summary = [name, dataset, "run", accuracy]
+    return page.Section(f"Run {name} on {dataset}", _summarize(run), parts, summary)
 
 
 def _summarize(run):
@@ -74,43 +74,10 @@ def _summarize(run):
 
 
 def _show_curves(rows):
-    text = f"{figures.describe_best(rows)}."
+    text = figures.describe_best(rows)
     if seconds := rows[-1].get("elapsed_seconds"):
         text += f" Training took {amount(seconds)} s."
-    return [page.Text(text), page.Grid(figures.curves(rows))]
-
-
-def _show_classes(evaluation):
-    names = [row["name"] for row in evaluation["per_class"]]
-    matrix = np.array(evaluation["confusion_matrix"])
-    np.fill_diagonal(matrix, 0)
-    order = np.argsort(-matrix, axis=None, kind="stable")[:5]
-    found = [divmod(int(index), len(names)) for index in order]
-    pairs = [f"{names[i]} as {names[j]} ({n})" for i, j in found if (n := matrix[i, j])]
-    words = f"Most frequent confusions: {', '.join(pairs) or 'none'}."
-    table = page.Table(*tabulate_classes(evaluation))
-    return [table, page.Text(words), figures.confusion_matrix(evaluation)]
-
-
-def _show_mistakes(run):
-    if run.predictions is None:
-        return [page.Text("Left out: no predictions.npz; --mode=evaluate writes it.")]
-    names = [row["name"] for row in run.evaluation["per_class"]]
-    mistakes = find_mistakes(run.predictions, names)
-    if not mistakes:
-        return [page.Text("None: every test image was classified correctly.")]
-    try:
-        images = find_images(run, [mistake["id"] for mistake in mistakes])
-    except UserError as error:
-        rows = [list(mistake.values()) for mistake in mistakes]
-        columns = ["image", "true class", "predicted class", "confidence"]
-        reason = f"The pictures are left out: {error}."
-        return [page.Text(reason), page.Table("Test images", columns, rows)]
-    values = [
-        m | {"uri": to_data_uri(i)} for m, i in zip(mistakes, images, strict=True)
-    ]
-    title = "Test images, each with its true class, the prediction and its confidence"
-    return [page.Chart("mistakes", title, charts.pictures(values), 560)]
+    return [text, *figures.curves(rows)]
 
 
 def _show_calibration(evaluation):
@@ -121,64 +88,73 @@ def _show_calibration(evaluation):
         "0 is perfect. In the chart, thick lines are the gaps between accuracy and "
         "confidence, and numbers count images."
     )
-    return [page.Text(text), figures.reliability(evaluation)]
+    return [text, figures.reliability(evaluation)]
 
 
 def _show_efficiency(efficiency):
     if efficiency is None:
         return [NOT_MEASURED]
     layers, *others = (page.Table(*t[:3]) for t in tabulate_efficiency(efficiency))
-    return [*others, page.Text(f"{describe_limit(efficiency)}."), layers]
+    return [*others, f"{describe_limit(efficiency)}.", layers]
 
 
-def _show_command(run):
-    blocks = []
-    if run.config:
-        blocks.append(page.Code(build_command(run.config["requested"])))
-    if run.evaluation:
-        blocks += describe_environment(run.evaluation["environment"])
-    return blocks or [page.Text("Left out: no config.json to derive the command from.")]
+def count_verdicts(runs: Sequence[Run]) -> str:
+    """Return `well fitted in 2 and overfitting in 1 of 3 runs`; empty without any."""
+    found = Counter(run.diagnosis["verdict"] for run in runs if run.diagnosis)
+    told = [f"{v.replace('_', ' ')} in {n}" for v, n in found.most_common()]
+    return f"{listing(told)} of {found.total()} runs" if told else ""
 
 
-def build_command(
-    requested: ConfigDict, kind: str = RUN, config: str = "configs/default.py"
-) -> str:
+def show_command(
+    config: dict[str, Any] | None, environment: dict[str, Any] | None, kind: str = RUN
+) -> list[page.Block]:
+    """Return the command that repeats what a workdir holds, and where it was run.
+
+    Args:
+      config: of config.json; None without one.
+      environment: of one of its other files; None without one.
+      kind: `RUN`, `COMPARISON` or `SWEEP`.
+    """
+    blocks: list[page.Block] = []
+    if config:
+        blocks.append(page.Code(build_command(config["requested"], kind)))
+    if environment:
+        blocks.append(_describe_environment(environment))
+    return blocks or ["Left out: no config.json to derive the command from."]
+
+
+def build_command(requested: ConfigDict, kind: str = RUN) -> str:
     """Return the command that repeats a run, a comparison or a sweep elsewhere.
+
+    It names the fields that differ from a config file of the repository.
 
     Args:
       requested: the config, with fields unset.
-      kind: `RUN`, `COMPARISON` or `SWEEP` of `config`.
-      config: a config file of the repository, with its `:arg`; the command names only
-        the fields that differ from it.
+      kind: `RUN`, `COMPARISON` or `SWEEP`.
     """
+    mode = SECTIONS[kind]
+    file = f"configs/{mode or 'default'}.py"
+    file += ":digits" if mode and requested.dataset == "digits" else ""
     try:
-        base = load_file(str(CONFIGS.parent / config))
+        base = load_file(str(CONFIGS.parent / file))
     except ConfigError:
         base = {}  # Installed without the repository.
-    mode = f" --mode={SECTIONS[kind]}" if SECTIONS[kind] else ""
     # With the same storage it would continue the same study.
     names = fields_of(kind) - CHANGE_NOTHING - {"sweep.storage", "sweep.study"}
-    words = [f"python main.py{mode} --config={config}"]
+    words = [f"python main.py{mode and f' --mode={mode}'} --config={file}"]
     for name, value in flatten(requested).items():
         if value is not None and name in names and base.get(name) != value:
             words.append(f"--config.{name}={shlex.quote(format_value(value))}")
     return " \\\n  ".join([*words, "--workdir=runs/again"])
 
 
-def describe_environment(environment: dict[str, Any] | None) -> list[page.Block]:
-    """Return the device, the versions and the commit as a list; empty for None."""
-    if environment is None:
-        return []
+def _describe_environment(environment):
+    """Return the device, the versions and the commit as a list of sentences."""
     versions = [f"{name} {v}" for name, v in environment["versions"].items() if v]
     device = f"{environment['device_count']} x {environment['device_kind']}"
     commit = environment["git_commit"] or "not from a git checkout"
     return [
-        page.Bullets(
-            [
-                f"Device: {device} ({environment['platform']}), "
-                f"{environment['machine']}.",
-                f"Versions: Python {environment['python']}, {', '.join(versions)}.",
-                f"Dtype: {environment['dtype']}. Commit: {commit}.",
-            ]
-        )
+        f"Device: {device} ({environment['platform']}), {environment['machine']}.",
+        f"Versions: Python {environment['python']}, {', '.join(versions)}.",
+        f"Dtype: {environment['dtype']}. Commit: {commit}.",
     ]

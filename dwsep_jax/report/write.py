@@ -1,5 +1,6 @@
 """Writes the report of one or several workdirs."""
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -7,16 +8,12 @@ from collections.abc import Sequence
 from dwsep_jax.errors import UserError
 from dwsep_jax.report import page
 from dwsep_jax.report.comparison import describe_comparison
-from dwsep_jax.report.files import Comparison, Run, Sweep, read_workdir
+from dwsep_jax.report.figures import write_figures
+from dwsep_jax.report.files import Comparison, Sweep, read_workdir
 from dwsep_jax.report.run import describe_run
 from dwsep_jax.report.sweep import describe_sweep
+from dwsep_jax.schema import damaged
 from dwsep_jax.workdir import write_atomically
-
-_DESCRIBE = {
-    Run: describe_run,
-    Comparison: describe_comparison,
-    Sweep: describe_sweep,
-}
 
 
 def write_report(
@@ -37,15 +34,16 @@ def write_report(
     """
     directories = [pathlib.Path(workdir).expanduser() for workdir in workdirs]
     sections = [describe(directory) for directory in directories]
-    contents = {
-        f"figures/{name}": png for name, png in page.render_figures(sections).items()
+    figures = page.render_figures(sections)
+    pages = {
+        "report.md": page.render_markdown(sections),
+        "report.html": page.render_html(sections),
     }
-    contents["report.md"] = page.render_markdown(sections)
-    contents["report.html"] = page.render_html(sections)
     directory = pathlib.Path(output or directories[0]).expanduser()
     try:
-        (directory / "figures").mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_figures(directory, figures)
+        for name, content in pages.items():
             write_atomically(directory / name, content)
     except OSError as error:
         raise UserError(
@@ -57,5 +55,22 @@ def write_report(
 
 def describe(workdir: str | os.PathLike) -> page.Section:
     """Return the section of a workdir; raise `UserError` as `write_report` does."""
-    content = read_workdir(workdir)
-    return _DESCRIBE[type(content)](content)
+    match read_workdir(workdir):
+        case Comparison() as comparison:
+            with _whole(comparison.directory / "comparison.json"):
+                return describe_comparison(comparison)
+        case Sweep() as sweep:
+            with _whole(sweep.directory / "best.json"):
+                return describe_sweep(sweep)
+        case run:
+            return describe_run(run)
+
+
+@contextlib.contextmanager
+def _whole(path):
+    """Raise `UserError` where parts of a file, which name each other, do not fit."""
+    try:
+        yield
+    except (LookupError, ValueError) as error:
+        problem = f"its parts do not belong together: {error!r}"
+        raise damaged(path, problem) from error

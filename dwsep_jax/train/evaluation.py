@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from dwsep_jax.console import print_evaluation, say
@@ -24,6 +25,7 @@ from dwsep_jax.train.metrics import (
     fit_temperature,
     with_temperature,
 )
+from dwsep_jax.train.programs import BATCH_AXIS
 from dwsep_jax.train.step import TrainState, averaged, eval_step
 from dwsep_jax.workdir import Row, read_intact, score, write_atomically, write_json
 
@@ -55,6 +57,7 @@ def evaluate(
       {loss (nats), accuracy}, and the probabilities of the classes, float32 (N, K).
     """
     step = _jit_eval_step(deterministic)
+    sharding = _share_batches(state, batch_size)
     total, probabilities = None, []
     for start in range(0, len(split.labels), batch_size):
         images = split.images[start : start + batch_size]
@@ -63,11 +66,20 @@ def evaluate(
         mask = np.arange(batch_size) < len(labels)
         images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
         labels = np.pad(labels, (0, missing))
-        metrics, batch_probabilities = step(state, images, labels, mask)
+        arrays = jax.device_put((images, labels, mask), sharding)
+        metrics, batch_probabilities = step(state, *arrays)
         total = metrics if total is None else total.merge(metrics)
         probabilities.append(batch_probabilities)
     values = {name: float(value) for name, value in total.compute().items()}
     return values, np.concatenate(jax.device_get(probabilities))[: len(split.labels)]
+
+
+def _share_batches(state, batch_size):
+    """Return how a batch is spread over the devices of a state; None if it is not."""
+    sharding = state.step.sharding
+    if not isinstance(sharding, NamedSharding) or batch_size % sharding.mesh.size:
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec(BATCH_AXIS))
 
 
 def compile_evaluation(config: ConfigDict, dataset: Dataset, state: TrainState) -> None:

@@ -31,7 +31,7 @@ from dwsep_jax.train.evaluation import (
     restore_to_evaluate,
 )
 from dwsep_jax.train.metrics import Metrics
-from dwsep_jax.train.programs import EpochPrograms, EpochResult
+from dwsep_jax.train.programs import EpochPrograms, EpochResult, count_devices
 from dwsep_jax.train.step import TrainState, make_run_keys, make_state, static_fields
 from dwsep_jax.train.weights import load_weights
 from dwsep_jax.workdir import (
@@ -357,6 +357,7 @@ def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
         # On CPU a loop of 8 steps made 0.7 to 1.0 of the images/s of single ones (2
         # cores, configs/cpu.py). Elsewhere not measured: there, a dispatch costs more.
         config.steps_per_dispatch = 1 if jax.default_backend() == "cpu" else 16
+    count_devices(config)
     side = min(dataset.train.images.shape[1:3])
     for field, limit in (("shift", side - 1), ("cutout", side)):
         if config[field] > limit:

@@ -22,7 +22,7 @@ from dwsep_jax.errors import ConfigError, choose
 Schedule = Callable[[jax.Array], jax.Array]
 
 
-class Recipe(NamedTuple):
+class Optimizer(NamedTuple):
     """An optimizer, and the rate and decay that suit it at a batch size of 128."""
 
     scale_by: Callable[[float], optax.GradientTransformation]  # of the momentum
@@ -39,11 +39,11 @@ def _rmsprop(momentum):
 # The best of rates a factor of three apart, or the lower of two equally good ones,
 # measured on digits (benchmarks/recipes.py), and for sgd on CIFAR-10.
 OPTIMIZERS = {
-    "sgd": Recipe(partial(optax.trace, nesterov=True), 0.1, 5e-3, 1.0),
-    "adam": Recipe(partial(optax.scale_by_adam, b2=0.999), 5e-3, 0.0, 0.5),
-    "adamw": Recipe(partial(optax.scale_by_adam, b2=0.999), 5e-3, 0.05, 0.5),
-    "rmsprop": Recipe(_rmsprop, 5e-4, 0.05, 0.5),
-    "lion": Recipe(partial(optax.scale_by_lion, b2=0.99), 1e-3, 0.5, 0.5),
+    "sgd": Optimizer(partial(optax.trace, nesterov=True), 0.1, 5e-3, 1.0),
+    "adam": Optimizer(partial(optax.scale_by_adam, b2=0.999), 5e-3, 0.0, 0.5),
+    "adamw": Optimizer(partial(optax.scale_by_adam, b2=0.999), 5e-3, 0.05, 0.5),
+    "rmsprop": Optimizer(_rmsprop, 5e-4, 0.05, 0.5),
+    "lion": Optimizer(partial(optax.scale_by_lion, b2=0.99), 1e-3, 0.5, 0.5),
 }
 
 

@@ -13,6 +13,7 @@ from dwsep_jax import console
 from dwsep_jax.config import STEADY_SCHEDULES
 from dwsep_jax.data import Dataset
 from dwsep_jax.nn.summary import describe_network, summarize
+from dwsep_jax.train.programs import count_devices
 from dwsep_jax.train.step import TrainState
 from dwsep_jax.workdir import Row, score
 
@@ -34,8 +35,8 @@ def print_start(config: ConfigDict, dataset: Dataset, state: TrainState) -> str:
     network = describe_network(config, parts)
     splits = (dataset.train, dataset.validation, dataset.test)
     train, validation, test = (f"{len(split.labels):,}" for split in splits)
-    count = jax.device_count()
-    others = f" (1 of {count} is used)" if count > 1 else ""
+    found, used = jax.device_count(), count_devices(config)
+    others = f" ({used} of {found} used)" if found > 1 else ""
     console.say(f"network: {network}")
     console.say(
         f"data: {dataset.name}, {train} train, {validation} validation, {test} test"

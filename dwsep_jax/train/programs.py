@@ -4,7 +4,8 @@ A small network leaves most of an accelerator idle. Runs that differ only in lea
 the state (seed, learning rate, weight decay, dropout rate, label smoothing) can be
 trained together: the training step is vmapped over them, and each member keeps the data
 order, augmentation and random bits of its lone run. With several devices, each device
-trains its share of the members. A lone run's program is not vmapped.
+trains its share of the members. A lone run's program is not vmapped; there, each device
+takes its share of every batch, and the batch statistics are those of the whole.
 """
 
 import functools
@@ -23,12 +24,13 @@ from ml_collections import ConfigDict
 from dwsep_jax import console, data
 from dwsep_jax.data.augment import make_augment
 from dwsep_jax.environment import compiler_options, memory_bytes
-from dwsep_jax.errors import DivergedError, UserError
+from dwsep_jax.errors import ConfigError, DivergedError, UserError
 from dwsep_jax.nn.counting import peak_bytes
 from dwsep_jax.train.metrics import Metrics
 from dwsep_jax.train.step import TrainState, train_many
 
 _PER_MEMBER, _SHARED = PartitionSpec("members"), PartitionSpec()
+BATCH_AXIS = "batch"
 
 
 class EpochResult(NamedTuple):
@@ -61,9 +63,10 @@ class EpochPrograms:
           UserError: if a step needs more memory than there is.
         """
         start, n = time.perf_counter(), len(states)
-        self._mesh = make_mesh(n) if n > 1 else None
+        self._mesh = make_mesh(n) if n > 1 else make_batch_mesh(config)
         images, labels = dataset.train.images, dataset.train.labels
-        self._arrays = self._place({"image": images, "label": labels}, _SHARED)
+        arrays = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
+        self._arrays = self._place(arrays, _SHARED)
         order = jnp.zeros(len(labels), jnp.int32)
         totals = [Metrics.empty()] * n
         arguments = self._pack(states, totals, [True] * n, [order] * n)
@@ -143,20 +146,23 @@ class EpochPrograms:
 
     def _pack(self, states, totals, is_active, orders):
         """Return (state, total, arrays, order, [is_active]) as the programs take it."""
-        if self._mesh is None:
-            return states[0], totals[0], self._arrays, orders[0]
+        if len(states) == 1:
+            alone = states[0], totals[0], self._arrays, orders[0]
+            return self._place(alone, _SHARED)
         stacked = stack(states), stack(totals), stack(orders), jnp.asarray(is_active)
         state, total, order, is_active = self._place(stacked, _PER_MEMBER)
         return state, total, self._arrays, order, is_active
 
     def _unpack(self, state, total):
-        if self._mesh is None:
+        if not state.step.shape:
             return [state], [total]
         state, total = jax.device_put((state, total), jax.devices()[0])
         return unstack(state), unstack(total)
 
     def _place(self, tree, spec):
-        return jax.device_put(tree, self._mesh and NamedSharding(self._mesh, spec))
+        if self._mesh is None:
+            return tree
+        return jax.device_put(tree, NamedSharding(self._mesh, spec))
 
     def _describe(self, array):
         sharding = self._mesh and array.sharding
@@ -168,15 +174,54 @@ def _compile(
     augment, batch_size, mesh, deterministic, structure, shapes, num_steps
 ) -> jax.stages.Compiled:
     """Compile `num_steps` steps, once for all runs that share the program."""
+    is_alone = mesh is None or mesh.axis_names == (BATCH_AXIS,)
+    if mesh is not None and is_alone:
+        sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
+        augment = partial(_augment_shares, augment, sharding)
     steps = partial(
         train_many, augment=augment, batch_size=batch_size, num_steps=num_steps
     )
     jitted = jax.jit(
-        steps if mesh is None else vmap_steps(steps, mesh),
+        steps if is_alone else vmap_steps(steps, mesh),
         donate_argnums=(0, 1),
+        out_shardings=NamedSharding(mesh, _SHARED) if mesh and is_alone else None,
         compiler_options=compiler_options(deterministic),
     )
     return jitted.lower(*jax.tree.unflatten(structure, shapes)).compile()
+
+
+def _augment_shares(augment, sharding, *arguments):
+    """Augment a batch of which each device computes its share."""
+    return jax.lax.with_sharding_constraint(augment(*arguments), sharding)
+
+
+def count_devices(config: ConfigDict) -> int:
+    """Return how many devices share the batches of a lone run.
+
+    Raises:
+      ConfigError: if there are fewer, or the batch cannot be divided among them.
+    """
+    found = jax.local_device_count()
+    # A CPU is one device, unless somebody wants to try several.
+    default = 1 if jax.default_backend() == "cpu" else found
+    size, n = config.batch_size, config.num_devices or default
+    if n > found:
+        raise ConfigError(
+            f"--config.num_devices={n}: there are {found}; take at most that many"
+        )
+    if size % n:
+        sizes = " or ".join(str(s) for s in (size // n * n, -(-size // n) * n) if s)
+        raise ConfigError(
+            f"--config.batch_size={size} cannot be divided among {n} devices; take "
+            f"{sizes}, or another --config.num_devices"
+        )
+    return n
+
+
+def make_batch_mesh(config: ConfigDict) -> Mesh | None:
+    """Return the devices that share the batches of a lone run; None if it has one."""
+    n = count_devices(config)
+    return Mesh(jax.local_devices()[:n], BATCH_AXIS) if n > 1 else None
 
 
 def make_mesh(num_members: int) -> Mesh:

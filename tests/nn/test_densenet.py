@@ -209,6 +209,7 @@ def test_every_field_of_the_network_changes_its_program():
         dict(dtype="bfloat16"),
         dict(lowering="conv"),
         dict(lowering="shift"),
+        dict(remat=True),
         dict(conv="standard", lowering="conv"),
         dict(conv="standard", lowering="shift"),
     ]
@@ -254,12 +255,13 @@ def test_the_convolution_may_be_any_module():
     assert "Conv_0" in variables["params"]["block0"]["layer0"]["conv"]
 
 
+@pytest.mark.parametrize("change", [{"lowering": "auto"}, {"remat": True}], ids=str)
 @pytest.mark.parametrize("conv", ["separable", "standard"])
-def test_halving_first_changes_neither_parameters_nor_gradients(conv):
+def test_neither_halving_first_nor_remat_changes_parameters_or_gradients(conv, change):
     images = np.random.default_rng(0).normal(size=(2, 9, 8, 3)).astype(np.float32)
     results = []
-    for lowering in ("conv", "auto"):
-        config = tiny.make_config(conv=conv, block_sizes=(1, 1, 1), lowering=lowering)
+    for changes in ({"lowering": "conv"}, {"lowering": "conv"} | change):
+        config = tiny.make_config(conv=conv, block_sizes=(1, 1, 1), **changes)
         model = densenet.create_model(config, 3)
         variables = jax.jit(model.init)(jax.random.key(0), images)
 

@@ -1,0 +1,247 @@
+"""What does a run survive? Kills, signals and damaged files, at random moments.
+
+Trains a small network on digits in processes of their own. One fault hits each run;
+then the same command is given again until it ends, and what it leaves (the checkpoint's
+arrays, the rows, the predictions) is compared with that of an uninterrupted run, bit
+for bit. After a kill or a signal nothing else counts as survived; a damaged file may
+also be refused, in one line. Appends a row per fault to OUT/faults.jsonl, in which an
+interrupted soak goes on, and prints a summary.
+
+    python -m benchmarks.soak --faults=300 --out=/tmp/soak
+
+`--broken=NAME` resumes wrongly in one way, of `BROKEN`: the soak must report it.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import shutil
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
+# Every leaf that a state can have, and several programs and saves in an epoch.
+FIELDS = {"num_epochs": 4, "growth_rate": 4, "block_sizes": "1,1", "mixup": 0.2}
+FIELDS |= {"ema_decay": 0.9, "schedule": "plateau", "plateau_patience": 1}
+FIELDS |= {"steps_per_dispatch": 4, "checkpoint_minutes": 0.005, "dropout_rate": 0.1}
+FIELDS |= {"progress": False}
+
+# What may happen: the share of the faults.
+SHARES = {"kill": 0.3, "kill in a save": 0.2, "SIGTERM": 0.15, "SIGINT": 0.1}
+SHARES |= {"flip": 0.15, "truncate": 0.1}
+SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
+
+# How resuming can be broken: what becomes of a member that was restored.
+BROKEN = {
+    "optimizer": lambda m: _replace(m, opt_state=m.state.tx.init(m.state.params)),
+    "key": lambda m: _replace(m, key=_fold(m.state.key)),
+    "order": lambda m: setattr(m, "_order_key", _fold(m._order_key)),
+    "average": lambda m: _replace(m, ema=m.state.ema.replace(params=m.state.params)),
+    "plateau": lambda m: _replace(m, plateau=type(m.state.plateau)(*_plateau())),
+}
+
+
+def _replace(member, **changes):
+    member.state = member.state.replace(**changes)
+
+
+def _fold(key):
+    import jax
+
+    return jax.random.fold_in(key, 1)
+
+
+def _plateau():
+    from dwsep_jax.train import optim
+
+    return optim.make_plateau()
+
+
+def run(workdir: pathlib.Path, delay: float | None, broken: str | None) -> None:
+    """Run the command in this process, as `main.py` does.
+
+    Args:
+      workdir: of the run; what is printed is appended to its `log` beside it.
+      delay: to kill this process so many seconds into its first save.
+      broken: of `BROKEN`.
+    """
+    from dwsep_jax.__main__ import main
+    from dwsep_jax.train import checkpoint, loop
+
+    log = os.open(f"{workdir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    save, enter = checkpoint.Checkpoints.save, loop.Member.__enter__
+
+    def save_and_die(*arguments, **options):
+        arguments_of_kill = (os.getpid(), signal.SIGKILL)
+        threading.Timer(delay, os.kill, arguments_of_kill).start()
+        save(*arguments, **options)
+
+    def enter_broken(member):
+        enter(member)
+        if member.history or int(member.state.step):
+            BROKEN[broken](member)
+        return member
+
+    if delay is not None:
+        checkpoint.Checkpoints.save = save_and_die
+    if broken is not None:
+        loop.Member.__enter__ = enter_broken
+    flags = [f"--config.{name}={value}" for name, value in FIELDS.items()]
+    sys.exit(main(["main.py", f"--config={CONFIG}", f"--workdir={workdir}", *flags]))
+
+
+def start(workdir, delay=None, broken=None):
+    """Start a process; modules are imported, but jax has not been used in it."""
+    context = multiprocessing.get_context("forkserver")
+    modules = ["dwsep_jax.__main__", "dwsep_jax.train.loop", "orbax.checkpoint"]
+    context.set_forkserver_preload([*modules, "sklearn.metrics", "vl_convert"])
+    process = context.Process(target=run, args=(workdir, delay, broken))
+    process.start()
+    return process
+
+
+def read_end(workdir: pathlib.Path) -> dict[str, Any]:
+    """Return what a finished run has left, without times and places."""
+    from dwsep_jax.train.checkpoint import Checkpoints
+    from dwsep_jax.workdir import read_json, read_rows
+    from tests.tiny import bits
+
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        tree = checkpoints.restore_latest(None).tree
+    times = ("elapsed_seconds", "images_per_second")
+    rows = [{k: v for k, v in r.items() if k not in times} for r in read_rows(workdir)]
+    evaluation = read_json(workdir, "evaluation")
+    del evaluation["environment"]
+    with np.load(workdir / "predictions.npz") as arrays:
+        predictions = {name: arrays[name].tobytes() for name in arrays}
+    return {"state": bits(tree), "rows": rows} | evaluation | predictions
+
+
+def damage(workdir: pathlib.Path, kind: str, rng: np.random.Generator) -> str | None:
+    """Damage one file of a run, and return its name; None if it has none yet."""
+    files = sorted(p for p in workdir.rglob("*") if p.is_file() and p.stat().st_size)
+    files = [p for p in files if p.suffix not in (".png", ".tmp")]
+    if not files:
+        return None
+    path = files[rng.integers(len(files))]
+    content = bytearray(path.read_bytes())
+    position = int(rng.integers(len(content)))
+    if kind == "flip":
+        content[position] ^= 1 << int(rng.integers(8))
+    else:
+        del content[position:]
+    path.write_bytes(content)
+    return str(path.relative_to(workdir))
+
+
+def hit(workdir, number, seconds, broken) -> dict[str, Any]:
+    """Let a fault hit a run, and repeat its command until it ends; return the row."""
+    rng = np.random.default_rng(number)
+    kind = str(rng.choice(list(SHARES), p=list(SHARES.values())))
+    is_in_save = kind == "kill in a save"
+    moment = float(rng.uniform(0, 0.1 if is_in_save else seconds))
+    row = {"number": number, "fault": kind, "moment": moment}
+    process = start(workdir, moment if is_in_save else None, broken)
+    process.join(None if is_in_save else moment)
+    if process.is_alive():
+        os.kill(process.pid, SIGNALS.get(kind, signal.SIGKILL))
+    process.join()
+    row["exit_code"], died = process.exitcode, time.time()
+    saves = [p.stat().st_mtime for p in workdir.rglob("SHA256SUMS.json")]
+    row["lost_seconds"] = died - max(saves) if saves else None
+    if kind in ("flip", "truncate"):
+        row["file"] = damage(workdir, kind, rng)
+    begin = time.perf_counter()
+    process = start(workdir, None, broken)
+    process.join()
+    row["recovery_seconds"] = time.perf_counter() - begin
+    row["end_code"] = process.exitcode
+    log = pathlib.Path(f"{workdir}.log").read_text(errors="replace")
+    row["traceback"] = "Traceback" in log
+    row["resumed"] = re.findall(r"(?:resuming|finished) after epoch .*", log)
+    row["last_line"] = log.strip().splitlines()[-1]
+    return row
+
+
+def judge(row: dict[str, Any], workdir: pathlib.Path, expected: dict[str, Any]) -> str:
+    """Return same, refused (a damaged file, in one line), or what went wrong."""
+    if row["traceback"]:
+        return "traceback"
+    if row["end_code"] != 0:
+        is_line = row["last_line"].startswith("error: ")
+        return "refused" if row.get("file") and is_line else "failed"
+    found = read_end(workdir)
+    differing = [name for name in expected if found.get(name) != expected[name]]
+    return "same" if not differing else f"differs: {', '.join(differing)}"
+
+
+def summarize(rows: list[dict[str, Any]]) -> None:
+    """Print how many faults were survived, of each kind and in all."""
+    for kind in SHARES:
+        some = [row for row in rows if row["fault"] == kind]
+        print(f"{kind}: {len(some)}; {dict(Counter(row['outcome'] for row in some))}")
+    bad = [row for row in rows if row["outcome"] not in ("same", "refused")]
+    bound = binomtest(len(bad), len(rows), alternative="less").proportion_ci(0.95).high
+    print(
+        f"survived {len(rows) - len(bad)}/{len(rows)}; fails in less than {bound:.2%}"
+    )
+    print("(one-sided 95 %, Clopper-Pearson)")
+    for key in ("lost_seconds", "recovery_seconds"):
+        values = [row[key] for row in rows if row[key] is not None]
+        if values:
+            middle, worst = statistics.median(values), max(values)
+            print(f"{key}: median {middle:.1f}, worst {worst:.1f} of {len(values)}")
+
+
+def main() -> int:
+    """Soak, and return 1 if a fault was not survived."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--faults", type=int, default=20)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("soak"))
+    parser.add_argument("--broken", choices=BROKEN)
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    whole, file = out / "whole", out / "faults.jsonl"
+    for _ in range(2):  # The second compiles nothing.
+        shutil.rmtree(whole, ignore_errors=True)
+        begin = time.perf_counter()
+        process = start(whole)
+        process.join()
+        seconds = time.perf_counter() - begin
+        assert process.exitcode == 0, f"see {whole}.log"
+    expected, rows = read_end(whole), []
+    with contextlib.suppress(FileNotFoundError):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for number in range(len(rows), arguments.faults):
+        workdir = out / f"run{number}"
+        shutil.rmtree(workdir, ignore_errors=True)
+        pathlib.Path(f"{workdir}.log").unlink(missing_ok=True)
+        row = hit(workdir, number, seconds, arguments.broken)
+        row["outcome"] = judge(row, workdir, expected)
+        rows.append(row)
+        with file.open("a") as lines:
+            lines.write(json.dumps(row) + "\n")
+        print(f"{number}: {row['fault']} at {row['moment']:.2f}: {row['outcome']}")
+        if row["outcome"] in ("same", "refused"):
+            shutil.rmtree(workdir)
+    summarize(rows)
+    return any(row["outcome"] not in ("same", "refused") for row in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
