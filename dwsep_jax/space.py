@@ -22,7 +22,9 @@ from dwsep_jax.fields import (
 
 _NOT_AXES = {
     **dict.fromkeys((name for name in FIELDS if "." in name), "no single run reads it"),
-    **dict.fromkeys(CHANGE_NOTHING | {"platform"}, "it changes no result"),
+    **dict.fromkeys(
+        CHANGE_NOTHING | {"platform", "num_devices", "remat"}, "it changes no result"
+    ),
     **dict.fromkeys(
         ("dataset", "validation_size", "split_seed"),
         "all trials are scored on the same validation images",

@@ -81,14 +81,14 @@ def read_trials(path: pathlib.Path, axes: Sequence[Axis]) -> list[Trial]:
             reader = csv.DictReader(file, strict=True)
             if missing := [c for c in columns if c not in (reader.fieldnames or ())]:
                 raise ValueError(f"it lacks the column {missing[0]}")
+            if others := set(reader.fieldnames) - columns.keys() - {"crc32"}:
+                raise ValueError(f"it has the unknown column {min(others)[:40]}")
             rows = []
             for row in reader:
                 place = f"line {reader.line_num}: "
                 trials.append(_read_trial(row, columns))
                 rows.append(row)
         place, checksums = "", [row.get("crc32") for row in rows]
-        if not rows:
-            raise ValueError("it has no trials")
         expected = _checksums([[row[c] for c in columns] for row in rows])
         # Earlier versions wrote none.
         if any(checksums) and checksums != list(map(str, expected)):

@@ -113,5 +113,7 @@ def draw(workdir):
 
 
 def read(path):
-    """Return the content of a JSON file."""
-    return json.loads(path.read_text())
+    """Return the content of a JSON file, without its checksum."""
+    content = json.loads(path.read_text())
+    content.pop("sha256", None)
+    return content

@@ -45,7 +45,7 @@ HEADER = "number,state,value,epochs,mixup,seconds,retry_of,note\n"
     [
         (None, "there is no trials.csv yet; the command of the sweep writes it"),
         ("", "it lacks the column number"),
-        (HEADER, "it has no trials"),
+        (HEADER.replace("note", "note,more"), "it has the unknown column more"),
         ("number,value\n1,2\n", "it lacks the column state"),
         (HEADER.replace("mixup", "cutout"), "it lacks the column mixup"),
         (HEADER + "1,complete,0.5\n", "line 2: it has more or fewer cells than the he"),

@@ -1,6 +1,5 @@
 """Evaluation: every example once, whatever the batch size."""
 
-import json
 import os
 
 import jax
@@ -11,6 +10,7 @@ from dwsep_jax.data.augment import normalize
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.train import evaluation
 from dwsep_jax.train.metrics import calibration, fit_temperature, with_temperature
+from dwsep_jax.workdir import read_json
 from tests import tiny
 
 
@@ -55,8 +55,7 @@ def test_files_hold_what_the_contract_says(state, dataset, tmp_path):
     for name, suffix in (("test", ""), ("train", "-train")):
         arguments = (config, tmp_path, dataset, state, name, "the network")
         returned = evaluation.evaluate_and_write(*arguments)
-        written = json.loads((tmp_path / f"evaluation{suffix}.json").read_text())
-        assert written.pop("sha256")
+        written = read_json(tmp_path, f"evaluation{suffix}")
         assert written == returned
         split = getattr(dataset, name)
         want = {"schema": 1, "split": name, "weights": "raw", "epoch": 0}
