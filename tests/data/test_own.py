@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dwsep_jax import data
-from dwsep_jax.data import own, pictures
+from dwsep_jax.data import folder, own, pictures
 from dwsep_jax.errors import ConfigError, DataError
 from tests import tiny
 from tests.data import picture_files
@@ -186,6 +186,19 @@ def test_too_many_pictures_are_one_line(tmp_path, monkeypatch):
     write_folder(tmp_path, FOUR)
     assert "; take a smaller --config.image_size" in refuse(tmp_path, image_size=16)
     load(tmp_path, image_size=15)
+
+
+def test_threads_leave_each_picture_at_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(folder, "_BLOCK", 3)
+    for i in range(100):
+        write(tmp_path / f"train/{i % 7}/{i:02d}.png", plain("L", i, (80, 60)))
+    names, splits = own.load(str(tmp_path), None)
+    images, labels, ids = splits["train"]
+    assert images.shape == (100, 60, 80, 1)
+    for i in range(100):
+        assert (names[labels[i]], ids[i]) == (str(i % 7), f"{i:02d}")
+        assert (images[i] == i).all()
 
 
 def test_names_of_any_script_hidden_files_and_gaps_work(tmp_path, capsys):
