@@ -18,11 +18,19 @@ def get_config() -> ml_collections.ConfigDict:
 
 def set_data(c: ml_collections.ConfigDict) -> None:
     """Set the fields of the dataset and of augmentation."""
-    # A TFDS name: cifar10, digits, cifar100, svhn_cropped, ...
+    # A TFDS name: cifar10, digits, cifar100, svhn_cropped, ...; or one's own: a folder
+    # with train/<class>/*.png, or an .npz.
     c.dataset = "cifar10"
+    # The feature of a TFDS dataset that is the class, where it has several: of cifar100
+    # fine or coarse.
+    c.label = "label"
+    # Resize images: the shorter side to this many pixels, then cut out the center;
+    # unset: as they are.
+    c.image_size = config_dict.placeholder(int)
     # TFDS directory; unset: $TFDS_DATA_DIR, else TFDS's default.
     c.data_dir = config_dict.placeholder(str)
-    # Images held out of `train`, stratified by class.
+    # Images held out of `train`, stratified by class; for `test` as many, where one's
+    # own data have none.
     c.validation_size = 5000
     # Seed for drawing them, the same for all runs.
     c.split_seed = 0

@@ -2,7 +2,8 @@
 
 Usage:
   python main.py --config=FILE[:ARG] [--config.FIELD=VALUE ...] [--mode=MODE]
-                 [--workdir=DIR] [--split=SPLIT] [--output=DIR] [--debug]
+                 [--workdir=DIR] [--split=SPLIT] [--images=PATH] [--top=N]
+                 [--output=PATH] [--debug]
   Installed, it is also `dwsep-jax` or `python -m dwsep_jax` in place of
   `python main.py`.
 
@@ -11,6 +12,7 @@ Examples:
   python main.py --config=configs/separable.py --config.seed=1 --config.growth_rate=12
   python main.py --config=configs/digits.py --config.block_sizes=3,3 --noconfig.progress
   python main.py --mode=evaluate --workdir=runs/separable --split=validation
+  python main.py --mode=predict --workdir=runs/separable --images=cat.jpg
   python main.py --mode=compare --config=configs/compare.py:digits
   python main.py --mode=sweep --config=configs/sweep.py:digits
   python main.py --mode=report --workdir=runs/separable,runs/digits
@@ -24,6 +26,8 @@ Flags:
               test.
               evaluate: evaluate a run, finished or in progress, on --split, with its
               latest weights, or its best ones with early stopping.
+              predict: classify the pictures of --images with a run's weights, as
+              evaluate takes them, and the temperature of its evaluation.
               efficiency: count parameters, MACs and FLOPs, and measure time and memory,
               without training.
               compare: train several variants over several seeds, and report whether
@@ -35,7 +39,11 @@ Flags:
               files of one workdir or of several separated by commas; needs no jax.
   --workdir   Directory of the run's files; by default runs/ and a name made of the
               config file and the fields replaced.
-  --output    Directory for the files of --mode=report, by default the (first) workdir.
+  --output    Directory for the files of --mode=report, by default the (first) workdir;
+              file for --mode=predict, .csv or .jsonl, in place of the screen.
+  --images    Pictures for --mode=predict: a file, a folder, or a .txt file with a path
+              on each line.
+  --top       Classes that --mode=predict shows of each picture: 5 by default.
   --split     Split for --mode=evaluate: test (the default), validation or train.
   --debug     Show the traceback of an error.
 
@@ -61,6 +69,8 @@ def define_flags() -> flags.FlagValues:
     splits = ["train", "validation", "test"]
     flags.DEFINE_string("output", None, "The report's files.", flag_values=values)
     flags.DEFINE_enum("split", None, splits, "For evaluate.", flag_values=values)
+    flags.DEFINE_string("images", None, "For predict.", flag_values=values)
+    flags.DEFINE_integer("top", None, "For predict.", 1, flag_values=values)
     flags.DEFINE_bool("debug", False, "Show tracebacks.", flag_values=values)
     flags.DEFINE_bool("help", False, "Show help.", short_name="h", flag_values=values)
     flags.DEFINE_alias("helpfull", "help", flag_values=values)
@@ -81,6 +91,15 @@ def run_evaluate(command: cli.Command) -> None:
 
     resolved = workdir.load_config(command.workdir, command.config)
     evaluate.evaluate_workdir(resolved, command.workdir, command.split or "test")
+
+
+def run_predict(command: cli.Command) -> None:
+    """Classify pictures with a run."""
+    from dwsep_jax import predict, workdir
+
+    resolved = workdir.load_config(command.workdir, command.config)
+    paths = (command.workdir, command.images, command.output)
+    predict.predict_workdir(resolved, *paths, command.top or 5)
 
 
 def run_efficiency(command: cli.Command) -> None:
@@ -119,6 +138,7 @@ def run_report(command: cli.Command) -> None:
 MODES = {
     "train": run_train,
     "evaluate": run_evaluate,
+    "predict": run_predict,
     "efficiency": run_efficiency,
     "compare": run_compare,
     "sweep": run_sweep,

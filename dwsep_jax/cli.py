@@ -23,6 +23,10 @@ from dwsep_jax.workdir import load_requested
 # The kind of workdir of --mode=compare and --mode=sweep; the other modes have runs.
 _KINDS = {mode: kind for kind, mode in SECTIONS.items()}
 
+# The flags that only some modes read.
+_READ_BY = {"split": ["evaluate"], "output": ["report", "predict"]}
+_READ_BY |= {"images": ["predict"], "top": ["predict"]}
+
 # What JAX_PLATFORMS becomes. "" leaves the choice to jax, which prefers accelerators
 # and keeps the CPU beside them; "gpu" would demand the GPUs of every maker at once.
 _PLATFORMS = {"cpu": "cpu", "gpu": "", "tpu": ""}
@@ -31,8 +35,8 @@ _PLATFORMS = {"cpu": "cpu", "gpu": "", "tpu": ""}
 class Command(NamedTuple):
     """What the command line asks for.
 
-    `config` is None where --mode=report has only a workdir; `split` and `output` are
-    None where they are not given.
+    `config` is None where --mode=report has only a workdir; the last four are None
+    where they are not given.
     """
 
     mode: str
@@ -40,6 +44,8 @@ class Command(NamedTuple):
     workdir: str
     split: str | None
     output: str | None
+    images: str | None = None
+    top: int | None = None
 
 
 def run(
@@ -88,12 +94,17 @@ def make_command(values: flags.FlagValues, rest: list[str]) -> Command:
       UserError: if the config is to come from a workdir that has none.
     """
     check_names(rest[1:], values)
-    for flag, mode in (("split", "evaluate"), ("output", "report")):
+    for flag, modes in _READ_BY.items():
         value = values[flag].value
-        if value is not None and values.mode != mode:
+        if value is not None and values.mode not in modes:
             raise ConfigError(
-                f"--{flag}={value}: only --mode={mode} reads it; leave it out"
+                f"--{flag}={value}: only --mode={' or '.join(modes)} reads it; leave "
+                "it out"
             )
+    if values.mode == "predict" and not values.images:
+        raise ConfigError(
+            "--images is missing: name a picture, a folder, or a .txt file of paths"
+        )
     if values.workdir is not None and not values.workdir.strip():
         raise ConfigError("--workdir=: is empty; name a directory, or leave it out")
     workdir = values.workdir and os.path.expanduser(values.workdir)
@@ -109,7 +120,8 @@ def make_command(values: flags.FlagValues, rest: list[str]) -> Command:
     config = override(base, rest)
     validate(config)
     workdir = workdir or default_workdir(values.config, config, base, kind)
-    return Command(values.mode, config, workdir, values.split, values.output)
+    flags_of_modes = (values[flag].value for flag in _READ_BY)
+    return Command(values.mode, config, workdir, *flags_of_modes)
 
 
 def _make_report_command(

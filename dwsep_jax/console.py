@@ -155,6 +155,13 @@ def print_evaluation(evaluation: dict[str, Any], network: str) -> None:
         f"{evaluation['num_examples']:,} images, loss {evaluation['loss']:.4f}, "
         f"calibration error {evaluation['calibration']['ece']:.4f}"
     )
+    if "temperature" in evaluation:  # Earlier versions had none.
+        before, after = evaluation["calibration"], evaluation["calibrated"]
+        say(
+            f"temperature {evaluation['temperature']:.3f}, fitted on validation: "
+            f"calibration error {before['ece']:.4f} -> {after['ece']:.4f}, "
+            f"NLL {before['nll']:.4f} -> {after['nll']:.4f}"
+        )
     say(f"network: {network}")
 
 

@@ -10,7 +10,7 @@ from dwsep_jax.nn.summary import describe_network, summarize
 from dwsep_jax.report.figures import draw_run
 from dwsep_jax.train.checkpoint import Checkpoints
 from dwsep_jax.train.evaluation import evaluate_and_write, restore_to_evaluate
-from dwsep_jax.train.step import make_state
+from dwsep_jax.train.step import TrainState, make_state
 
 
 def evaluate_workdir(
@@ -28,15 +28,17 @@ def evaluate_workdir(
         cannot be written.
     """
     dataset = load(config)
-    state = _restore(config, workdir, make_state(config, dataset))
+    state = restore(config, workdir, make_state(config, dataset))
     parts = summarize(config, len(dataset.class_names), dataset.image_shape)
     network = describe_network(config, parts)
     evaluate_and_write(config, workdir, dataset, state, split_name, network)
     draw_run(workdir)
 
 
-def _restore(config, workdir, state):
-    """Restore from a run that may replace its checkpoints in the meantime."""
+def restore(
+    config: ConfigDict, workdir: str | os.PathLike, state: TrainState | None
+) -> TrainState:
+    """Return what `restore_to_evaluate` does of a run that may still be training."""
     for _ in range(5):
         with Checkpoints(workdir, read_only=True) as checkpoints:
             restored = restore_to_evaluate(config, checkpoints, state)

@@ -136,6 +136,13 @@ _MEMBERS_AT_ONCE = _optional(_integer("4", 1, 1000))
 # there.
 FIELDS = {
     "dataset": _text("cifar10"),
+    "label": Field(
+        "a name of letters, digits and _",
+        "coarse",
+        lambda v: isinstance(v, str) and re.fullmatch(r"\w+", v) is not None,
+        str,
+    ),
+    "image_size": _optional(_integer("64", 4, 1024)),
     "data_dir": _optional(_text("/data/tensorflow_datasets")),
     "validation_size": _number("5000", int, ge=1),
     "split_seed": _SEED,
@@ -230,6 +237,8 @@ FIELDS = {
 # Fields that were added after config.json had been written without them, each with the
 # value that older runs had in effect: its default in configs/default.py.
 ADDED: dict[str, Any] = {
+    "label": "label",
+    "image_size": None,
     "class_weights": "none",
     "init_from": None,
     "freeze": None,

@@ -53,7 +53,9 @@ _OBJECTS = {
     "evaluation": "split:text weights:text epoch:count num_examples:size loss:number "
     "accuracy:share precision:averages recall:averages f1:averages "
     "per_class:[class] confusion_matrix:[[count]] calibration:calibration "
-    "environment:environment",
+    "environment:environment temperature?:size calibrated?:calibrated "
+    "image_shape?:[count]",
+    "calibrated": "ece:number nll:number",
     "averages": "macro:share weighted:share micro:share",
     "class": "name:text precision:share recall:share f1:share support:count",
     "calibration": "ece:number nll:number brier:number bins:[bin]",

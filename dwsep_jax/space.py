@@ -26,7 +26,7 @@ _NOT_AXES = {
         CHANGE_NOTHING | {"platform", "num_devices", "remat"}, "it changes no result"
     ),
     **dict.fromkeys(
-        ("dataset", "validation_size", "split_seed"),
+        ("dataset", "label", "image_size", "validation_size", "split_seed"),
         "all trials are scored on the same validation images",
     ),
     "seed": "the best trials are trained with sweep.num_seeds other seeds",

@@ -61,6 +61,8 @@ NAN, INF = float("nan"), float("inf")
 INVALID = {
     "dataset conv activation dtype lowering optimizer schedule": ["", "None", None, 3],
     "sweep.sampler sweep.pruner sweep.study": ["", None, 1],
+    "label": ["", "a b", "../x", None],
+    "image_size": [0, 3, 1025, 64.0],
     "data_dir platform init_from freeze sweep.storage": ["", "None", 3],
     "flip inner_norm inner_activation remat": [1, "true", None],
     "deterministic tensorboard progress": [1, "no", None],

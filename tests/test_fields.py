@@ -98,6 +98,8 @@ def test_the_state_before_the_first_step_changes(dataset, field):
 
 IN_THE_DATA = {
     "dataset": "other",
+    "label": "coarse",
+    "image_size": 16,
     "data_dir": "/elsewhere",
     "validation_size": 6,
     "split_seed": 1,

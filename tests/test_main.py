@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py"
 WORK = (
     *("train.loop.train_and_evaluate", "evaluate.evaluate_workdir"),
+    "predict.predict_workdir",
     *(
         "efficiency.cost.measure_workdir",
         "compare.training.compare",
@@ -73,6 +74,8 @@ COMMANDS = {
         "sweep-digits"
     ),
     "--mode=sweep --config.sweep.sampler=grid": "sweep-digits-sampler=grid",
+    f"--config.dataset=/{'x/' * 200}": f"digits-dataset=_{'x_' * 42}-a0d5b07c9c",
+    "--config.dataset=./\u4e2d": "digits-dataset=.__-c50d12c025",
 }
 
 
@@ -82,7 +85,6 @@ def test_the_default_workdir_names_what_differs_from_the_file(run, arguments, na
     assert (result.code, result.err) == (0, "")
     [(config, workdir)] = result.calls
     assert workdir == f"runs/{name}"
-    assert config.dataset == "digits"
     assert config.is_locked
 
 
@@ -167,6 +169,16 @@ def test_evaluate_gets_the_resolved_config(run, tmp_path, given):
     result = run("--mode=evaluate", f"--workdir={tmp_path}", "--config.seed=13")
     assert (result.code, result.calls) == (2, [])
     assert "seed=0 there, 13 here" in result.err
+
+
+def test_predict_gets_the_resolved_config_and_its_flags(run, tmp_path):
+    start(tmp_path)
+    arguments = ["--mode=predict", f"--workdir={tmp_path}", "--images=a,b.png"]
+    [(config, *found)] = run(*arguments).calls
+    assert config.learning_rate == 0.125
+    assert found == [str(tmp_path), "a,b.png", None, 5]
+    [(_, *found)] = run(*arguments, "--output=o.csv", "--top=2").calls
+    assert found[2:] == ["o.csv", 2]
 
 
 def test_evaluate_finds_the_default_workdir(run, tmp_path, monkeypatch):
@@ -311,13 +323,27 @@ DIGITS evaluate
     unexpected argument evaluate; write every flag as --flag=value
 DIGITS --mode=eval
     --mode=eval: value should be one of
-    <train|evaluate|efficiency|compare|sweep|report>
+    <train|evaluate|predict|efficiency|compare|sweep|report>
 DIGITS --mode=evaluate --split=val
     --split=val: value should be one of <train|validation|test>
 DIGITS --split=test
     --split=test: only --mode=evaluate reads it; leave it out
 DIGITS --output=x
-    --output=x: only --mode=report reads it; leave it out
+    --output=x: only --mode=report or predict reads it; leave it out
+DIGITS --images=x.png
+    --images=x.png: only --mode=predict reads it; leave it out
+DIGITS --top=3
+    --top=3: only --mode=predict reads it; leave it out
+DIGITS --mode=predict
+    --images is missing: name a picture, a folder, or a .txt file of paths
+DIGITS --mode=predict --images=x --top=0
+    --top=0: 0 is not a positive integer
+DIGITS --config.label=a-b
+    --config.label=a-b: must be a name of letters, digits and _;
+    e.g. --config.label=coarse
+DIGITS --config.image_size=3
+    --config.image_size=3: must be an integer of at least 4 and at most 1,024, or left
+    out; e.g. --config.image_size=64
 DIGITS --workdir=
     --workdir=: is empty; name a directory, or leave it out
 --mode=report

@@ -114,7 +114,8 @@ def imported_modules(path):
 ROOMS = [
     *("errors", "lock", "places", "signals", "statistics", "console", "fields"),
     *("space", "schema", "environment", "config", "workdir", "trials", "nn", "data"),
-    *("diagnose", "report", "train", "evaluate", "efficiency", "compare", "sweep"),
+    *("diagnose", "report", "train", "evaluate", "predict", "efficiency"),
+    *("compare", "sweep"),
     *("cli", "__main__"),
 ]
 

@@ -59,7 +59,10 @@ def test_the_default_space_has_five_axes():
     ] == fields
 
 
-@pytest.mark.parametrize("name", sorted(CHANGE_NOTHING | {"platform", "dataset"}))
+DATA = {"dataset", "label", "image_size"}
+
+
+@pytest.mark.parametrize("name", sorted(CHANGE_NOTHING | {"platform", *DATA}))
 def test_a_field_that_changes_no_result_or_all_is_no_axis(name):
     with pytest.raises(ConfigError, match=f"{name} cannot be an axis"):
         parse(f"{name}=a|b")

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 from absl import logging
@@ -13,25 +14,47 @@ from dwsep_jax.data.read import Decoded, Split
 from dwsep_jax.lock import locked
 from dwsep_jax.places import user_cache
 
-_NAME = "arrays.npz"
+_STEM = "arrays"
 
 
-def load(version_dir: pathlib.Path) -> Decoded:
-    """Return `read.read(version_dir)`, from the cache if the files have not changed.
+def load(version_dir: pathlib.Path, label: str = "label") -> Decoded:
+    """Return `read.read(version_dir, label)`, from the cache if there is one."""
+    return cached(
+        version_dir,
+        "" if label == "label" else f"-{label}",
+        lambda: _describe_files(version_dir),
+        lambda: read.read(version_dir, label),
+    )
 
-    The cache is in `version_dir`, or in the user's cache directory if that is
+
+def cached(
+    directory: pathlib.Path,
+    variant: str,
+    describe: Callable[[], list[str]],
+    decode: Callable[[], Decoded],
+) -> Decoded:
+    """Return what `decode` returns, from the cache if the files have not changed.
+
+    The cache is in the directory, or in the user's cache directory if that is
     read-only. A damaged cache is rebuilt; if none can be written, a warning says so.
+
+    Args:
+      directory: that is decoded.
+      variant: tells different ways to decode it apart, in the name of the cache.
+      describe: returns what differs once a file has changed.
+      decode: returns class names and splits.
     """
-    key = hashlib.sha256(os.fsencode(version_dir.resolve())).hexdigest()[:16]
-    places = [version_dir / _NAME, user_cache() / key / _NAME]
+    key = hashlib.sha256(os.fsencode(directory.resolve())).hexdigest()[:16]
+    name = f"{_STEM}{variant}.npz"
+    places = [directory / name, user_cache() / key / name]
     # Of processes that start together, one decodes and the others wait for its cache.
-    with locked(version_dir):
-        source = _describe_files(version_dir)
+    with locked(directory):
+        source = describe()
         for path in places:
             if (decoded := _restore(path, source)) is not None:
                 return decoded
-        say(f"decoding {version_dir}; later starts will load the decoded images")
-        decoded = read.read(version_dir)
+        say(f"decoding {directory}; later starts will load the decoded images")
+        decoded = decode()
         for path in places:
             try:
                 _store(path, source, decoded)
@@ -41,7 +64,7 @@ def load(version_dir: pathlib.Path) -> Decoded:
     logging.warning(
         "cannot cache the decoded images (%s); the next start decodes %s again",
         reason,
-        version_dir,
+        directory,
     )
     return decoded
 
@@ -51,7 +74,7 @@ def _describe_files(version_dir: pathlib.Path) -> list[str]:
     return [
         f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
         for path in sorted(version_dir.iterdir())
-        if path.is_file() and not path.name.startswith((".", _NAME))
+        if path.is_file() and not path.name.startswith((".", _STEM))
     ]
 
 
@@ -64,7 +87,8 @@ def _restore(path: pathlib.Path, source: list[str]) -> Decoded | None:
                 return None
             splits = {
                 split: Split(*(arrays[f"{split}_{field}"] for field in Split._fields))
-                for split in ("train", "test")
+                for split in ("train", "validation", "test")
+                if f"{split}_ids" in arrays
             }
             return tuple(arrays["class_names"].tolist()), splits
     except FileNotFoundError:
@@ -82,7 +106,7 @@ def _store(path: pathlib.Path, source: list[str], decoded: Decoded) -> None:
     for name, split in splits.items():
         arrays |= {f"{name}_{field}": array for field, array in split._asdict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    incomplete = path.with_name(f"{_NAME}.incomplete")
+    incomplete = path.with_name(f"{path.name}.incomplete")
     try:
         with open(incomplete, "wb") as file:
             np.savez(file, **arrays)

@@ -12,7 +12,6 @@ import shutil
 import sys
 import tarfile
 
-import numpy as np
 import requests
 import tensorflow_datasets as tfds
 from PIL import Image
@@ -22,6 +21,7 @@ from tensorflow_datasets.core.download import resource
 from dwsep_jax.console import say
 from dwsep_jax.data import read
 from dwsep_jax.data.cache import checksum
+from dwsep_jax.data.own import FILES, read_records
 from dwsep_jax.errors import DataError
 from dwsep_jax.lock import locked
 
@@ -31,12 +31,6 @@ SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 # Between two blocks, as well as to connect.
 TIMEOUT_S = 10
 BLOCK_BYTES = 1 << 20
-
-RECORD_BYTES = 1 + 3 * 32 * 32
-FILES = {
-    "train": [f"data_batch_{i}.bin" for i in range(1, 6)],
-    "test": ["test_batch.bin"],
-}
 
 
 class Cifar10(tfds.image_classification.Cifar10, skip_registration=True):
@@ -61,11 +55,10 @@ class Cifar10(tfds.image_classification.Cifar10, skip_registration=True):
         }
 
     def _generate_examples(self, split, content):
-        records = np.frombuffer(content, np.uint8).reshape(-1, RECORD_BYTES)
-        images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        for i, (label, image) in enumerate(zip(records[:, 0], images, strict=True)):
+        images, labels = read_records(content)
+        for i, (label, image) in enumerate(zip(labels, images, strict=True)):
             # TFDS needs TensorFlow to encode an array, but not a PIL image.
-            image = Image.fromarray(np.ascontiguousarray(image))
+            image = Image.fromarray(image)
             yield i, {"id": f"{split}_{i:05d}", "label": int(label), "image": image}
 
 

@@ -2,13 +2,15 @@
 
 import dataclasses
 import difflib
+import os
 import pathlib
 import re
 
 import ml_collections
 import numpy as np
 
-from dwsep_jax.data import cache, digits
+from dwsep_jax.console import say
+from dwsep_jax.data import cache, digits, own, pictures
 from dwsep_jax.data.read import Decoded, Split, find_data_dir, find_version_dir
 from dwsep_jax.errors import ConfigError, DataError
 
@@ -48,30 +50,50 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
       ConfigError: if a field has an invalid value.
       DataError: if the dataset is missing, damaged or of an unsupported kind.
     """
-    class_names, splits = load_official(config.dataset, find_data_dir(config.data_dir))
-    train, size, seed = splits["train"], config.validation_size, config.split_seed
+    data_dir = find_data_dir(config.data_dir)
+    official = load_official(config.dataset, data_dir, config.image_size, config.label)
+    if own.is_path(config.dataset, data_dir):
+        missing = [name for name in ("validation", "test") if name not in official[1]]
+        held_out = " and ".join(missing) or "nothing"
+        say(f"{config.dataset}: held out of train by split_seed: {held_out}")
+    return _make_dataset(config, *official)
+
+
+def find_test(config: ml_collections.ConfigDict) -> Split | None:
+    """Return the test images of a run, or None if its dataset is not prepared."""
+    data_dir = find_data_dir(config.data_dir)
+    official = find_official(config.dataset, data_dir, config.image_size, config.label)
+    return official and _make_dataset(config, *official).test
+
+
+def _make_dataset(config, class_names, splits) -> Dataset:
+    splits, seed = dict(splits), config.split_seed
+    for name, stream in (("test", 2), ("validation", 0)):
+        if name not in splits:
+            held_out, rest = _hold_out(class_names, splits["train"], config, stream)
+            splits |= {name: held_out, "train": rest}
+    train, size = splits["train"], len(splits["validation"].labels)
+    train_eval = _take(train, stratified_indices(train.labels, size, (seed, 1)))
+    return Dataset(config.dataset, class_names, train_eval=train_eval, **splits)
+
+
+def _hold_out(class_names, train, config, stream):
+    """Return `validation_size` examples of each class in proportion, and the others."""
     num_train, num_classes = len(train.labels), len(class_names)
+    size = config.validation_size
     if not num_classes <= size < num_train:
         raise ConfigError(
             f"validation_size={size} is out of range: the dataset has {num_train} "
             f"training images of {num_classes} classes; choose {num_classes} to "
             f"{num_train - 1}"
         )
-    held_out = stratified_indices(train.labels, size, (seed, 0))
+    held_out = stratified_indices(train.labels, size, (config.split_seed, stream))
     rest = np.setdiff1d(np.arange(num_train), held_out)
-    train_eval = rest[stratified_indices(train.labels[rest], size, (seed, 1))]
+    return _take(train, held_out), _take(train, rest)
 
-    def take(indices):
-        return Split(*(array[indices] for array in train))
 
-    return Dataset(
-        config.dataset,
-        class_names,
-        train=take(rest),
-        validation=take(held_out),
-        train_eval=take(train_eval),
-        test=splits["test"],
-    )
+def _take(split, indices):
+    return Split(*(array[indices] for array in split))
 
 
 def stratified_indices(
@@ -79,17 +101,21 @@ def stratified_indices(
 ) -> np.ndarray:
     """Draw `size` examples, in proportion to the sizes of the classes.
 
-    Quotas are rounded by the largest-remainder method; ties go to the first class. If
-    there are fewer than `size` examples, all are drawn.
+    Quotas are rounded by the largest-remainder method; ties go to the first class, and
+    the last example of a class is drawn last. If there are fewer than `size` examples,
+    all are drawn.
 
     Returns:
       Sorted indices into `labels` (N,), int64 (size,).
     """
     classes, counts = np.unique(labels, return_counts=True)
     # Integer arithmetic keeps the quotas, counts * size / N, exact.
-    quotas, remainders = np.divmod(counts * size, len(labels))
-    largest = np.argsort(-remainders, kind="stable")[: size - quotas.sum()]
-    quotas[largest] += 1
+    quotas, behind = np.divmod(counts * size, len(labels))
+    for _ in range(size - quotas.sum()):
+        used_up = (quotas + 1 >= counts) * 1 + (quotas >= counts)
+        i = np.argmax(behind - used_up * len(labels) * (size + 1))
+        quotas[i] += 1
+        behind[i] -= len(labels)
     generator = np.random.default_rng(seed)
     drawn = [
         generator.permutation(np.flatnonzero(labels == label))[:quota]
@@ -98,30 +124,55 @@ def stratified_indices(
     return np.sort(np.concatenate(drawn))
 
 
-def find_official(name: str, data_dir: pathlib.Path) -> Decoded | None:
+def find_official(
+    name: str, data_dir: pathlib.Path, image_size: int | None, label: str
+) -> Decoded | None:
     """Return class names and official splits, or None if they are not prepared."""
-    if name == "digits":
-        return digits.read()
+    is_path = own.is_path(name, data_dir)
+    if (is_path or name == "digits") and label != "label":
+        raise ConfigError(
+            f"label={label}: {name} has one label for each image; leave it out"
+        )
     try:
-        version_dir = find_version_dir(data_dir, name)
-        return version_dir and cache.load(version_dir)
+        if is_path:
+            names, splits = own.load(name, image_size)
+        elif name == "digits":
+            names, splits = digits.read()
+        elif version_dir := find_version_dir(data_dir, name):
+            names, splits = cache.load(version_dir, label)
+        else:
+            return None
     except OSError as error:
         raise DataError(
             f"{error.filename} cannot be read ({error.strerror}): check its "
             "permissions, or choose another --config.data_dir"
         ) from error
+    for part, split in splits.items() if image_size else ():
+        resized = pictures.resize(split.images, image_size)
+        splits[part] = split._replace(images=resized)
+    return names, splits
 
 
-def load_official(name: str, data_dir: pathlib.Path) -> Decoded:
+def load_official(
+    name: str, data_dir: pathlib.Path, image_size: int | None, label: str
+) -> Decoded:
     """Return class names and official splits; prepare CIFAR-10 if it is missing."""
-    is_name = re.fullmatch(r"\w+(/[\w.-]+)?", name)
-    if is_name and (found := find_official(name, data_dir)) is not None:
-        return found
+    is_name = own.TFDS_NAME.fullmatch(name)
+    if is_name or own.is_path(name, data_dir):
+        found = find_official(name, data_dir, image_size, label)
+        if found is not None:
+            return found
     if name == "cifar10":
         # TFDS takes a second to import, and is not needed once data are prepared.
         from dwsep_jax.data import cifar10
 
-        return cache.load(cifar10.prepare(data_dir))
+        cifar10.prepare(data_dir)
+        return find_official(name, data_dir, image_size, label)
+    if is_name and os.path.exists(name):
+        raise ConfigError(
+            f"dataset={name!r} is not prepared in {data_dir}; to name what is here, "
+            f"write ./{name}"
+        )
     # Prepared under another spelling, or in a config, whose name follows the slash.
     meant = re.compile(re.escape(name) + "(/.*)?", re.IGNORECASE)
     if others := list(filter(meant.fullmatch, _list_prepared(data_dir))):

@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from dwsep_jax.data import pictures
 from dwsep_jax.errors import ConfigError, DataError
 from dwsep_jax.places import user_home
 
 # A dataset has to fit in the accelerator's memory.
 MAX_BYTES = 4 << 30
+# What the features of CIFAR-100 are called elsewhere.
+_LABELS = {"fine": "label", "coarse": "coarse_label"}
 # Pillow's names for pictures of one and of three channels, and for 8 bits at most.
 _MODES = {1: "L", 3: "RGB"}
 _CONVERTED = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
@@ -28,7 +32,8 @@ class Split(NamedTuple):
     ids: np.ndarray
 
 
-# The class names, and the splits `train` and `test`.
+# The class names, and the splits `train` and `test`; of one's own data, `validation`
+# may be there, and `test` may be missing.
 Decoded = tuple[tuple[str, ...], dict[str, Split]]
 
 
@@ -57,10 +62,11 @@ def find_version_dir(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
     return versions[max(versions)] if versions else None
 
 
-def read(version_dir: pathlib.Path) -> Decoded:
+def read(version_dir: pathlib.Path, label: str = "label") -> Decoded:
     """Decode the splits `train` and `test`, each sorted by id.
 
-    Datasets without ids keep the order of TFDS and get ids such as `train_00000`.
+    Datasets without ids keep the order of TFDS and get ids such as `train_00000`. The
+    class is the feature `label`; that of CIFAR-100 may also be called fine or coarse.
 
     Raises:
       DataError: if the dataset is damaged, or does not consist of labeled images of one
@@ -70,20 +76,43 @@ def read(version_dir: pathlib.Path) -> Decoded:
 
     try:
         builder = tfds.builder_from_directory(version_dir)
-        if problem := _find_problem(builder.info):
+        label, features = _LABELS.get(label, label), builder.info.features
+        kind = tfds.features.ClassLabel
+        labels = sorted(name for name in features if isinstance(features[name], kind))
+        if labels and label not in labels:
+            raise ConfigError(f"label={label}: choose {' or '.join(labels)}")
+        if problem := _find_problem(builder.info, label):
             raise DataError(problem)
-        label = builder.info.features["label"]
-        names = label.names or map(str, range(label.num_classes))
-        # Control characters are not for terminals, and crash what draws the charts.
-        names = tuple(re.sub(r"[\x00-\x1f\x7f]", " ", name) for name in names)
-        return names, {s: _read_split(builder, s) for s in ("train", "test")}
+        names = features[label].names or map(str, range(features[label].num_classes))
+        splits = {s: _read_split(builder, s, label) for s in ("train", "test")}
+        return tuple(map(without_controls, names)), splits
+    except ConfigError:
+        raise
     except Exception as error:
         reason = error if isinstance(error, DataError) else one_line(error)
         raise DataError(
             f"{version_dir} cannot be used ({reason}): delete it and prepare it again, "
             "or choose a dataset of uint8 images of one size, gray or RGB, with "
-            f"`label`, `train` and `test`, as {' or '.join(_READERS)}"
+            f"`{label}`, `train` and `test`, as {' or '.join(_READERS)}"
         ) from error
+
+
+def without_controls(text: str) -> str:
+    """Return a name without what is not for terminals, and crashes the charts."""
+    return re.sub(r"[\x00-\x1f\x7f]", " ", text)
+
+
+def make_ids(split: str, num_examples: int) -> np.ndarray:
+    """Return ids such as `train_00000` of examples that have none of their own."""
+    width = max(5, len(str(num_examples - 1)))
+    return np.array([f"{split}_{i:0{width}d}" for i in range(num_examples)], np.str_)
+
+
+def find_size_problem(num_images: int, shape: tuple[int, ...]) -> str | None:
+    """Return what is wrong where decoded images are too many, or None."""
+    if (size := num_images * math.prod(shape)) > MAX_BYTES:
+        return f"its images take {size / 2**30:.1f} GiB; the limit is {MAX_BYTES >> 30}"
+    return None
 
 
 def one_line(error: BaseException) -> str:
@@ -92,18 +121,23 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}".removesuffix(": ")
 
 
-def _find_problem(info) -> str | None:
+def _find_problem(info, label_name) -> str | None:
     """Return why this program cannot train on a dataset, or None if it can."""
     from tensorflow_datasets import features as tfds_features
 
     if info.file_format.value not in _READERS:
         return f"its format is {info.file_format.value}"
     features = dict(info.features.items())
-    image, label = features.get("image"), features.get("label")
+    image, label = features.get("image"), features.get(label_name)
     if not isinstance(image, tfds_features.Image):
         return "it has no feature `image`"
     if not isinstance(label, tfds_features.ClassLabel) or not label.num_classes:
-        return "it has no feature `label` with a known number of classes"
+        kind = tfds_features.ClassLabel
+        others = [name for name in features if isinstance(features[name], kind)]
+        remedy = f"; set --config.label={' or '.join(others)}" if others else ""
+        return (
+            f"it has no feature `{label_name}` with a known number of classes{remedy}"
+        )
     if None in image.shape or image.shape[-1] not in _MODES:
         return f"its images have shape {image.shape}"
     if image.np_dtype != np.uint8:
@@ -111,12 +145,10 @@ def _find_problem(info) -> str | None:
     if missing := {"train", "test"} - set(info.splits):
         return f"it has no split {' and '.join(sorted(missing))}"
     num_images = sum(info.splits[split].num_examples for split in ("train", "test"))
-    if (size := num_images * math.prod(image.shape)) > MAX_BYTES:
-        return f"its images take {size / 2**30:.1f} GiB; the limit is {MAX_BYTES >> 30}"
-    return None
+    return find_size_problem(num_images, image.shape)
 
 
-def _read_split(builder, split: str) -> Split:
+def _read_split(builder, split: str, label: str) -> Split:
     """Decode one split and check every example."""
     # TFDS's own copy of the protocol buffer that TensorFlow calls tf.train.Example.
     from tensorflow_datasets.proto import tf_example_pb2
@@ -134,26 +166,22 @@ def _read_split(builder, split: str) -> Split:
     ids = []
     for i, record in enumerate(records):
         feature = tf_example_pb2.Example.FromString(record).features.feature
-        (labels[i],) = feature["label"].int64_list.value
-        if not 0 <= labels[i] < (num_classes := features["label"].num_classes):
+        (labels[i],) = feature[label].int64_list.value
+        if not 0 <= labels[i] < (num_classes := features[label].num_classes):
             raise DataError(
                 f"{split} example {i} has label {labels[i]}, of {num_classes} classes"
             )
         (encoded,) = feature["image"].bytes_list.value
         images[i] = _decode(encoded, images.shape[1:], f"{split} example {i}")
         ids += [id_.decode() for id_ in feature["id"].bytes_list.value]
-    if len(ids) != len(records):
-        width = max(5, len(str(len(records) - 1)))
-        ids = [f"{split}_{i:0{width}d}" for i in range(len(records))]
-    ids = np.array(ids, np.str_)
+    has_ids = len(ids) == len(records)
+    ids = np.array(ids, np.str_) if has_ids else make_ids(split, len(records))
     order = np.argsort(ids, kind="stable")
     return Split(images[order], labels[order], ids[order])
 
 
 def _decode(encoded: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:
     """Return a picture, converted to gray or RGB; what is transparent shows white."""
-    from PIL import Image
-
     height, width, channels = shape
     with Image.open(io.BytesIO(encoded)) as image:
         is_converted = image.mode in _CONVERTED
@@ -161,10 +189,7 @@ def _decode(encoded: bytes, shape: tuple[int, int, int], name: str) -> np.ndarra
             found = f"{image.height}x{image.width} {image.mode}"
             expected = f"{height}x{width} {_MODES[channels]}"
             raise DataError(f"{name} is {found}, not {expected}")
-        if "A" in image.getbands() or "transparency" in image.info:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        return np.asarray(image.convert(_MODES[channels])).reshape(shape)
+        return np.asarray(pictures.convert(image, _MODES[channels])).reshape(shape)
 
 
 def _read_array_record(path: str) -> list[bytes]:

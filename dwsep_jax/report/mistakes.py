@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from dwsep_jax.data.dataset import find_official
+from dwsep_jax.data.dataset import find_test
 from dwsep_jax.data.read import find_data_dir
 from dwsep_jax.errors import UserError
 from dwsep_jax.report import charts, page
@@ -62,9 +62,8 @@ def find_images(run: Run, ids: list[str]) -> list[np.ndarray]:
         raise UserError("there is no config.json to name the dataset")
     config = run.config["resolved"]
     data_dir = find_data_dir(config.data_dir)
-    if (official := find_official(config.dataset, data_dir)) is None:
+    if (test := find_test(config)) is None:
         raise UserError(f"{config.dataset} is not in {data_dir}")
-    test = official[1]["test"]
     places = np.minimum(np.searchsorted(test.ids, ids), len(test.ids) - 1)
     if not np.array_equal(test.ids[places], ids):
         raise UserError(f"{config.dataset} in {data_dir} has other test images")

@@ -19,7 +19,12 @@ from dwsep_jax.data.augment import normalize
 from dwsep_jax.environment import compiler_options, describe_environment
 from dwsep_jax.errors import DivergedError, UserError, choose
 from dwsep_jax.train.checkpoint import Checkpoints
-from dwsep_jax.train.metrics import calibration, classification_report
+from dwsep_jax.train.metrics import (
+    calibration,
+    classification_report,
+    fit_temperature,
+    with_temperature,
+)
 from dwsep_jax.train.programs import BATCH_AXIS
 from dwsep_jax.train.step import TrainState, averaged, eval_step
 from dwsep_jax.workdir import Row, read_intact, score, write_atomically, write_json
@@ -122,7 +127,8 @@ def evaluate_and_write(
 ) -> dict[str, Any]:
     """Evaluate a state on a split, print the result and write it with its predictions.
 
-    EMA weights, where the state has them, are evaluated in place of the raw ones.
+    EMA weights, where the state has them, are evaluated in place of the raw ones. A
+    temperature is fitted on validation, whatever the split, and its effect is told.
 
     Writes evaluation.json and predictions.npz for `test`, evaluation-<split>.json and
     predictions-<split>.npz for the others.
@@ -151,6 +157,13 @@ def evaluate_and_write(
     values, probabilities = evaluate(
         weights, split, config.eval_batch_size, config.deterministic
     )
+    on_validation = probabilities
+    if split is not dataset.validation:
+        _, on_validation = evaluate(
+            weights, dataset.validation, config.eval_batch_size, config.deterministic
+        )
+    temperature = fit_temperature(dataset.validation.labels, on_validation)
+    scaled = calibration(split.labels, with_temperature(probabilities, temperature))
     steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
     evaluation = {
         "schema": 1,
@@ -161,6 +174,9 @@ def evaluate_and_write(
         **values,
         **classification_report(split.labels, probabilities, dataset.class_names),
         "calibration": calibration(split.labels, probabilities),
+        "temperature": temperature,
+        "calibrated": {name: scaled[name] for name in ("ece", "nll")},
+        "image_shape": list(dataset.image_shape),
         "environment": describe_environment(config.dtype, config.seed),
     }
     print_evaluation(evaluation, network)

@@ -25,7 +25,7 @@ def version_dir(tmp_path):
 def decodings(version_dir, monkeypatch):
     """The directories decoded, rather than restored, since the cache was written."""
     calls, decode = [], read.read
-    monkeypatch.setattr(read, "read", lambda path: calls.append(path) or decode(path))
+    monkeypatch.setattr(read, "read", lambda *args: calls.append(args) or decode(*args))
     return calls
 
 

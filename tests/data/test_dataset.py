@@ -23,6 +23,7 @@ PARTS = ("train", "validation", "train_eval", "test")
 
 def load(data_dir=None, **fields):
     defaults = {"dataset": "digits", "validation_size": 180, "split_seed": 0}
+    defaults |= {"image_size": None, "label": "label"}
     fields = {**defaults, "data_dir": data_dir and str(data_dir), **fields}
     return data.load(ml_collections.ConfigDict(fields))
 
@@ -129,7 +130,6 @@ def test_each_epoch_has_every_example_once_in_its_own_order():
         ({"dataset": "CIFAR10"}, ConfigError, r"'CIFAR10' is unk.* mean cifar10\?$"),
         ({"dataset": "digit"}, ConfigError, r"dataset='digit' is.*you mean digits or"),
         ({"dataset": ""}, ConfigError, r"dataset='' is unknown .* mean \w+ or \w"),
-        ({"dataset": "../toy"}, ConfigError, r"dataset='\.\./toy' is unknown"),
         ({"dataset": "mnist"}, DataError, r"in /\S+/data: .*tfds build mnist .*Tensor"),
         ({"data_dir": "gs://bucket"}, ConfigError, "gs://bucket is not a local dir"),
         ({"data_dir": __file__}, ConfigError, r"^data_dir=.*\.py is a file; choose"),
@@ -197,6 +197,7 @@ from dwsep_jax import data
 for name in ("digits", "toy"):
     size = {"digits": 180, "toy": 4}[name]
     config = {"dataset": name, "data_dir": sys.argv[1], "validation_size": size}
+    config |= {"image_size": None, "label": "label"}
     data.load(ml_collections.ConfigDict(config | {"split_seed": 0}))
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

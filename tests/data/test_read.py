@@ -9,8 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dwsep_jax.data import read
-from dwsep_jax.errors import DataError
+from dwsep_jax.data import cache, read
+from dwsep_jax.errors import ConfigError, DataError
 from tests.data.tfds_files import encode_image, write_dataset
 
 
@@ -148,3 +148,21 @@ def test_newest_complete_version_is_found(tmp_path):
             (path / "dataset_info.json").touch()
     assert read.find_version_dir(tmp_path, "toy") == tmp_path / "toy/10.0.0"
     assert read.find_version_dir(tmp_path, "absent") is None
+
+
+def test_the_label_is_chosen(tmp_path):
+    label = tfds.features.ClassLabel(names=[*"wxyz"])
+    coarse = tfds.features.ClassLabel(names=[*"ab"])
+    write_dataset(tmp_path / "toy/1.0.0", label=label, coarse=coarse)
+    for _ in range(2):  # The second time each from a cache of its own.
+        for names, values in {
+            "wxyz": ("label", "fine"),
+            "ab": ("coarse_label", "coarse"),
+        }.items():
+            for value in values:
+                class_names, splits = cache.load(tmp_path / "toy/1.0.0", value)
+                assert class_names == (*names,)
+                want = np.arange(6) % len(names)
+                np.testing.assert_array_equal(splits["test"].labels, want)
+    with pytest.raises(ConfigError, match=r"^label=x: choose coarse_label or label$"):
+        read.read(tmp_path / "toy/1.0.0", "x")

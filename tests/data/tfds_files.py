@@ -27,6 +27,7 @@ def write_dataset(
     ids=None,
     image=IMAGE,
     label=LABEL,
+    coarse=None,
     splits=("train", "test"),
     counts=(2, 4),
     file_format="tfrecord",
@@ -40,6 +41,7 @@ def write_dataset(
       ids: of the examples.
       image: the feature of the images; None leaves it out.
       label: the feature of the labels.
+      coarse: that of other labels, i % 2; None leaves it out.
       splits: their names.
       counts: the lengths that dataset_info.json claims for the two shards.
       file_format: the format that dataset_info.json claims.
@@ -48,7 +50,7 @@ def write_dataset(
     shape = image.shape if image and image.shape in ((7, 7, 1),) else (8, 6, 3)
     arrays = np.random.default_rng(0).integers(0, 256, (num_examples, *shape), np.uint8)
     examples = [
-        {"image": encode_image(array.squeeze()), "label": i % 4}
+        {"image": encode_image(array.squeeze()), "label": i % 4, "coarse_label": i % 2}
         for i, array in enumerate(arrays)
     ]
     for i, id_ in enumerate(ids or []):
@@ -56,6 +58,7 @@ def write_dataset(
     examples[4] |= edit or {}
     version_dir.mkdir(parents=True)
     features = {"image": image, "label": label, "id": ids and tfds.features.Text()}
+    features["coarse_label"] = coarse
     features = {name: feature for name, feature in features.items() if feature}
     tfds.features.FeaturesDict(features).save_config(version_dir)
     name = version_dir.parent.name

@@ -294,7 +294,7 @@ def test_the_mistakes_are_the_most_confident_ones_with_their_pictures(run, monke
     images = np.zeros((4, 8, 8, 3), np.uint8)
     images[:, 0, 0, 0] = [10, 11, 12, 13]
     splits = {"test": Split(images, np.zeros(4, np.int32), arrays["id"])}
-    monkeypatch.setattr(mistakes, "find_official", lambda *args: ((), splits))
+    monkeypatch.setattr(mistakes, "find_test", lambda config: splits["test"])
     shown = []
     monkeypatch.setattr(
         mistakes, "to_data_uri", lambda image: shown.append(image) or ""

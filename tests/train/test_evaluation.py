@@ -9,6 +9,7 @@ import pytest
 from dwsep_jax.data.augment import normalize
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.train import evaluation
+from dwsep_jax.train.metrics import calibration, fit_temperature, with_temperature
 from dwsep_jax.workdir import read_json
 from tests import tiny
 
@@ -47,6 +48,10 @@ def test_every_example_counts_once_whatever_the_batch_size(state, dataset):
 
 def test_files_hold_what_the_contract_says(state, dataset, tmp_path):
     config = tiny.make_config(seed=5)
+
+    def load(suffix):
+        return np.load(tmp_path / f"predictions{suffix}.npz")
+
     for name, suffix in (("test", ""), ("train", "-train")):
         arguments = (config, tmp_path, dataset, state, name, "the network")
         returned = evaluation.evaluate_and_write(*arguments)
@@ -64,6 +69,15 @@ def test_files_hold_what_the_contract_says(state, dataset, tmp_path):
         # Two ways to the same number: on the device, and from the predictions.
         nll = written["calibration"]["nll"]
         assert nll == pytest.approx(written["loss"], rel=1e-5)
+        assert written["image_shape"] == [8, 8, 3]
+        # Fitted on validation, whatever is evaluated.
+        _, on_validation = evaluation.evaluate(state, dataset.validation, 8)
+        want = fit_temperature(dataset.validation.labels, on_validation)
+        assert written["temperature"] == want
+        assert want != fit_temperature(split.labels, load(suffix)["probabilities"])
+        scaled = with_temperature(load(suffix)["probabilities"], want)
+        want = calibration(split.labels, scaled)
+        assert written["calibrated"] == {key: want[key] for key in ("ece", "nll")}
         environment = written["environment"]
         assert (environment["seed"], environment["device_count"]) == (5, 2)
         assert environment["versions"]["jax"] == jax.__version__

@@ -74,3 +74,27 @@ def test_calibration_by_hand():
     got = metrics.calibration(np.array([1]), np.array([[1.0, 0.0]]))
     assert 80 < got["nll"] < 90
     assert (got["ece"], got["brier"]) == (1.0, 2.0)
+
+
+def test_the_temperature_undoes_too_much_confidence():
+    # Of ten such examples eight are right, but the odds are squared: T = 2.
+    odds = np.array([[0.8, 0.2], [0.1, 0.9]]) ** 2
+    probabilities = (odds / odds.sum(1, keepdims=True)).repeat(10, 0).astype(np.float32)
+    labels = np.array([0] * 8 + [1] * 2 + [0] + [1] * 9)
+    found = metrics.fit_temperature(labels, probabilities)
+    assert found == pytest.approx(2, rel=1e-3)
+    scaled = metrics.with_temperature(probabilities, found)
+    np.testing.assert_allclose(scaled[::10], [[0.8, 0.2], [0.1, 0.9]], rtol=1e-3)
+    before, after = (metrics.calibration(labels, p) for p in (probabilities, scaled))
+    assert after["ece"] < 1e-3 < before["ece"]
+    assert after["nll"] < before["nll"]
+    unchanged = metrics.with_temperature(probabilities, 1.0)
+    np.testing.assert_allclose(unchanged, probabilities, rtol=1e-6)
+
+
+def test_the_temperature_has_limits():
+    labels, certain = np.array([0, 1, 1]), np.eye(2, dtype=np.float32)
+    assert metrics.fit_temperature(labels, certain[labels]) == 1
+    # Always wrong: the less certain, the better.
+    hottest = metrics.fit_temperature(labels, certain[1 - labels])
+    assert hottest == pytest.approx(20, rel=1e-3)

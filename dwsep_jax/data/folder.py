@@ -1,0 +1,194 @@
+"""Pictures in folders, train/<class>/*: listed, and decoded once."""
+
+import hashlib
+import os
+import pathlib
+import re
+import sys
+import unicodedata
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from rich.progress import track
+
+from dwsep_jax.console import say
+from dwsep_jax.data import cache, pictures
+from dwsep_jax.data.read import Decoded, Split, find_size_problem, without_controls
+from dwsep_jax.errors import DataError
+
+# Of the splits; a folder may have either name.
+SHORT_NAMES = {"train": "train", "validation": "val", "test": "test"}
+# So many files are named in a message.
+_MAX_NAMED = 20
+# Pictures that a thread decodes at a time.
+_BLOCK = 256
+
+
+class File(NamedTuple):
+    """A picture of a split."""
+
+    id: str
+    path: str
+    label: str
+
+
+def load(directory: pathlib.Path, image_size: int | None) -> Decoded:
+    """Return class names and splits of a folder, from the cache if nothing changed.
+
+    Classes are sorted by name, or by number if all names are numbers; examples by id,
+    which is the file's name without its suffix, or with class and suffix where a split
+    has two of that name.
+
+    Raises:
+      DataError: naming all files that cannot be read, or whatever else is wrong.
+    """
+    splits = {}
+    for split, short in SHORT_NAMES.items():
+        there = {p for n in (split, short) if (p := directory / n).is_dir()}
+        if len(there) > 1:
+            raise DataError(f"it has both {split}/ and {short}/; keep one")
+        for place in there:
+            splits[split] = _list_files(place)
+    if "train" not in splits:
+        raise DataError("it has no folder train/; put pictures into train/<class>/")
+    names = {file.label for file in splits["train"]}
+    are_numbers = all(map(str.isdecimal, names))
+    names = sorted(names, key=lambda name: (int(name) if are_numbers else 0, name))
+    for split, files in splits.items():
+        if others := sorted({file.label for file in files}.difference(names)):
+            raise DataError(f"{split}/ has the class {others[0]}, and train/ has not")
+
+    def describe():
+        digest = hashlib.sha256()
+        for split, files in splits.items():
+            for id_, path, label in files:
+                facts = (split, id_, label)
+                if os.path.exists(path):  # What is missing will be named.
+                    status = os.stat(path)
+                    facts += (status.st_size, status.st_mtime_ns)
+                digest.update(repr(facts).encode())
+        return [digest.hexdigest()]
+
+    def decode():
+        images = _decode([f.path for files in splits.values() for f in files], size)
+        decoded = {}
+        for split, files in splits.items():
+            labels = np.array([names.index(file.label) for file in files], np.int32)
+            ids = np.array([file.id for file in files], np.str_)
+            decoded[split] = Split(images[: len(files)], labels, ids)
+            images = images[len(files) :]
+        return tuple(names), decoded
+
+    size = image_size and (image_size, image_size)
+    variant = f"-{image_size}" if image_size else ""
+    return cache.cached(directory, variant, describe, decode)
+
+
+def _list_files(directory) -> list[File]:
+    """Return the pictures of a split, sorted by id; hidden files are not meant."""
+    found, others, empty = [], [], []
+    for name in _list_visible(os.listdir(directory)):
+        place = os.path.join(directory, name)
+        paths = _list_tree(place) if os.path.isdir(place) else [place]
+        if broken := [path for path in paths if re.search("[\ud800-\udfff]", path)]:
+            raise DataError(f"{broken[0]!r} is not text in UTF-8; rename it")
+        some = list(filter(_is_picture, paths))
+        others += [path for path in paths if not _is_picture(path)]
+        if some == [place]:
+            raise DataError(f"{place} is in no class; move it to {directory}/<class>/")
+        if os.path.isdir(place) and not some:
+            empty.append(name)
+        label = unicodedata.normalize("NFC", without_controls(name))
+        found += [(os.path.relpath(path, directory), path, label) for path in some]
+    if not found or (empty and directory.name == "train"):
+        kinds = ", ".join(pictures.SUFFIXES)
+        raise DataError(
+            f"{directory} has no picture ({kinds}) in {_join(empty) or 'any class'}; "
+            "add some, or delete the folder"
+        )
+    if others:
+        say(f"{directory}: {len(others):,} other files are left out: {_join(others)}")
+    stems = [os.path.splitext(os.path.basename(name))[0] for name, _, _ in found]
+    ids = stems if len(set(stems)) == len(stems) else [name for name, _, _ in found]
+    return sorted(File(id_, *rest) for id_, (_, *rest) in zip(ids, found, strict=True))
+
+
+def list_pictures(directory: str) -> list[str]:
+    """Return the paths of all pictures below a directory, sorted."""
+    return sorted(filter(_is_picture, _list_tree(directory)))
+
+
+def _list_tree(directory):
+    tree = os.walk(directory)
+    return [os.path.join(root, n) for root, _, ns in tree for n in _list_visible(ns)]
+
+
+def _is_picture(path):
+    return path.lower().endswith(pictures.SUFFIXES)
+
+
+def _list_visible(names):
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def _join(items):
+    more = f", ... ({len(items):,} in all)" if len(items) > _MAX_NAMED else ""
+    return without_controls(", ".join(items[:_MAX_NAMED]) + more)
+
+
+def _decode(paths: list[str], size: tuple[int, int] | None) -> np.ndarray:
+    """Decode pictures in threads: uint8 (N, H, W, C), gray where all of them are.
+
+    Raises:
+      DataError: naming those that cannot be read, or that differ in size.
+    """
+    width, height = size or _find_size(paths)
+    if problem := find_size_problem(len(paths), (height, width, 3)):
+        raise DataError(f"{problem}; take a smaller --config.image_size")
+    images = np.empty((len(paths), height, width, 3), np.uint8)
+    is_gray = np.empty(len(paths), bool)
+    unreadable, others = {}, {}
+
+    def decode(start):
+        for i in range(start, min(start + _BLOCK, len(paths))):
+            picture = pictures.read(paths[i], size)
+            if isinstance(picture, str):
+                unreadable[i] = picture
+            elif picture.size != (width, height):
+                others[i] = picture.size
+            else:
+                images[i] = np.atleast_3d(picture)
+                is_gray[i] = picture.mode == "L"
+
+    starts = range(0, len(paths), _BLOCK)
+    show = {"disable": not sys.stdout.isatty(), "transient": True}
+    with (
+        warnings.catch_warnings(action="ignore"),
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        for _ in track(pool.map(decode, starts), "decoding", len(starts), **show):
+            pass
+    if unreadable:
+        named = [f"{paths[i]} ({unreadable[i]})" for i in sorted(unreadable)]
+        raise DataError(
+            f"{len(named):,} of {len(paths):,} pictures cannot be read: "
+            f"{_join(named)}; repair or delete them"
+        )
+    if others:
+        (i, (w, h)), n = min(others.items()), len(others)
+        raise DataError(
+            f"pictures differ in size: {paths[0]} is {width}x{height}, {paths[i]} "
+            f"{w}x{h} ({n:,} of {len(paths):,} differ from the first); set "
+            f"--config.image_size={min(width, height)}"
+        )
+    return images[..., :1].copy() if is_gray.all() else images
+
+
+def _find_size(paths):
+    """Return the size of the first picture that can be read."""
+    for picture in map(pictures.read, paths):
+        if not isinstance(picture, str):
+            return picture.size
+    return 1, 1

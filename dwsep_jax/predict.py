@@ -1,0 +1,152 @@
+"""--mode=predict: classify pictures with a trained run."""
+
+import csv
+import io
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
+
+import jax
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from dwsep_jax.console import say
+from dwsep_jax.data import load, pictures
+from dwsep_jax.data.augment import normalize
+from dwsep_jax.data.folder import list_pictures
+from dwsep_jax.data.read import without_controls
+from dwsep_jax.environment import compiler_options
+from dwsep_jax.errors import ConfigError, UserError, choose
+from dwsep_jax.evaluate import restore
+from dwsep_jax.nn.densenet import create_model
+from dwsep_jax.workdir import read_json, write_atomically
+
+
+def predict_workdir(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    images: str,
+    output: str | None = None,
+    top: int = 5,
+) -> None:
+    """Classify pictures; print or write the most probable classes of each.
+
+    Pictures that cannot be read are named and left out.
+
+    Args:
+      config: the resolved configuration of the run.
+      workdir: of the run.
+      images: a picture, a folder of them, or a .txt file with a path on each line.
+      output: file to write, .csv or .jsonl; None prints.
+      top: classes of each picture, at most.
+
+    Raises:
+      ConfigError: if there are no such pictures, or the output is of another kind.
+      UserError: at the end, if some could not be read; or if there is no checkpoint.
+    """
+    encode = output and choose("--output", os.path.splitext(output)[1], _ENCODE)
+    if output and not os.path.isdir(os.path.dirname(output) or "."):
+        raise ConfigError(f"--output={output}: its folder is missing; create it first")
+    paths = _find_pictures(images)
+    names, shape, temperature = _describe_run(config, workdir)
+    classify = _make_classifier(config, workdir, len(names), temperature)
+    read = partial(_read, shape=shape)
+    rows, size = [], min(config.eval_batch_size, len(paths))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(paths), size):
+            batch, found = np.zeros((size, *shape), np.uint8), []
+            some = paths[start : start + size]
+            for path, picture in zip(some, pool.map(read, some), strict=True):
+                if isinstance(picture, str):
+                    say(f"skipped {without_controls(path)}: {picture}")
+                else:
+                    batch[len(found)] = picture
+                    found.append(path)
+            for path, shares in zip(found, np.asarray(classify(batch)), strict=False):
+                best = np.argsort(-shares, kind="stable")[:top]
+                rows.append([path, *((names[i], float(shares[i])) for i in best)])
+                if not output:
+                    classes = (f"{name} {share:.2%}" for name, share in rows[-1][1:])
+                    say("  ".join([without_controls(path), *classes]))
+    if output:
+        write_atomically(output, encode(rows).encode(errors="surrogateescape"))
+        say(f"predictions: {output}")
+    if len(rows) < len(paths):
+        raise UserError(
+            f"{len(paths) - len(rows):,} of {len(paths):,} pictures cannot be read; "
+            "those named above are left out"
+        )
+
+
+def _find_pictures(images):
+    path = os.path.expanduser(images)
+    if not os.path.exists(path):
+        raise ConfigError(f"--images={images}: no such file or folder")
+    paths = [path]
+    if os.path.isdir(path):
+        paths = list_pictures(path)
+    elif path.endswith(".txt"):
+        with open(path, errors="surrogateescape") as file:
+            paths = [line.strip() for line in file if line.strip()]
+    if not paths:
+        kinds = ", ".join(pictures.SUFFIXES)
+        raise ConfigError(f"--images={images}: holds no picture ({kinds}); name others")
+    return paths
+
+
+def _describe_run(config, workdir):
+    """Return class names, shape of the images and temperature of a run.
+
+    Evaluations of earlier versions lack the last two: then the data are asked.
+    """
+    evaluation = read_json(workdir, "evaluation") or {}
+    temperature = evaluation.get("temperature", 1.0)
+    if shape := evaluation.get("image_shape"):
+        return [c["name"] for c in evaluation["per_class"]], shape, temperature
+    dataset = load(config)
+    return dataset.class_names, dataset.image_shape, temperature
+
+
+def _make_classifier(config, workdir, num_classes, temperature):
+    """Return uint8 images (N, H, W, C) -> probabilities (N, K)."""
+    trained = restore(config, workdir, None)
+    weights = trained["ema"] or trained
+    # Of one device, however many it was trained on.
+    variables = jax.device_get({n: weights[n] for n in ("params", "batch_stats")})
+    model = create_model(config, num_classes)
+
+    def classify(variables, images):
+        logits = model.apply(variables, normalize(images), train=False)
+        return nn.softmax(logits / temperature)
+
+    options = compiler_options(config.deterministic)
+    return partial(jax.jit(classify, compiler_options=options), variables)
+
+
+def _read(path, shape):
+    height, width, channels = shape
+    picture = pictures.read(path, (width, height), "L" if channels == 1 else "RGB")
+    return picture if isinstance(picture, str) else np.atleast_3d(picture)
+
+
+def _encode_csv(rows):
+    text = io.StringIO()
+    ranks = range(1, max(map(len, rows), default=1))
+    header = [(f"class_{rank}", f"probability_{rank}") for rank in ranks]
+    table = [["image", *header], *rows]
+    csv.writer(text).writerows([row[0], *chain(*row[1:])] for row in table)
+    return text.getvalue()
+
+
+def _encode_jsonl(rows):
+    objects = (
+        {"image": path, "top": [{"class": c, "probability": p} for c, p in classes]}
+        for path, *classes in rows
+    )
+    return "".join(json.dumps(row) + "\n" for row in objects)
+
+
+_ENCODE = {".csv": _encode_csv, ".jsonl": _encode_jsonl}
