@@ -238,7 +238,7 @@ DIGITS --config.num_seeds=3
     --config.sweep.num_seeds?
 DIGITS --config.num_sedes=3
     unknown field --config.num_sedes; did you mean --config.compare.num_seeds or
-    --config.sweep.num_seeds or --config.num_epochs?
+    --config.sweep.num_seeds or --config.num_devices?
 DIGITS --config.compare.num_seed=3
     unknown field --config.compare.num_seed; did you mean
     --config.compare.num_seeds or [...]

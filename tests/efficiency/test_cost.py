@@ -12,7 +12,8 @@ from dwsep_jax.efficiency import cost, timing
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.nn.summary import summarize
 from dwsep_jax.train import optim
-from tests import quick, tiny
+from tests import tiny
+from tests.quick import read
 
 
 def test_layers_have_names_kinds_and_shapes(monkeypatch):
@@ -171,7 +172,7 @@ def test_the_file_is_written_where_training_can_continue(monkeypatch, tmp_path, 
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         *("config.json", "efficiency.json")
     }
-    assert quick.read(tmp_path / "run" / "efficiency.json") == content
+    assert read(tmp_path / "run" / "efficiency.json") == content
     assert printed == [content, content]
     assert f"files: {tmp_path / 'run'}" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="seed=0 there"):
