@@ -13,7 +13,7 @@ from tests import tiny
 from tests.sweep.sweeping import Quick
 
 NOT_AXES = {"dataset", "validation_size", "split_seed", "seed", "platform"}
-NOT_AXES |= {"num_devices", "remat"}
+NOT_AXES |= {"num_devices", "remat", "image_size", "label"}
 AXES = sorted({name for name in FIELDS if "." not in name} - NOT_AXES - CHANGE_NOTHING)
 # Where the default and the example will not do.
 CHOICES = {"batch_size": "4|8", "block_sizes": "1,1|2", "warmup_epochs": "0.5|1"}
