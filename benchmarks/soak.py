@@ -114,6 +114,16 @@ def start(workdir, delay=None, broken=None):
     return process
 
 
+def wait_for_training(workdir: pathlib.Path, process: Any) -> None:
+    """Wait until a process has begun to train, or has ended."""
+    log = pathlib.Path(f"{workdir}.log")
+    before = log.stat().st_size if log.exists() else 0
+    while process.is_alive():
+        if log.exists() and b"compiled the eval" in log.read_bytes()[before:]:
+            return
+        time.sleep(0.01)
+
+
 def read_end(workdir: pathlib.Path) -> dict[str, Any]:
     """Return what a finished run has left, without times and places."""
     from dwsep_jax.train.checkpoint import Checkpoints
@@ -156,6 +166,8 @@ def hit(workdir, number, seconds, broken) -> dict[str, Any]:
     moment = float(rng.uniform(0, 0.1 if is_in_save else seconds))
     row = {"number": number, "fault": kind, "moment": moment}
     process = start(workdir, moment if is_in_save else None, broken)
+    if rng.random() < 0.8:  # The others may be hit before they train.
+        wait_for_training(workdir, process)
     process.join(None if is_in_save else moment)
     if process.is_alive():
         os.kill(process.pid, SIGNALS.get(kind, signal.SIGKILL))
@@ -167,8 +179,9 @@ def hit(workdir, number, seconds, broken) -> dict[str, Any]:
         row["file"] = damage(workdir, kind, rng)
     begin = time.perf_counter()
     process = start(workdir, None, broken)
-    process.join()
+    wait_for_training(workdir, process)
     row["recovery_seconds"] = time.perf_counter() - begin
+    process.join()
     row["end_code"] = process.exitcode
     log = pathlib.Path(f"{workdir}.log").read_text(errors="replace")
     row["traceback"] = "Traceback" in log
@@ -219,8 +232,10 @@ def main() -> int:
     whole, file = out / "whole", out / "faults.jsonl"
     for _ in range(2):  # The second compiles nothing.
         shutil.rmtree(whole, ignore_errors=True)
-        begin = time.perf_counter()
+        pathlib.Path(f"{whole}.log").unlink(missing_ok=True)
         process = start(whole)
+        wait_for_training(whole, process)
+        begin = time.perf_counter()
         process.join()
         seconds = time.perf_counter() - begin
         assert process.exitcode == 0, f"see {whole}.log"
