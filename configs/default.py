@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 def set_data(c: ml_collections.ConfigDict) -> None:
     """Set the fields of the dataset and of augmentation."""
-    # A TFDS name: cifar10, digits, cifar100, svhn_cropped, ...; or one's own: a folder
+    # digits; a TFDS name: cifar10, cifar100, svhn_cropped, ...; or one's own: a folder
     # with train/<class>/*.png, or an .npz.
     c.dataset = "cifar10"
     # The feature of a TFDS dataset that is the class, where it has several: of cifar100
@@ -79,8 +79,8 @@ def set_network(c: ml_collections.ConfigDict) -> None:
     c.norm_momentum = 0.9
     # Dtype of activations; parameters, statistics and logits stay float32.
     c.dtype = "float32"
-    # How depthwise convolutions and transitions are computed: auto, conv or shift.
-    # Affects speed only.
+    # How convolutions are computed, in the stem and transitions, too: auto, conv or
+    # shift. Affects speed only.
     c.lowering = "auto"
 
 

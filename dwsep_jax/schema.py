@@ -82,7 +82,7 @@ _OBJECTS = {
     "train_seconds?:number",
     "summary": "n:count mean:number std:number? ci95:interval?",
     "comparison": "dataset:text num_examples:size num_epochs:count margin:share "
-    "baseline:text main:text class_names:[text] seeds:[count] recipe:{setting} "
+    "baseline:text main:text class_names:[text] seeds:[count] "
     "variants:{variant} paired:{pair} per_class:{[f1]} answer:answer reason:text "
     "environment:environment",
     "variant": "description:text parameters:size macs:size overrides:{setting} "

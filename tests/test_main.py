@@ -3,6 +3,7 @@
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import types
@@ -10,7 +11,7 @@ import types
 import jax
 import pytest
 
-from dwsep_jax import cli
+from dwsep_jax import cli, signals
 from dwsep_jax.__main__ import MODES, define_flags, main
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.fields import COMPARISON, FIELDS
@@ -432,6 +433,8 @@ ERRORS = [
         f"error: PermissionError: [Errno 13] no: 'a'{DEBUG}",
     ),
     (KeyboardInterrupt(), 130, "interrupted"),
+    (signals.Stopped(signal.SIGINT), 130, "interrupted"),
+    (signals.Stopped(signal.SIGTERM), 143, "terminated"),
 ]
 
 

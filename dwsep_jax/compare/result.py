@@ -12,16 +12,9 @@ from dwsep_jax.compare.variants import BASELINE, MAIN, Variant
 from dwsep_jax.environment import describe_environment
 from dwsep_jax.errors import UserError
 from dwsep_jax.statistics import compare_networks, summarize_sample
-from dwsep_jax.train.trainer import describe_result
+from dwsep_jax.train.runs import describe_result
 from dwsep_jax.workdir import read_json, read_rows
 
-# Fields of the training that all variants share.
-_SHARED = (
-    *("optimizer", "learning_rate", "momentum", "weight_decay", "schedule"),
-    *("warmup_epochs", "clip_norm", "ema_decay", "batch_size", "early_stopping"),
-    *("dropout_rate", "label_smoothing", "flip", "shift", "cutout", "mixup"),
-    "class_weights",
-)
 _METRICS = (
     *("accuracy", "loss", "precision", "recall", "f1", "ece", "val_accuracy"),
     *("train_seconds", "images_per_second"),
@@ -94,7 +87,6 @@ def build_comparison(
         "main": MAIN,
         "seeds": list(seeds),
         "num_epochs": config.num_epochs,
-        "recipe": {name: config[name] for name in _SHARED},
         "variants": entries,
         "paired": paired,
         "per_class": per_class,

@@ -21,7 +21,7 @@ from dwsep_jax.compare.variants import BASELINE, MAIN, Variant, make_variants
 from dwsep_jax.config import validate
 from dwsep_jax.fields import COMPARISON
 from dwsep_jax.train import loop
-from dwsep_jax.train.trainer import Run, Trainer, read_score
+from dwsep_jax.train.runs import Run, RunQueue, read_score
 from dwsep_jax.workdir import claimed, load_config, open_workdir, write_json
 
 _SENTENCES = {
@@ -93,7 +93,7 @@ class Comparison:
         num_runs = len(self._factors) + len(self._seeds) - 1
         self._groups = [variant.name for variant in self._variants] * num_runs
         at_once = config.compare.members_at_once
-        self._trainer = Trainer(at_once, dataset, self._groups)
+        self._queue = RunQueue(at_once, dataset, self._groups)
 
     def print_plan(self) -> None:
         """Print what will be compared, and how many runs that takes."""
@@ -123,14 +123,14 @@ class Comparison:
         """
         rates = self._try_rates()
         chosen = {name: choose_rate(name, tried) for name, tried in rates.items()}
-        at_once = self._trainer.num_members
+        at_once = self._queue.num_members
         for i, seed in enumerate(self._seeds):
             if i % at_once == 1:
                 seeds = self._seeds[i : i + at_once]
                 for variant in self._variants:
                     rate = chosen[variant.name]
                     runs = [self._plan_seed(variant, rate, seed) for seed in seeds]
-                    self._trainer.train_ahead(runs)
+                    self._queue.train_ahead(runs)
             for variant in self._variants:
                 self._train_seed(variant, chosen[variant.name], seed)
             if i == 0:
@@ -152,11 +152,11 @@ class Comparison:
         }
         for variant in self._variants:
             names = [(variant.name, factor) for factor in self._factors]
-            self._trainer.train_ahead([runs[name] for name in names])
+            self._queue.train_ahead([runs[name] for name in names])
         rates = {variant.name: [] for variant in self._variants}
         for (name, factor), run in runs.items():
             # A rate at which a run diverges is a bad one, not an error.
-            error = self._trainer.finish(run, on_test=False)
+            error = self._queue.finish(run, on_test=False)
             accuracy, loss = (None, None) if error else read_score(run)
             rates[name].append(
                 {
@@ -195,7 +195,7 @@ class Comparison:
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.copytree(self._workdir / rate["workdir"], unfinished)
             os.replace(unfinished, run.directory)
-        if error := self._trainer.finish(run, on_test=True):
+        if error := self._queue.finish(run, on_test=True):
             raise error
 
 

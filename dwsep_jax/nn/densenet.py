@@ -87,7 +87,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """Run dense layers, each on the concatenation of all before it."""
+    """Run dense layers, each on the outputs of all before it."""
 
     num_layers: int
     layer: ModuleDef

@@ -60,7 +60,7 @@ def describe_comparison(comparison: Comparison) -> page.Section:
 
 
 def _describe_unfinished(comparison):
-    """Return how far a comparison has come that has no comparison.json yet."""
+    """Return the progress of a comparison that has no comparison.json yet."""
     rows = []
     for variant, runs in comparison.runs.items():
         for run in runs:
@@ -68,9 +68,7 @@ def _describe_unfinished(comparison):
             test = percent(run.evaluation and run.evaluation["accuracy"])
             row = [f"{variant}/{run.directory.name}", str(last["epoch"])]
             rows.append([*row, percent(last["val_accuracy"]), test])
-    words = (
-        "No comparison.json yet. Give the command of the comparison again to continue."
-    )
+    words = "No comparison.json yet. Repeat the comparison's command to continue."
     columns = ["run", "epochs", "validation accuracy", "test accuracy"]
     name = comparison.directory.resolve().name
     return page.Section(
@@ -145,9 +143,11 @@ def _show_variants(content):
             for key, value in variant["overrides"].items()
         ]
         tried = [f"{rate['learning_rate']:.3g}" for rate in variant["rates"]]
-        rate = f"{variant['learning_rate']:.3g}, on validation the best of"
+        rate = f"{variant['learning_rate']:.3g}"
+        if len(tried) > 1:
+            rate += f", on validation the best of {listing(tried)}"
         words = ", ".join([variant["description"], *told])
-        described.append(f"{name}: {words}; learning rate {rate} {listing(tried)}.")
+        described.append(f"{name}: {words}; learning rate {rate}.")
     columns = ["variant", "test accuracy", "macro F1", "ECE"]
     columns += [f"minus {content['baseline']}, points", "95 % over seeds"]
     columns += ["95 % over images", "answer"]
@@ -188,9 +188,9 @@ def _show_costs(content, costs):
     size = max(speeds, key=speeds.get)
     promised = costs["macs"].ratio(baseline, main)
     words = (
-        f"{times(promised)} fewer multiply-adds promise as much speed; the clock gives "
-        f"{times(speeds[size])} at best (batch size {size}), "
-        f"{percent(speeds[size] / promised, 0)} of the promise."
+        f"By its multiply-adds, {main} would be {times(promised)} as fast as "
+        f"{baseline}; it is {times(speeds[size])} as fast at best (batch size {size}), "
+        f"{percent(speeds[size] / promised, 0)} of that."
     )
     return [*blocks, words]
 
@@ -239,7 +239,7 @@ def _tabulate_classes(content):
         found.append((gain, [label, *map(fixed, f1.values()), points(gain)]))
     rows = [cells for _, cells in sorted(found, key=lambda pair: pair[0])]
     columns = ["class", *names, f"{main} minus {baseline}, points"]
-    caption = "F1 of each class, mean over seeds; the largest loss first"
+    caption = "F1 of each class, mean over seeds; the largest drop first"
     return page.Table(caption, columns, rows)
 
 

@@ -18,7 +18,7 @@ from dwsep_jax.lock import locked
 from dwsep_jax.statistics import summarize_sample
 from dwsep_jax.sweep.study import Sweep, list_trials
 from dwsep_jax.sweep.trial import DIVERGED, format_setting, make_config, tabulate
-from dwsep_jax.train.trainer import Run, Trainer, describe_result
+from dwsep_jax.train.runs import Run, RunQueue, describe_result
 from dwsep_jax.trials import ENDED, latest
 from dwsep_jax.workdir import write_json
 
@@ -111,10 +111,10 @@ def _train_all(sweep, finals, dataset):
     names = "; ".join(f"trial {t.number}, {' and '.join(r)}" for t, r in finals)
     console.say(f"best: {names}; each is trained with {len(seeds)} new seeds")
     groups = [str(final.trial.number) for final in finals for _ in seeds]
-    trainer = Trainer(sweep.config.sweep.members_at_once, dataset, groups)
+    queue = RunQueue(sweep.config.sweep.members_at_once, dataset, groups)
     entries = []
     for final in finals:
-        entry = _train_final(sweep, final, seeds, trainer)
+        entry = _train_final(sweep, final, seeds, queue)
         if entry["runs"]:
             entries.append(entry)
         elif final is finals[0]:
@@ -126,7 +126,7 @@ def _train_all(sweep, finals, dataset):
     return entries
 
 
-def _train_final(sweep, final, seeds, trainer):
+def _train_final(sweep, final, seeds, queue):
     number, place = final.trial.number, f"final/trial{final.trial.number}"
     if epochs := sweep.config.sweep.refit_epochs:
         place += f"-epochs{epochs}"
@@ -140,8 +140,8 @@ def _train_final(sweep, final, seeds, trainer):
         )
         for seed in seeds
     ]
-    trainer.train_ahead(runs)
-    diverged = [run.config.seed for run in runs if trainer.finish(run, on_test=True)]
+    queue.train_ahead(runs)
+    diverged = [run.config.seed for run in runs if queue.finish(run, on_test=True)]
     trained = [
         describe_result(sweep.workdir, f"{place}/seed{seed}", seed)
         for seed in seeds

@@ -26,7 +26,7 @@ RunTrial = Callable[[optuna.Trial, pathlib.Path], float | None]
 
 
 def work(sweep: Sweep, run_trial: RunTrial, after_trial: Callable[[int], None]) -> None:
-    """Run trials until none waits or runs, here or in any other worker.
+    """Run trials until none is waiting or running in any worker.
 
     Args:
       sweep: as `open_study` returns it.
@@ -121,7 +121,7 @@ def requeue_dead_trials(sweep: Sweep) -> None:
 
 def _is_dead(trial, is_in_file):
     directory = trial.user_attrs.get("directory")
-    if directory is None:  # Killed before it had a heartbeat or a lock, or about to.
+    if directory is None:  # Killed before it took its lock, or about to.
         return time.time() - trial.datetime_start.timestamp() > study.GRACE_SECONDS
     is_here = trial.user_attrs["host"] == socket.gethostname()
     return is_in_file and is_here and os.path.isdir(directory) and is_free(directory)

@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from dwsep_jax.console import say
-from dwsep_jax.errors import UserError
+from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.workdir import write_atomically
 
 Tree = Any
@@ -111,15 +111,16 @@ class Checkpoints:
     def restore(self, epochs: Sequence[int], like: Tree | None) -> Restored | None:
         """Return the first intact checkpoint of some epochs; None if there are none.
 
-        Damaged ones are reported and passed over; missing ones are ignored.
+          Damaged ones are reported and passed over; missing ones are ignored.
 
-        Args:
-          epochs: of the checkpoints, in order of preference.
-          like: a tree of the structure, shapes and dtypes to restore; if None, nested
-            dicts and lists of what there is.
+          Args:
+            epochs: of the checkpoints, in order of preference.
+            like: a tree of the structure, shapes and dtypes to restore; if None, nested
+              dicts and lists of what there is.
 
-        Raises:
-          UserError: if all are damaged, or one belongs to another network.
+          Raises:
+            ConfigError: if one belongs to another network.
+        UserError: if all are damaged.
         """
         reasons = []
         for epoch in epochs:
@@ -132,8 +133,9 @@ class Checkpoints:
                 if not (self._directory / str(epoch)).exists():
                     continue  # The run has replaced it in the meantime.
                 reason = str(error).partition("\n")[0][:200]
-                reasons.append(f"epoch {epoch}: {type(error).__name__}: {reason}")
-                say(f"passing over the damaged checkpoint of {reasons[-1]}")
+                place = f"{self._directory.name}/{epoch}"
+                reasons.append(f"{place}: {type(error).__name__}: {reason}")
+                say(f"passing over the damaged checkpoint {reasons[-1]}")
         if reasons:
             raise UserError(
                 f"no checkpoint in {self._directory} can be restored "
@@ -172,8 +174,8 @@ class Checkpoints:
         here = describe_leaves(like)
         for name in [*here, *there]:
             if there.get(name) != here.get(name):
-                raise UserError(
-                    f"the checkpoint of epoch {epoch} in {self._directory} is of "
+                raise ConfigError(
+                    f"the checkpoint {self._directory}/{epoch} is of "
                     f"another network: {name} is {there.get(name, 'missing')} there, "
                     f"{here.get(name, 'missing')} here; choose another --workdir"
                 )

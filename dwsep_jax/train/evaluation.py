@@ -77,9 +77,10 @@ def evaluate(
 def _share_batches(state, batch_size):
     """Return how a batch is spread over the devices of a state; None if it is not."""
     sharding = state.step.sharding
-    if not isinstance(sharding, NamedSharding) or batch_size % sharding.mesh.size:
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    if mesh is None or mesh.axis_names != (BATCH_AXIS,) or batch_size % mesh.size:
         return None
-    return NamedSharding(sharding.mesh, PartitionSpec(BATCH_AXIS))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
 
 
 def compile_evaluation(config: ConfigDict, dataset: Dataset, state: TrainState) -> None:
@@ -128,8 +129,7 @@ def evaluate_and_write(
     """Evaluate a state on a split, print the result and write it with its predictions.
 
     EMA weights, where the state has them, are evaluated in place of the raw ones. A
-    temperature is fitted on validation, whatever the split, and its effect is told.
-
+    temperature is fitted on validation, whatever the split, and its effect is printed.
     Writes evaluation.json and predictions.npz for `test`, evaluation-<split>.json and
     predictions-<split>.npz for the others.
 
@@ -147,21 +147,16 @@ def evaluate_and_write(
     Raises:
       UserError: if the result, which has been printed, cannot be written.
     """
-    splits = {
-        "train": dataset.train,
-        "validation": dataset.validation,
-        "test": dataset.test,
-    }
+    names = ("train", "validation", "test")
+    splits = {name: getattr(dataset, name) for name in names}
     split = choose("split", split_name, splits)
     weights = state if state.ema is None else averaged(state)
-    values, probabilities = evaluate(
-        weights, split, config.eval_batch_size, config.deterministic
-    )
+    options = {"batch_size": config.eval_batch_size}
+    options["deterministic"] = config.deterministic
+    values, probabilities = evaluate(weights, split, **options)
     on_validation = probabilities
     if split is not dataset.validation:
-        _, on_validation = evaluate(
-            weights, dataset.validation, config.eval_batch_size, config.deterministic
-        )
+        _, on_validation = evaluate(weights, dataset.validation, **options)
     temperature = fit_temperature(dataset.validation.labels, on_validation)
     scaled = calibration(split.labels, with_temperature(probabilities, temperature))
     steps_per_epoch = dataset.steps_per_epoch(config.batch_size)

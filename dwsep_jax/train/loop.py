@@ -45,7 +45,8 @@ from dwsep_jax.workdir import (
     write_rows,
 )
 
-# The directory of a run that has what an epoch has made so far.
+# The directory that holds an unfinished epoch of a run; its checkpoints are named by
+# step.
 _PART = "partial"
 # Whether to give a run up, given the rows of its epochs so far.
 Prune = Callable[[list[Row]], bool]
@@ -119,7 +120,7 @@ def train(members: Sequence["Member"]) -> None:
         console.EpochProgress(config, num_steps) as progress,
     ):
 
-        def must_stop():
+        def must_save():
             return len(members) == 1 and bool(stop or members[0].is_due())
 
         while not stop and (active := [m for m in members if m.is_active]):
@@ -131,7 +132,7 @@ def train(members: Sequence["Member"]) -> None:
                 [member.is_active for member in members],
                 [member.permute() for member in members],
                 progress,
-                must_stop,
+                must_save,
             )
             seconds = time.perf_counter() - epoch_start
             for member, result in zip(members, results, strict=True):
@@ -144,7 +145,7 @@ def train(members: Sequence["Member"]) -> None:
 class Member:
     """A run, alone or among others, and how far it has been trained.
 
-    A context manager: its files are open within.
+    Use as a context manager: its files are open inside the block.
 
     Attributes:
       config: resolved.
@@ -156,7 +157,7 @@ class Member:
       total: metrics of its epoch so far.
       history: the rows of its epochs.
       num_resumed: how many of them an earlier process has trained.
-      error: how it diverged, if it did.
+      error: with which it diverged, or None.
       is_pruned: whether it was given up.
     """
 
@@ -243,11 +244,11 @@ class Member:
         return 0 < 60 * minutes < time.monotonic() - self._saved_at
 
     def save(self, result: EpochResult, seconds: float, start: float) -> None:
-        """Save what an epoch, or the part of one that was trained, has made of it.
+        """Save the member after an epoch or a part of one.
 
         Args:
           result: of the epoch; if it diverged, only the error is kept.
-          seconds: that its steps took.
+          seconds: the time its steps took.
           start: of the training, by `time.perf_counter`.
         """
         self._epoch_seconds += seconds
@@ -303,25 +304,27 @@ class Member:
         One that is damaged, or older than the last whole epoch, is deleted.
         """
         num_steps = self.dataset.steps_per_epoch(self.config.batch_size)
-        with (
-            Checkpoints(self.workdir, read_only=True, name=_PART) as parts,
-            contextlib.suppress(UserError),  # Each damaged one has been named.
-        ):
-            found = parts.restore_latest((self.state, self.total))
-            if found and found.epoch // num_steps == len(self.history):
-                self.state, self.total = found.tree
-                return found
+        with Checkpoints(self.workdir, read_only=True, name=_PART) as parts:
+            try:
+                found = parts.restore_latest((self.state, self.total))
+            except ConfigError:
+                raise  # It is whole, and of another network.
+            except UserError:
+                found = None  # Damaged, as has been said.
+        if found and int(found.tree[0].step) // num_steps == len(self.history):
+            self.state, self.total = found.tree
+            return found
         shutil.rmtree(self.workdir / _PART, ignore_errors=True)
         return None
 
     def _warn_of_other_bits(self, before: dict[str, int] | None) -> None:
-        """Say so where a run goes on with another number of threads or devices."""
+        """Warn if a run resumes with another number of threads or devices."""
         now = describe_parallelism()
         is_on_cpu = jax.default_backend() == "cpu"
         if is_on_cpu and not self.is_finished and before not in (None, now):
             there, here = (
                 f"{numbers['cpu_threads']} CPU threads for {numbers['device_count']} "
-                "devices"
+                f"device{'s' * (numbers['device_count'] > 1)}"
                 for numbers in (before, now)
             )
             console.say(
@@ -386,8 +389,8 @@ def _check_memory(config, state):
     if state_bytes + parameter_bytes > memory_bytes():
         raise ConfigError(
             f"growth_rate={config.growth_rate} and block_sizes={config.block_sizes} "
-            f"make {parameter_bytes // 4:,} parameters; to train them takes more than "
-            f"the {memory_bytes() / 2**30:.0f} GiB of memory here; take fewer"
+            f"make {parameter_bytes // 4:,} parameters; training them needs more than "
+            f"the {memory_bytes() / 2**30:.0f} GiB of memory here; reduce either"
         )
 
 

@@ -1,8 +1,9 @@
 """Learning-rate schedules, optimizers, and which parameters decay.
 
-An optimizer is `chain(clipping, scale_by_<name>, weight decay, schedule, peak rate)`.
-A schedule is only a shape in [0, 1]. Peak rate and decay are leaves of the optimizer's
-state, so that runs which differ only in them share a program.
+An optimizer is `chain(clipping, scale_by_<name>, descent)`; the descent has the weight
+decay, the schedule and the peak rate, and frozen parameters are left out. A schedule is
+only a shape in [0, 1]. Peak rate and decay are leaves of the optimizer's state, so that
+runs which differ only in them share a program.
 """
 
 import fnmatch

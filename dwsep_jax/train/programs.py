@@ -96,7 +96,7 @@ class EpochPrograms:
         is_active: Sequence[bool],
         orders: Sequence[jax.Array],
         progress: console.EpochProgress,
-        must_stop: Callable[[], bool] = lambda: False,
+        must_save: Callable[[], bool] = lambda: False,
     ) -> list[EpochResult]:
         """Train the active members for an epoch; losses are read while later steps run.
 
@@ -110,7 +110,7 @@ class EpochPrograms:
           is_active: members for which this is False are left as they are.
           orders: each member's permutation of the M training examples, int32 (M,).
           progress: is told of the steps.
-          must_stop: asked after each program; True ends the epoch there.
+          must_save: asked after each program; True returns what there is by then.
 
         Returns:
           The result of each member, with the error that its lone run would raise.
@@ -139,7 +139,7 @@ class EpochPrograms:
                 if all(errors[i] for i in np.flatnonzero(is_active)):
                     break
             pending = losses
-            if must_stop():
+            if must_save():
                 break
         read(losses)
         return list(map(EpochResult, *self._unpack(state, total), errors))
@@ -279,7 +279,7 @@ def _check_memory(compiled, batch_size, inputs, num_members):
     if num_members == 1:
         # The rest grows with the batch.
         fixed = sum(leaf.nbytes for leaf in inputs)
-        fitting = int(batch_size * (available - fixed) / (needed - fixed))
+        fitting = int(batch_size * (available - fixed) / max(1, needed - fixed))
         remedy = "take a smaller network"
         if fitting >= 1:  # A power of 2, to be on the safe side.
             size = 2 ** (fitting.bit_length() - 1)

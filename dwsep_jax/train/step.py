@@ -1,4 +1,8 @@
-"""One training step and one evaluation step, as pure functions."""
+"""The training state, one training step and one evaluation step as pure functions.
+
+`train_step` gets no configuration: what it depends on is a leaf of the state, or, if it
+makes another program, a static field of it or of the model and the optimizer.
+"""
 
 import difflib
 import functools
@@ -27,7 +31,7 @@ from dwsep_jax.train.optim import Plateau, make_optimizer, make_plateau, make_sc
 Batch = dict[str, jax.Array]
 
 # Fields whose values are leaves of the state: runs that differ in them share a program.
-# Some can be off: then 0 makes another program, which leaves out what is not needed.
+# Some are off at 0, which makes another, smaller program.
 _ALWAYS_IN_THE_STATE = ("seed", "learning_rate", "weight_decay")
 _IN_THE_STATE_ABOVE_0 = ("dropout_rate", "label_smoothing")
 
@@ -47,7 +51,7 @@ class Average(struct.PyTreeNode):
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything that training changes, and the two functions that change it.
+    """Everything that training changes, and the constants that `train_step` needs.
 
     Attributes:
       step: steps taken, int32 scalar.
@@ -166,7 +170,7 @@ def make_class_weights(text: str, dataset: Dataset) -> tuple[float, ...] | None:
     class's own, as in scikit-learn; a class without images has weight 1.
 
     Raises:
-      ConfigError: for the name of no class.
+      ConfigError: if a name is not one of the classes.
     """
     names = dataset.class_names
     if text == "none":
@@ -390,8 +394,8 @@ def cross_entropy(
     """Return the cross-entropy (N,) in nats of logits (N, K).
 
     Labels are classes, int (N,), or probabilities, float (N, K). A smoothing spreads
-    that share of each evenly over the classes; after mixup that is as good as before,
-    as both are linear. K class weights multiply the terms of the sum over classes,
+    that share of each evenly over the classes; before or after mixup is the same, as
+    both are linear. K class weights multiply the terms of the sum over classes,
     as in PyTorch; their mean is over images, as in Keras, not over weights.
 
     Raises:

@@ -101,7 +101,7 @@ def test_the_content_is_that_of_the_runs_files(whole):
     comparison = whole.comparison
     assert comparison.keys() == {
         *("schema", "dataset", "split", "num_examples", "class_names", "margin"),
-        *("baseline", "main", "seeds", "num_epochs", "recipe", "variants", "paired"),
+        *("baseline", "main", "seeds", "num_epochs", "variants", "paired"),
         *("per_class", "answer", "reason", "environment"),
     }
     assert (comparison["margin"], comparison["seeds"]) == (0.02, [0, 1])

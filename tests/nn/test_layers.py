@@ -131,6 +131,19 @@ def test_any_number_of_batch_axes(batch_shape):
         check_equal(ours, theirs, x)
 
 
+def test_conv_local_is_a_convolution_where_there_is_one_pixel():
+    x, options = images((2, 3, 3, 4)), dict(padding="VALID", use_bias=True)
+    local = nn.ConvLocal(5, (3, 3), **options)
+    params = local.init(KEY, x)["params"]
+    # Of patches whose channels come first; a bias for each pixel.
+    kernel = params["kernel"].reshape(4, 3, 3, 5).transpose(1, 2, 0, 3)
+    variables = {"params": {"kernel": kernel, "bias": params["bias"].reshape(5)}}
+    got = layers.StandardConv(5, **options).apply(
+        {"params": {"conv": variables["params"]}}, x
+    )
+    np.testing.assert_allclose(got, local.apply({"params": params}, x), rtol=1e-5)
+
+
 @pytest.mark.parametrize("precision", ["highest", lax.Precision.HIGHEST])
 def test_precision_reaches_every_product(precision):
     x = images()

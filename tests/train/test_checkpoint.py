@@ -81,7 +81,8 @@ def test_damage_to_any_file_is_noticed(tmp_path, capsys):
             path.write_bytes(content)
         shown = capsys.readouterr().out
         assert (
-            "passing over the damaged checkpoint of epoch 2: ValueError: the" in shown
+            "passing over the damaged checkpoint checkpoints/2: ValueError: the"
+            in shown
         )
         assert "the checksum of arrays/" in shown
         assert checkpoints.restore_latest(make_tree()).epoch == 2

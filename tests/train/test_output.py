@@ -8,7 +8,7 @@ from tensorboardX.proto import event_pb2
 from dwsep_jax import data
 from dwsep_jax.train import loop
 from dwsep_jax.train.output import open_events, write_events
-from dwsep_jax.train.trainer import Progress
+from dwsep_jax.train.runs import Progress
 from tests import tiny
 
 CURVES = ("train", "train_eval", "val", "ema_val")

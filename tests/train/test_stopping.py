@@ -1,5 +1,6 @@
 """SIGTERM, SIGINT and long epochs: a run saved in mid-epoch ends with the same bits."""
 
+import dataclasses
 import itertools
 import os
 import signal
@@ -10,6 +11,7 @@ from functools import partial
 import pytest
 
 from dwsep_jax import data, signals
+from dwsep_jax.errors import ConfigError
 from dwsep_jax.train import loop
 from dwsep_jax.train.programs import EpochPrograms
 from tests import tiny
@@ -106,8 +108,20 @@ def test_a_damaged_part_is_passed_over(whole, tmp_path, monkeypatch, capsys):
     flip_bytes(tmp_path / "partial" / "9" / "arrays")
     assert train(tmp_path) == whole
     shown = capsys.readouterr().out
-    assert "passing over the damaged checkpoint of epoch 9" in shown
+    assert "passing over the damaged checkpoint partial/9: ValueError" in shown
     assert "resuming after epoch 1, step 5\n" in shown
+
+
+def test_a_part_of_another_network_is_refused_and_kept(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, signals.handled():
+        signal_after(patch, [1])
+        with pytest.raises(signals.Stopped):
+            train(tmp_path)
+    four = dataclasses.replace(tiny.make_dataset(), class_names=tuple("abcd"))
+    monkeypatch.setattr(data, "load", lambda config: four)
+    with pytest.raises(ConfigError, match="partial/2 is of another network"):
+        train(tmp_path)
+    assert (tmp_path / "partial" / "2").exists()
 
 
 def test_a_second_signal_does_not_wait(tmp_path, monkeypatch):

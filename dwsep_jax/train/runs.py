@@ -75,7 +75,7 @@ class Run(NamedTuple):
     group: str | None
 
 
-class Trainer:
+class RunQueue:
     """Trains each run once, or several in one program ahead of their turn.
 
     When the turn of these comes, they only have to be evaluated.
