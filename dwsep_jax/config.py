@@ -25,7 +25,13 @@ from dwsep_jax.fields import (
     unknown_field,
 )
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+# Inside the package if it was installed from a wheel, beside it in a clone.
+_PACKAGE = pathlib.Path(__file__).parent
+CONFIGS = next(
+    path / "configs"
+    for path in (_PACKAGE, _PACKAGE.parent)
+    if (path / "configs").is_dir()
+)
 
 # These schedules do not depend on `num_epochs`; `train.optim` has the others.
 STEADY_SCHEDULES = ("constant", "plateau")
@@ -34,20 +40,27 @@ STEADY_SCHEDULES = ("constant", "plateau")
 def load_file(config_path: str) -> ConfigDict:
     """Return the config of a `file[:arg]`, with the names of its fields checked.
 
+    The files of `configs` may be given by their names, such as `digits`.
+
     Raises:
       ConfigError: if there is no such file, or `get_config` fails or returns something
         else.
     """
     path, colon, argument = config_path.partition(":")
     path = os.path.expanduser(path)
+    if path in _shipped() and not os.path.exists(path):
+        path = str(CONFIGS / f"{path}.py")
     if not os.path.isfile(path):
         raise ConfigError(f"--config={path}: no such file{list_configs()}")
     spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None:
         raise ConfigError(f"--config={path}: must be a Python file, *.py")
     module = importlib.util.module_from_spec(spec)
-    if str(CONFIGS.parent) not in sys.path:  # For `from configs import default`.
-        sys.path.append(str(CONFIGS.parent))
+    if "configs" not in sys.modules:  # For `from configs import default`.
+        package = importlib.util.spec_from_file_location(
+            "configs", CONFIGS / "__init__.py"
+        )
+        sys.modules["configs"] = importlib.util.module_from_spec(package)
     try:
         spec.loader.exec_module(module)
         config = module.get_config(*([argument] if colon else []))
@@ -74,9 +87,12 @@ def _find_line(error: Exception, path: str) -> str:
 
 
 def list_configs() -> str:
-    """Return `; there are <files>`, for errors; empty without the repository."""
-    paths = sorted(os.path.relpath(path) for path in CONFIGS.glob("[!_]*.py"))
-    return f"; there are {', '.join(paths)}" if paths else ""
+    """Return what --config may be, for errors."""
+    return f"; name a Python file, or one of {', '.join(_shipped())}"
+
+
+def _shipped():
+    return sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
 
 
 def validate(config: ConfigDict) -> None:

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pathlib
+import sys
 
 import pytest
 from ml_collections import ConfigDict
@@ -101,6 +102,19 @@ INVALID = {
     "sweep.num_trials sweep.refit_epochs": [0, -1, 1.5, 10**6 + 1],
 }
 INVALID = {name: values for names, values in INVALID.items() for name in names.split()}
+
+
+def test_shipped_files_are_known_by_name_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()  # Somebody's own.
+    monkeypatch.delitem(sys.modules, "configs", raising=False)
+    for name in ("digits", "compare:digits"):
+        file, colon, argument = name.partition(":")
+        path = f"{ROOT}/configs/{file}.py{colon}{argument}"
+        assert load_file(name).to_dict() == load_file(path).to_dict()
+    pathlib.Path("digits").touch()
+    with pytest.raises(ConfigError, match="must be a Python file"):
+        load_file("digits")
 
 
 def test_each_field_has_an_invalid_value():

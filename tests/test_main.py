@@ -215,13 +215,14 @@ def test_comparison_and_sweep_on_cifar10_are_those_of_separable(name):
 # Commands, and below each what follows "error: ", up to [...] if that is longer.
 MISTAKES = """
 --mode=efficiency
-    --config is missing; there are configs/compare.py, configs/[...]
+    --config is missing; name a Python file, or one of compare, cpu, default, [...]
 (nothing)
-    --config is missing; there are configs/compare.py, configs/[...]
+    --config is missing; name a Python file, or one of compare, cpu, default, [...]
 --config=configs/digit.py
-    --config=configs/digit.py: no such file; there are configs/compare.py, [...]
+    --config=configs/digit.py: no such file; name a Python file, or one of compare,
+    cpu, default, digits, separable, standard, sweep
 --config=configs
-    --config=configs: no such file; there are [...]
+    --config=configs: no such file; name a Python file, or one of [...]
 --config=LICENSE
     --config=LICENSE: must be a Python file, *.py
 --config=configs/digits.py:wide

@@ -98,6 +98,14 @@ def test_declared_dependencies_are_those_that_are_used():
     assert used - ours == needed - undeclared
 
 
+def test_a_wheel_carries_every_folder_and_the_configs():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent for path in (ROOT / "dwsep_jax").rglob("*.py")}
+    names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert {*setup["packages"]} == names | {"dwsep_jax.configs"}
+    assert setup["package-dir"] == {"dwsep_jax.configs": "configs"}
+
+
 def imported_modules(path):
     """Return the modules of ours that a file of the package imports."""
     for node in ast.walk(ast.parse(path.read_text())):

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from dwsep_jax.config import CONFIGS, flatten, load_file
 from dwsep_jax.console import describe_limit, tabulate_classes, tabulate_efficiency
-from dwsep_jax.errors import ConfigError
 from dwsep_jax.fields import CHANGE_NOTHING, RUN, SECTIONS, fields_of, format_value
 from dwsep_jax.report import figures, page
 from dwsep_jax.report.files import Run
@@ -133,15 +132,12 @@ def build_command(requested: ConfigDict, kind: str = RUN) -> str:
       kind: `RUN`, `COMPARISON` or `SWEEP`.
     """
     mode = SECTIONS[kind]
-    file = f"configs/{mode or 'default'}.py"
+    file = f"{mode or 'default'}.py"
     file += ":digits" if mode and requested.dataset == "digits" else ""
-    try:
-        base = load_file(str(CONFIGS.parent / file))
-    except ConfigError:
-        base = {}  # Installed without the repository.
+    base = load_file(str(CONFIGS / file))
     # With the same storage it would continue the same study.
     names = fields_of(kind) - CHANGE_NOTHING - {"sweep.storage", "sweep.study"}
-    words = [f"python main.py{mode and f' --mode={mode}'} --config={file}"]
+    words = [f"python main.py{mode and f' --mode={mode}'} --config=configs/{file}"]
     for name, value in flatten(requested).items():
         if value is not None and name in names and base.get(name) != value:
             words.append(f"--config.{name}={shlex.quote(format_value(value))}")
