@@ -3,7 +3,7 @@
 Usage:
   python main.py --config=FILE[:ARG] [--config.FIELD=VALUE ...] [--mode=MODE]
                  [--workdir=DIR] [--split=SPLIT] [--images=PATH] [--top=N]
-                 [--output=PATH] [--debug]
+                 [--output=PATH] [--format=NAME,...] [--debug]
   Installed, it is also `dwsep-jax` or `python -m dwsep_jax` in place of
   `python main.py`.
 
@@ -13,6 +13,7 @@ Examples:
   python main.py --config=configs/digits.py --config.block_sizes=3,3 --noconfig.progress
   python main.py --mode=evaluate --workdir=runs/separable --split=validation
   python main.py --mode=predict --workdir=runs/separable --images=cat.jpg
+  python main.py --mode=export --workdir=runs/separable --format=stablehlo,onnx
   python main.py --mode=compare --config=configs/compare.py:digits
   python main.py --mode=sweep --config=configs/sweep.py:digits
   python main.py --mode=report --workdir=runs/separable,runs/digits
@@ -28,6 +29,9 @@ Flags:
               latest weights, or its best ones with early stopping.
               predict: classify the pictures of --images with a run's weights, as
               evaluate takes them, and the temperature of its evaluation.
+              export: write a run's weights, as evaluate takes them, as programs for
+              JAX (StableHLO) or ONNX and as safetensors, with a model card; they need
+              none of this package.
               efficiency: count parameters, MACs and FLOPs, and measure time and memory,
               without training.
               compare: train several variants over several seeds, and report whether
@@ -40,10 +44,13 @@ Flags:
   --workdir   Directory of the run's files; by default runs/ and a name made of the
               config file and the fields replaced.
   --output    Directory for the files of --mode=report, by default the (first) workdir;
-              file for --mode=predict, .csv or .jsonl, in place of the screen.
+              file for --mode=predict, .csv or .jsonl, in place of the screen; directory
+              for --mode=export, by default export/ in the workdir.
   --images    Pictures for --mode=predict: a file, a folder, or a .txt file with a path
               on each line.
   --top       Classes that --mode=predict shows of each picture: 5 by default.
+  --format    What --mode=export writes: stablehlo,safetensors (the default), or others
+              of stablehlo, safetensors and onnx, which needs the extra `onnx`.
   --split     Split for --mode=evaluate: test (the default), validation or train.
   --debug     Show the traceback of an error.
 
@@ -71,6 +78,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_enum("split", None, splits, "For evaluate.", flag_values=values)
     flags.DEFINE_string("images", None, "For predict.", flag_values=values)
     flags.DEFINE_integer("top", None, "For predict.", 1, flag_values=values)
+    flags.DEFINE_string("format", None, "For export.", flag_values=values)
     flags.DEFINE_bool("debug", False, "Show tracebacks.", flag_values=values)
     flags.DEFINE_bool("help", False, "Show help.", short_name="h", flag_values=values)
     flags.DEFINE_alias("helpfull", "help", flag_values=values)
@@ -100,6 +108,16 @@ def run_predict(command: cli.Command) -> None:
     resolved = workdir.load_config(command.workdir, command.config)
     paths = (command.workdir, command.images, command.output)
     predict.predict_workdir(resolved, *paths, command.top or 5)
+
+
+def run_export(command: cli.Command) -> None:
+    """Write a run's network in files that need none of this package."""
+    from dwsep_jax import workdir
+    from dwsep_jax.export import write
+
+    resolved = workdir.load_config(command.workdir, command.config)
+    formats = (command.formats or "stablehlo,safetensors").split(",")
+    write.export_workdir(resolved, command.workdir, formats, command.output)
 
 
 def run_efficiency(command: cli.Command) -> None:
@@ -139,6 +157,7 @@ MODES = {
     "train": run_train,
     "evaluate": run_evaluate,
     "predict": run_predict,
+    "export": run_export,
     "efficiency": run_efficiency,
     "compare": run_compare,
     "sweep": run_sweep,

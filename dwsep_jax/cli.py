@@ -24,8 +24,8 @@ from dwsep_jax.workdir import load_requested
 _KINDS = {mode: kind for kind, mode in SECTIONS.items()}
 
 # The flags that only some modes read.
-_READ_BY = {"split": ["evaluate"], "output": ["report", "predict"]}
-_READ_BY |= {"images": ["predict"], "top": ["predict"]}
+_READ_BY = {"split": ["evaluate"], "output": ["report", "predict", "export"]}
+_READ_BY |= {"images": ["predict"], "top": ["predict"], "format": ["export"]}
 
 # What JAX_PLATFORMS becomes. "" leaves the choice to jax, which prefers accelerators
 # and keeps the CPU beside them; "gpu" would demand the GPUs of every maker at once.
@@ -35,7 +35,7 @@ _PLATFORMS = {"cpu": "cpu", "gpu": "", "tpu": ""}
 class Command(NamedTuple):
     """What the command line asks for.
 
-    `config` is None where --mode=report has only a workdir; the last four are None
+    `config` is None where --mode=report has only a workdir; the last five are None
     where they are not given.
     """
 
@@ -46,6 +46,7 @@ class Command(NamedTuple):
     output: str | None
     images: str | None = None
     top: int | None = None
+    formats: str | None = None
 
 
 def run(

@@ -1,7 +1,9 @@
 """--mode=evaluate: evaluate a run that is finished or still training."""
 
 import os
+from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from dwsep_jax.data import load
@@ -11,6 +13,7 @@ from dwsep_jax.report.figures import draw_run
 from dwsep_jax.train.checkpoint import Checkpoints
 from dwsep_jax.train.evaluation import evaluate_and_write, restore_to_evaluate
 from dwsep_jax.train.step import TrainState, make_state
+from dwsep_jax.workdir import read_json
 
 
 def evaluate_workdir(
@@ -49,3 +52,41 @@ def restore(
     raise UserError(
         f"{workdir} has no checkpoint yet; train it with --mode=train first"
     )
+
+
+class Task(NamedTuple):
+    """What a run was trained to tell apart.
+
+    Attributes:
+      class_names: in the order of the logits.
+      image_shape: (H, W, C).
+      temperature: by which logits are divided before the softmax.
+    """
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    temperature: float
+
+
+def describe_task(config: ConfigDict, workdir: str | os.PathLike) -> Task:
+    """Return what the evaluation of a run says of its classes and images.
+
+    Evaluations of earlier versions lack the shape: then the data are asked.
+    """
+    evaluation = read_json(workdir, "evaluation") or {}
+    temperature = evaluation.get("temperature", 1.0)
+    if shape := evaluation.get("image_shape"):
+        names = tuple(row["name"] for row in evaluation["per_class"])
+        return Task(names, tuple(shape), temperature)
+    dataset = load(config)
+    return Task(dataset.class_names, dataset.image_shape, temperature)
+
+
+def restore_variables(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
+    """Return the `params` and `batch_stats` that an evaluation describes, as NumPy's.
+
+    They are of one device, however many the run was trained on.
+    """
+    trained = restore(config, workdir, None)
+    weights = trained["ema"] or trained
+    return jax.device_get({name: weights[name] for name in ("params", "batch_stats")})

@@ -14,15 +14,15 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from dwsep_jax.console import say
-from dwsep_jax.data import load, pictures
+from dwsep_jax.data import pictures
 from dwsep_jax.data.augment import normalize
 from dwsep_jax.data.folder import list_pictures
 from dwsep_jax.data.read import without_controls
 from dwsep_jax.environment import compiler_options
 from dwsep_jax.errors import ConfigError, UserError, choose
-from dwsep_jax.evaluate import restore
+from dwsep_jax.evaluate import describe_task, restore_variables
 from dwsep_jax.nn.densenet import create_model
-from dwsep_jax.workdir import read_json, write_atomically
+from dwsep_jax.workdir import write_atomically
 
 
 def predict_workdir(
@@ -51,7 +51,7 @@ def predict_workdir(
     if output and not os.path.isdir(os.path.dirname(output) or "."):
         raise ConfigError(f"--output={output}: its folder is missing; create it first")
     paths = _find_pictures(images)
-    names, shape, temperature = _describe_run(config, workdir)
+    names, shape, temperature = describe_task(config, workdir)
     classify = _make_classifier(config, workdir, len(names), temperature)
     read = partial(_read, shape=shape)
     rows, size = [], min(config.eval_batch_size, len(paths))
@@ -97,25 +97,9 @@ def _find_pictures(images):
     return paths
 
 
-def _describe_run(config, workdir):
-    """Return class names, shape of the images and temperature of a run.
-
-    Evaluations of earlier versions lack the last two: then the data are asked.
-    """
-    evaluation = read_json(workdir, "evaluation") or {}
-    temperature = evaluation.get("temperature", 1.0)
-    if shape := evaluation.get("image_shape"):
-        return [c["name"] for c in evaluation["per_class"]], shape, temperature
-    dataset = load(config)
-    return dataset.class_names, dataset.image_shape, temperature
-
-
 def _make_classifier(config, workdir, num_classes, temperature):
     """Return uint8 images (N, H, W, C) -> probabilities (N, K)."""
-    trained = restore(config, workdir, None)
-    weights = trained["ema"] or trained
-    # Of one device, however many it was trained on.
-    variables = jax.device_get({n: weights[n] for n in ("params", "batch_stats")})
+    variables = restore_variables(config, workdir)
     model = create_model(config, num_classes)
 
     def classify(variables, images):

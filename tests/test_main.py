@@ -325,15 +325,17 @@ DIGITS evaluate
     unexpected argument evaluate; write every flag as --flag=value
 DIGITS --mode=eval
     --mode=eval: value should be one of
-    <train|evaluate|predict|efficiency|compare|sweep|report>
+    <train|evaluate|predict|export|efficiency|compare|sweep|report>
 DIGITS --mode=evaluate --split=val
     --split=val: value should be one of <train|validation|test>
 DIGITS --split=test
     --split=test: only --mode=evaluate reads it; leave it out
 DIGITS --output=x
-    --output=x: only --mode=report or predict reads it; leave it out
+    --output=x: only --mode=report or predict or export reads it; leave it out
 DIGITS --images=x.png
     --images=x.png: only --mode=predict reads it; leave it out
+DIGITS --format=onnx
+    --format=onnx: only --mode=export reads it; leave it out
 DIGITS --top=3
     --top=3: only --mode=predict reads it; leave it out
 DIGITS --mode=predict

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from dwsep_jax import predict
+from dwsep_jax import evaluate, predict
 from dwsep_jax.__main__ import main
 from dwsep_jax.errors import UserError
 from dwsep_jax.train import loop
@@ -51,7 +51,7 @@ def read_lines(path):
 
 
 def test_the_test_images_get_their_probabilities(trained, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "load", None)  # The data are not needed.
+    monkeypatch.setattr(evaluate, "load", None)  # The data are not needed.
     evaluation = read_json(run, "evaluation")
     with np.load(run / "predictions.npz") as arrays:
         scaled = with_temperature(arrays["probabilities"], evaluation["temperature"])

@@ -1,0 +1,193 @@
+"""--mode=export: a trained network in files that need none of this package."""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+from safetensors.numpy import save
+from scipy import stats
+
+from dwsep_jax.console import say
+from dwsep_jax.data.augment import normalize
+from dwsep_jax.errors import UserError, choose
+from dwsep_jax.evaluate import describe_task, restore_variables
+from dwsep_jax.nn.densenet import create_model
+from dwsep_jax.nn.summary import describe_network, summarize
+from dwsep_jax.workdir import read_json, write_atomically, write_json
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export_workdir(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    formats: Sequence[str],
+    output: str | None = None,
+) -> None:
+    """Write the weights that a run's evaluation describes, as programs and as arrays.
+
+    Beside model.<format> it writes manifest.json and a model card, README.md. Programs
+    take uint8 images (N, H, W, C) and return logits (N, K), both of any N, computed in
+    float32.
+
+    Args:
+      config: the resolved configuration of the run.
+      workdir: of the run.
+      formats: some of stablehlo, onnx and safetensors.
+      output: directory for the files; None is `export` in the workdir.
+
+    Raises:
+      ConfigError: for an unknown format.
+      UserError: if there is no checkpoint, or a package is missing.
+    """
+    writers = {name: choose("--format", name, FORMATS) for name in formats}
+    task = describe_task(config, workdir)
+    variables = restore_variables(config, workdir)
+    contents = {
+        f"model.{name}": write(config, variables, task.image_shape)
+        for name, write in writers.items()
+    }
+    directory = pathlib.Path(output or os.path.join(workdir, "export"))
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        write_atomically(directory / name, content)
+    manifest = _describe(config, workdir, task, contents)
+    write_json(directory / "manifest.json", manifest)
+    write_atomically(directory / "README.md", make_card(manifest))
+    say(f"exported {', '.join(contents)}: {directory}")
+
+
+def make_stablehlo(
+    config: ConfigDict, variables: dict[str, Any], image_shape: tuple[int, ...]
+) -> bytes:
+    """Return a program of jax.export with the weights inside, for all platforms."""
+    reference = config.copy_and_resolve_references()
+    reference.dtype = "float32"
+    model = create_model(reference, len(variables["params"]["head"]["bias"]))
+
+    @jax.jit
+    def classify(images):
+        return model.apply(variables, normalize(images), train=False)
+
+    shape = (*jax.export.symbolic_shape("n"), *image_shape)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    return bytes(jax.export.export(classify, platforms=PLATFORMS)(images).serialize())
+
+
+def make_onnx(
+    config: ConfigDict, variables: dict[str, Any], image_shape: tuple[int, ...]
+) -> bytes:
+    """Return an ONNX model with the weights inside."""
+    try:
+        from dwsep_jax.export.onnx_graph import make_graph
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--format=onnx: {error}; pip install 'dwsep_jax[onnx]', or choose another"
+        ) from error
+    return make_graph(config, variables, image_shape).SerializeToString()
+
+
+def make_safetensors(
+    config: ConfigDict, variables: dict[str, Any], image_shape: tuple[int, ...]
+) -> bytes:
+    """Return the weights alone, by the names of the modules, as `init_from` reads."""
+    flat = flatten_dict(variables, sep=".")
+    return save({name: np.asarray(array) for name, array in flat.items()})
+
+
+FORMATS = {
+    "stablehlo": make_stablehlo,
+    "onnx": make_onnx,
+    "safetensors": make_safetensors,
+}
+
+
+def _describe(config, workdir, task, contents):
+    """Return what manifest.json says of the files."""
+    parts = summarize(config, len(task.class_names), task.image_shape)
+    manifest = {
+        "schema": 1,
+        "network": describe_network(config, parts),
+        "dataset": config.dataset,
+        "class_names": list(task.class_names),
+        "images": {"dtype": "uint8", "shape": ["N", *task.image_shape]},
+        "logits": {"dtype": "float32", "shape": ["N", len(task.class_names)]},
+        "temperature": task.temperature,
+        "parameters": sum(part.parameters for part in parts),
+        "macs": sum(part.macs for part in parts),
+        "files": {n: hashlib.sha256(c).hexdigest() for n, c in contents.items()},
+    }
+    if evaluation := read_json(workdir, "evaluation"):
+        names = ("split", "weights", "epoch", "num_examples", "accuracy")
+        manifest["evaluation"] = {name: evaluation[name] for name in names}
+        count = evaluation["num_examples"]
+        test = stats.binomtest(round(evaluation["accuracy"] * count), count)
+        manifest["evaluation"]["interval"] = [*test.proportion_ci(method="wilson")]
+    return manifest
+
+
+def make_card(manifest: dict[str, Any]) -> str:
+    """Return the model card of an export in Markdown."""
+    height, width, channels = manifest["images"]["shape"][1:]
+    result, calibrated = "It has not been evaluated.", ""
+    if evaluation := manifest.get("evaluation"):
+        low, high = evaluation["interval"]
+        result = (
+            f"Accuracy on {evaluation['num_examples']:,} images of "
+            f"{evaluation['split']}: {evaluation['accuracy']:.2%} (95 % interval "
+            f"{low:.2%} to {high:.2%}), {evaluation['weights']} weights of epoch "
+            f"{evaluation['epoch']}."
+        )
+        calibrated = (
+            f",\ndivided by {manifest['temperature']:.4g}, a temperature fitted on "
+            "validation"
+        )
+    uses = "\n\n".join(_USES[name] for name in manifest["files"])
+    sums = "\n".join(f"- `{n}`: `{digest}`" for n, digest in manifest["files"].items())
+    names = [name.replace("\n", " ") for name in manifest["class_names"]]
+    return f"""\
+# {manifest["dataset"]}: {manifest["network"]}
+
+{result}
+
+It takes uint8 images (N, {height}, {width}, {channels}) from 0 to 255, in the order of
+rows, columns and channels, and returns logits (N, {len(names)}); images are scaled to
+[-1, 1] inside. Probabilities are the softmax of the logits{calibrated}.
+
+Classes: {", ".join(names)}.
+
+{uses}
+
+SHA-256:
+
+{sums}
+
+Written by dwsep_jax with `--mode=export`.
+"""
+
+
+_USES = {
+    "model.stablehlo": """\
+`model.stablehlo` needs jax and flatbuffers alone:
+
+```python
+exported = jax.export.deserialize(open("model.stablehlo", "rb").read())
+logits = exported.call(images)
+```""",
+    "model.onnx": """\
+`model.onnx`, by ONNX Runtime:
+
+```python
+session = onnxruntime.InferenceSession("model.onnx")
+(logits,) = session.run(None, {"images": images})
+```""",
+    "model.safetensors": """\
+`model.safetensors` holds the weights for `--config.init_from`, or any other reader.""",
+}

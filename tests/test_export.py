@@ -1,0 +1,158 @@
+"""Exported networks: the same logits, in a process that has none of this package."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from safetensors.numpy import load
+
+from dwsep_jax import data
+from dwsep_jax.__main__ import main
+from dwsep_jax.data.augment import normalize
+from dwsep_jax.export import write
+from dwsep_jax.nn.densenet import create_model
+from dwsep_jax.train import loop
+from dwsep_jax.workdir import read_json
+from tests import tiny
+
+
+def run_onnx(content, images):
+    session = onnxruntime.InferenceSession(content)
+    (logits,) = session.run(None, {"images": images})
+    return logits
+
+
+NETWORKS = [
+    dict(bottleneck=2, inner_norm=True, inner_activation=True, activation="swish"),
+    dict(conv="standard", activation="gelu", stem_stride=2, block_sizes=(2,)),
+    dict(activation="leaky_relu", kernel_size=5, dtype="bfloat16"),
+]
+
+
+@pytest.mark.parametrize("changes", NETWORKS, ids=str)
+def test_every_network_has_the_same_logits_at_any_batch_size(changes):
+    config = tiny.make_config(**changes)
+    shape = (11, 10, 3)  # An odd edge is dropped where the image is halved.
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5, *shape), np.uint8)
+    with config.unlocked():
+        config.dtype = "float32"
+    model = create_model(config, 4)
+    variables = jax.jit(model.init)(jax.random.key(0), normalize(images))
+    # No scale, bias, mean or variance that could be left out unnoticed.
+    variables = jax.tree.map(
+        lambda x: np.float32(x + rng.uniform(0.1, 0.5, x.shape)), variables
+    )
+    want = np.asarray(jax.jit(model.apply)(variables, normalize(images)))
+    with config.unlocked():
+        config.dtype = changes.get("dtype", "float32")
+    program = write.make_stablehlo(config, variables, shape)
+    exported = jax.export.deserialize(bytearray(program))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    model = write.make_onnx(config, variables, shape)
+    for n in (5, 1):
+        scale = np.abs(want[:n]).max()
+        for got in (exported.call(images[:n]), run_onnx(model, images[:n])):
+            np.testing.assert_allclose(got, want[:n], rtol=0, atol=1e-5 * scale)
+    convolutions = [
+        n for n in onnx.load_from_string(model).graph.node if n.op_type == "Conv"
+    ]
+    layers = sum(config.block_sizes)
+    per_layer = 1 if "conv" in changes else 3 if config.bottleneck else 2
+    assert len(convolutions) == 1 + per_layer * layers + len(config.block_sizes) - 1
+
+
+ALONE = """
+import sys
+sys.modules["dwsep_jax"] = sys.modules["flax"] = sys.modules["orbax"] = None
+import jax, numpy, onnxruntime
+exported = jax.export.deserialize(open("model.stablehlo", "rb").read())
+images = numpy.load(sys.argv[1])
+logits = {"jax": exported.call(images)}
+session = onnxruntime.InferenceSession("model.onnx")
+(logits["onnx"],) = session.run(None, {"images": images})
+numpy.savez(sys.argv[2], **logits)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda config: tiny.make_dataset())
+        patch.setattr(loop, "draw_run", lambda workdir: None)
+        workdir = tmp_path_factory.mktemp("export") / "run"
+        loop.train_and_evaluate(tiny.make_config(num_epochs=1, ema_decay=0.5), workdir)
+    return workdir
+
+
+def export(workdir, *arguments):
+    return main(["", "--mode=export", f"--workdir={workdir}", *arguments])
+
+
+def test_a_run_is_exported_for_processes_without_the_package(run, tmp_path):
+    output = tmp_path / "there"
+    formats = "--format=stablehlo,onnx,safetensors"
+    assert export(run, formats, f"--output={output}") == 0
+    np.save(tmp_path / "images.npy", tiny.make_dataset().test.images)
+    code = [sys.executable, "-c", ALONE, tmp_path / "images.npy", tmp_path / "l.npz"]
+    subprocess.run(code, check=True, cwd=output)
+    with (
+        np.load(tmp_path / "l.npz") as logits,
+        np.load(run / "predictions.npz") as run_,
+    ):
+        for name in ("jax", "onnx"):
+            shares = np.exp(logits[name])
+            shares /= shares.sum(1, keepdims=True)
+            np.testing.assert_allclose(shares, run_["probabilities"], atol=1e-5)
+
+    manifest = json.loads((output / "manifest.json").read_text())
+    files = {path.name for path in output.iterdir()}
+    assert files == {*manifest["files"], "manifest.json", "README.md"}
+    for name, digest in manifest["files"].items():
+        assert hashlib.sha256((output / name).read_bytes()).hexdigest() == digest
+    evaluation = read_json(run, "evaluation")
+    assert manifest["temperature"] == evaluation["temperature"]
+    assert manifest["evaluation"]["accuracy"] == evaluation["accuracy"]
+    low, high = manifest["evaluation"]["interval"]
+    assert low < evaluation["accuracy"] < high
+    assert manifest["class_names"] == ["red", "green", "blue"]
+    card = (output / "README.md").read_text()
+    assert f"{evaluation['accuracy']:.2%}" in card
+    assert "red, green, blue" in card
+
+    arrays = load((output / "model.safetensors").read_bytes())
+    assert (
+        sum(x.size for n, x in arrays.items() if n.startswith("params."))
+        == (manifest["parameters"])
+    )
+
+
+def test_the_default_leaves_out_onnx(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert export(run) == 0
+    files = sorted(path.name for path in (run / "export").iterdir())
+    assert files == [
+        "README.md",
+        "manifest.json",
+        *map("model.{}".format, ("safetensors", "stablehlo")),
+    ]
+
+
+def test_mistakes_are_told_before_anything_is_written(
+    run, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "out"
+    assert export(run, "--format=onnx,tflite", f"--output={output}") == 2
+    line = "--format='tflite' is unknown; choose one of stablehlo, onnx, safetensors"
+    assert line in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "dwsep_jax.export.onnx_graph", raising=False)
+    assert export(run, "--format=onnx", f"--output={output}") == 1
+    assert "pip install 'dwsep_jax[onnx]'" in capsys.readouterr().err
+    assert not output.exists()
