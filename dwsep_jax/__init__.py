@@ -25,9 +25,12 @@ _MODULES = {
     "train_many": "train.step",
     "eval_step": "train.step",
     "count_macs": "nn.counting",
+    "separable_from_keras": "nn.convert",
+    "separable_from_torch": "nn.convert",
     "accelerate": "nn.accelerate",
     "undo_accelerate": "nn.accelerate",
     "check_compiler": "nn.compiler",
+    "load_trained": "evaluate",
     "write_report": "report.write",
 }
 __all__ = sorted(_MODULES)

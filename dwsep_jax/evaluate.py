@@ -8,12 +8,13 @@ from ml_collections import ConfigDict
 
 from dwsep_jax.data import load
 from dwsep_jax.errors import UserError
+from dwsep_jax.nn.densenet import DenseNet, create_model
 from dwsep_jax.nn.summary import describe_network, summarize
 from dwsep_jax.report.figures import draw_run
 from dwsep_jax.train.checkpoint import Checkpoints
 from dwsep_jax.train.evaluation import evaluate_and_write, restore_to_evaluate
 from dwsep_jax.train.step import TrainState, make_state
-from dwsep_jax.workdir import read_json
+from dwsep_jax.workdir import load_config, read_json
 
 
 def evaluate_workdir(
@@ -54,39 +55,49 @@ def restore(
     )
 
 
-class Task(NamedTuple):
-    """What a run was trained to tell apart.
+class Trained(NamedTuple):
+    """A trained network, and what it tells apart.
 
     Attributes:
+      model: called as `model.apply(variables, images, train=False)`, with float32
+        images (N, H, W, C) in [-1, 1].
+      variables: `params` and `batch_stats`, as NumPy's.
       class_names: in the order of the logits.
       image_shape: (H, W, C).
       temperature: by which logits are divided before the softmax.
     """
 
+    model: DenseNet
+    variables: dict[str, Any]
     class_names: tuple[str, ...]
     image_shape: tuple[int, ...]
     temperature: float
 
 
-def describe_task(config: ConfigDict, workdir: str | os.PathLike) -> Task:
-    """Return what the evaluation of a run says of its classes and images.
+def load_trained(
+    workdir: str | os.PathLike, config: ConfigDict | None = None
+) -> Trained:
+    """Return the network of a run, with the weights that its evaluation describes.
 
-    Evaluations of earlier versions lack the shape: then the data are asked.
+    Args:
+      workdir: of a run, which may still be training.
+      config: the resolved configuration of the run; None reads it.
+
+    Raises:
+      UserError: if there is no run, or no checkpoint.
     """
+    config = config or load_config(workdir)
+    # An evaluation of an earlier version lacks the shape: then the data are asked.
     evaluation = read_json(workdir, "evaluation") or {}
-    temperature = evaluation.get("temperature", 1.0)
     if shape := evaluation.get("image_shape"):
         names = tuple(row["name"] for row in evaluation["per_class"])
-        return Task(names, tuple(shape), temperature)
-    dataset = load(config)
-    return Task(dataset.class_names, dataset.image_shape, temperature)
-
-
-def restore_variables(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
-    """Return the `params` and `batch_stats` that an evaluation describes, as NumPy's.
-
-    They are of one device, however many the run was trained on.
-    """
+    else:
+        dataset = load(config)
+        names, shape = dataset.class_names, dataset.image_shape
     trained = restore(config, workdir, None)
     weights = trained["ema"] or trained
-    return jax.device_get({name: weights[name] for name in ("params", "batch_stats")})
+    # Of one device, however many it was trained on.
+    variables = jax.device_get({n: weights[n] for n in ("params", "batch_stats")})
+    model = create_model(config, len(names))
+    temperature = evaluation.get("temperature", 1.0)
+    return Trained(model, variables, names, tuple(shape), temperature)

@@ -20,8 +20,7 @@ from dwsep_jax.data.folder import list_pictures
 from dwsep_jax.data.read import without_controls
 from dwsep_jax.environment import compiler_options
 from dwsep_jax.errors import ConfigError, UserError, choose
-from dwsep_jax.evaluate import describe_task, restore_variables
-from dwsep_jax.nn.densenet import create_model
+from dwsep_jax.evaluate import load_trained
 from dwsep_jax.workdir import write_atomically
 
 
@@ -51,8 +50,9 @@ def predict_workdir(
     if output and not os.path.isdir(os.path.dirname(output) or "."):
         raise ConfigError(f"--output={output}: its folder is missing; create it first")
     paths = _find_pictures(images)
-    names, shape, temperature = describe_task(config, workdir)
-    classify = _make_classifier(config, workdir, len(names), temperature)
+    trained = load_trained(workdir, config)
+    names, shape = trained.class_names, trained.image_shape
+    classify = _make_classifier(config, trained)
     read = partial(_read, shape=shape)
     rows, size = [], min(config.eval_batch_size, len(paths))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -97,17 +97,15 @@ def _find_pictures(images):
     return paths
 
 
-def _make_classifier(config, workdir, num_classes, temperature):
+def _make_classifier(config, trained):
     """Return uint8 images (N, H, W, C) -> probabilities (N, K)."""
-    variables = restore_variables(config, workdir)
-    model = create_model(config, num_classes)
 
     def classify(variables, images):
-        logits = model.apply(variables, normalize(images), train=False)
-        return nn.softmax(logits / temperature)
+        logits = trained.model.apply(variables, normalize(images), train=False)
+        return nn.softmax(logits / trained.temperature)
 
     options = compiler_options(config.deterministic)
-    return partial(jax.jit(classify, compiler_options=options), variables)
+    return partial(jax.jit(classify, compiler_options=options), trained.variables)
 
 
 def _read(path, shape):

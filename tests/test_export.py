@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -15,9 +17,11 @@ from safetensors.numpy import load
 from dwsep_jax import data
 from dwsep_jax.__main__ import main
 from dwsep_jax.data.augment import normalize
+from dwsep_jax.evaluate import Trained
 from dwsep_jax.export import write
 from dwsep_jax.nn.densenet import create_model
 from dwsep_jax.train import loop
+from dwsep_jax.train.metrics import with_temperature
 from dwsep_jax.workdir import read_json
 from tests import tiny
 
@@ -52,10 +56,12 @@ def test_every_network_has_the_same_logits_at_any_batch_size(changes):
     want = np.asarray(jax.jit(model.apply)(variables, normalize(images)))
     with config.unlocked():
         config.dtype = changes.get("dtype", "float32")
-    program = write.make_stablehlo(config, variables, shape)
+    model = create_model(config, 4)
+    trained = Trained(model, variables, tuple("abcd"), shape, 1.0)
+    program = write.make_stablehlo(config, trained)
     exported = jax.export.deserialize(bytearray(program))
     assert exported.platforms == ("cpu", "cuda", "tpu")
-    model = write.make_onnx(config, variables, shape)
+    model = write.make_onnx(config, trained)
     for n in (5, 1):
         scale = np.abs(want[:n]).max()
         for got in (exported.call(images[:n]), run_onnx(model, images[:n])):
@@ -156,3 +162,15 @@ def test_mistakes_are_told_before_anything_is_written(
     assert export(run, "--format=onnx", f"--output={output}") == 1
     assert "pip install 'dwsep_jax[onnx]'" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_the_page_on_ones_own_code_classifies_as_the_run_did(run):
+    page = (pathlib.Path(__file__).parents[1] / "docs/your-own-code.md").read_text()
+    (snippet,) = re.findall(r"```python\n([^`]*load_trained[^`]*)```", page)
+    names = {}
+    exec(snippet, names)
+    images = normalize(tiny.make_dataset().test.images)
+    with np.load(run / "predictions.npz") as arrays:
+        temperature = read_json(run, "evaluation")["temperature"]
+        want = with_temperature(arrays["probabilities"], temperature)
+    np.testing.assert_allclose(names["classify"](run, images), want, atol=1e-5)

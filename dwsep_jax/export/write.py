@@ -17,8 +17,7 @@ from scipy import stats
 from dwsep_jax.console import say
 from dwsep_jax.data.augment import normalize
 from dwsep_jax.errors import UserError, choose
-from dwsep_jax.evaluate import describe_task, restore_variables
-from dwsep_jax.nn.densenet import create_model
+from dwsep_jax.evaluate import Trained, load_trained
 from dwsep_jax.nn.summary import describe_network, summarize
 from dwsep_jax.workdir import read_json, write_atomically, write_json
 
@@ -48,42 +47,34 @@ def export_workdir(
       UserError: if there is no checkpoint, or a package is missing.
     """
     writers = {name: choose("--format", name, FORMATS) for name in formats}
-    task = describe_task(config, workdir)
-    variables = restore_variables(config, workdir)
+    trained = load_trained(workdir, config)
     contents = {
-        f"model.{name}": write(config, variables, task.image_shape)
-        for name, write in writers.items()
+        f"model.{name}": write(config, trained) for name, write in writers.items()
     }
     directory = pathlib.Path(output or os.path.join(workdir, "export"))
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         write_atomically(directory / name, content)
-    manifest = _describe(config, workdir, task, contents)
+    manifest = _describe(config, workdir, trained, contents)
     write_json(directory / "manifest.json", manifest)
     write_atomically(directory / "README.md", make_card(manifest))
     say(f"exported {', '.join(contents)}: {directory}")
 
 
-def make_stablehlo(
-    config: ConfigDict, variables: dict[str, Any], image_shape: tuple[int, ...]
-) -> bytes:
+def make_stablehlo(config: ConfigDict, trained: Trained) -> bytes:
     """Return a program of jax.export with the weights inside, for all platforms."""
-    reference = config.copy_and_resolve_references()
-    reference.dtype = "float32"
-    model = create_model(reference, len(variables["params"]["head"]["bias"]))
+    model = trained.model.clone(dtype=jnp.float32)
 
     @jax.jit
     def classify(images):
-        return model.apply(variables, normalize(images), train=False)
+        return model.apply(trained.variables, normalize(images), train=False)
 
-    shape = (*jax.export.symbolic_shape("n"), *image_shape)
+    shape = (*jax.export.symbolic_shape("n"), *trained.image_shape)
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
     return bytes(jax.export.export(classify, platforms=PLATFORMS)(images).serialize())
 
 
-def make_onnx(
-    config: ConfigDict, variables: dict[str, Any], image_shape: tuple[int, ...]
-) -> bytes:
+def make_onnx(config: ConfigDict, trained: Trained) -> bytes:
     """Return an ONNX model with the weights inside."""
     try:
         from dwsep_jax.export.onnx_graph import make_graph
@@ -91,14 +82,13 @@ def make_onnx(
         raise UserError(
             f"--format=onnx: {error}; pip install 'dwsep_jax[onnx]', or choose another"
         ) from error
-    return make_graph(config, variables, image_shape).SerializeToString()
+    graph = make_graph(config, trained.variables, trained.image_shape)
+    return graph.SerializeToString()
 
 
-def make_safetensors(
-    config: ConfigDict, variables: dict[str, Any], image_shape: tuple[int, ...]
-) -> bytes:
+def make_safetensors(config: ConfigDict, trained: Trained) -> bytes:
     """Return the weights alone, by the names of the modules, as `init_from` reads."""
-    flat = flatten_dict(variables, sep=".")
+    flat = flatten_dict(trained.variables, sep=".")
     return save({name: np.asarray(array) for name, array in flat.items()})
 
 
@@ -109,17 +99,17 @@ FORMATS = {
 }
 
 
-def _describe(config, workdir, task, contents):
+def _describe(config, workdir, trained, contents):
     """Return what manifest.json says of the files."""
-    parts = summarize(config, len(task.class_names), task.image_shape)
+    parts = summarize(config, len(trained.class_names), trained.image_shape)
     manifest = {
         "schema": 1,
         "network": describe_network(config, parts),
         "dataset": config.dataset,
-        "class_names": list(task.class_names),
-        "images": {"dtype": "uint8", "shape": ["N", *task.image_shape]},
-        "logits": {"dtype": "float32", "shape": ["N", len(task.class_names)]},
-        "temperature": task.temperature,
+        "class_names": list(trained.class_names),
+        "images": {"dtype": "uint8", "shape": ["N", *trained.image_shape]},
+        "logits": {"dtype": "float32", "shape": ["N", len(trained.class_names)]},
+        "temperature": trained.temperature,
         "parameters": sum(part.parameters for part in parts),
         "macs": sum(part.macs for part in parts),
         "files": {n: hashlib.sha256(c).hexdigest() for n, c in contents.items()},

@@ -1,0 +1,68 @@
+"""Weights of other libraries: against their definitions, in float64."""
+
+import numpy as np
+import pytest
+
+from dwsep_jax import SeparableConv, separable_from_keras, separable_from_torch
+
+RNG = np.random.default_rng(0)
+C, M, F = 3, 2, 5
+
+
+def convolve(x, kernel, groups, stride, pads):
+    """Return what a grouped convolution is defined to be, for one NHWC batch.
+
+    `kernel` (F, C / groups, H, W) as PyTorch has it; output f reads group f // (F /
+    groups).
+    """
+    x = np.pad(x, ((0, 0), pads, pads, (0, 0)))
+    num_outputs, num_inputs, height, width = kernel.shape
+    rows = range(0, x.shape[1] - height + 1, stride)
+    y = np.zeros((x.shape[0], len(rows), len(rows), num_outputs))
+    for f in range(num_outputs):
+        first = f // (num_outputs // groups) * num_inputs
+        for i, row in enumerate(rows):
+            for j, column in enumerate(rows):
+                patch = x[:, row : row + height, column : column + width]
+                patch = patch[..., first : first + num_inputs]
+                y[:, i, j, f] = np.einsum("nhwc,chw->n", patch, kernel[f])
+    return y
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_pytorchs_pair_of_convolutions(stride, bias):
+    depthwise, mix = (
+        RNG.normal(size=(C * M, 1, 3, 3)),
+        RNG.normal(size=(F, C * M, 1, 1)),
+    )
+    biases = (RNG.normal(size=C * M), RNG.normal(size=F)) if bias else (None, None)
+    x = RNG.normal(size=(2, 8, 8, C))
+    want = convolve(x, depthwise, C, stride, (1, 1)) + (biases[0] if bias else 0)
+    want = want @ mix[:, :, 0, 0].T + (biases[1] if bias else 0)
+    params = separable_from_torch((depthwise, biases[0]), (mix, biases[1]))
+    layer = SeparableConv(F, 3, stride, padding=1, channel_multiplier=M, use_bias=bias)
+    got = layer.apply({"params": params}, x.astype(np.float32))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+# Rows that Keras adds before and after an 8x8 image for SAME and a 3x3 kernel.
+@pytest.mark.parametrize(("stride", "pads"), [(1, (1, 1)), (2, (0, 1))])
+def test_kerass_separable_convolution(stride, pads):
+    depthwise, mix = RNG.normal(size=(3, 3, C, M)), RNG.normal(size=(1, 1, C * M, F))
+    x, bias = RNG.normal(size=(2, 8, 8, C)), RNG.normal(size=F)
+    # Output c * M + m is that of kernel m of channel c.
+    kernel = np.stack([depthwise[..., c, m] for c in range(C) for m in range(M)])
+    want = convolve(x, kernel[:, None], C, stride, pads) @ mix[0, 0] + bias
+    params = separable_from_keras([depthwise, mix, bias])
+    layer = SeparableConv(F, 3, stride, channel_multiplier=M, use_bias=True)
+    got = layer.apply({"params": params}, x.astype(np.float32))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_other_shapes_are_refused():
+    full = np.ones((4, 4, 3, 3)), np.ones((4, 4, 1, 1))
+    with pytest.raises(ValueError, match="are not a depthwise and a pointwise one"):
+        separable_from_torch(full[:1], full[1:])
+    with pytest.raises(ValueError, match="are not a depthwise and a pointwise one"):
+        separable_from_keras([np.ones((3, 3, 4, 1)), np.ones((1, 1, 5, 4))])
