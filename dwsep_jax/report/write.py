@@ -19,7 +19,7 @@ from dwsep_jax.workdir import write_atomically
 def write_report(
     workdirs: Sequence[str | os.PathLike], output: str | os.PathLike | None = None
 ) -> pathlib.Path:
-    """Write report.html, report.md and figures/*.png.
+    """Write report.html, report.md and the charts as figures/<name>.png.
 
     Args:
       workdirs: of runs, comparisons and sweeps, finished or not; one section for each.
