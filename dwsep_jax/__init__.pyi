@@ -1,5 +1,6 @@
 """What `import dwsep_jax` offers; read by type checkers and by `__init__.py`."""
 
+from .evaluate import load_pretrained as load_pretrained
 from .evaluate import load_trained as load_trained
 from .nn.accelerate import accelerate as accelerate
 from .nn.accelerate import undo_accelerate as undo_accelerate

@@ -28,7 +28,8 @@ Flags:
               evaluate: evaluate a run, finished or in progress, on --split, with its
               latest weights, or its best ones with early stopping.
               predict: classify the pictures of --images with a run's weights, as
-              evaluate takes them, and the temperature of its evaluation.
+              evaluate takes them, and the temperature of its evaluation; or with an
+              export; or, without --workdir, with the weights shipped for --config.
               export: write a run's weights, as evaluate takes them, as programs for
               JAX (StableHLO) or ONNX and as safetensors, with a model card; they need
               none of this package.

@@ -15,7 +15,13 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dwsep_jax import signals
-from dwsep_jax.config import default_workdir, list_configs, load_file, validate
+from dwsep_jax.config import (
+    PRETRAINED,
+    default_workdir,
+    list_configs,
+    load_file,
+    validate,
+)
 from dwsep_jax.errors import ConfigError, UserError, choose, is_out_of_memory
 from dwsep_jax.fields import FIELDS, RUN, SECTIONS, describe, unknown_field
 from dwsep_jax.workdir import load_requested
@@ -120,7 +126,15 @@ def make_command(values: flags.FlagValues, rest: list[str]) -> Command:
         raise ConfigError(f"--config is missing{list_configs()}")
     config = override(base, rest)
     validate(config)
-    workdir = workdir or default_workdir(values.config, config, base, kind)
+    if workdir is None:
+        workdir = default_workdir(values.config, config, base, kind)
+        shipped = PRETRAINED / os.path.basename(workdir)
+        if (
+            values.mode == "predict"
+            and shipped.is_dir()
+            and not os.path.exists(workdir)
+        ):
+            workdir = str(shipped)
     flags_of_modes = (values[flag].value for flag in _READ_BY)
     return Command(values.mode, config, workdir, *flags_of_modes)
 

@@ -32,6 +32,8 @@ CONFIGS = next(
     for path in (_PACKAGE, _PACKAGE.parent)
     if (path / "configs").is_dir()
 )
+# Exports of trained networks, by name.
+PRETRAINED = _PACKAGE / "pretrained"
 
 # These schedules do not depend on `num_epochs`; `train.optim` has the others.
 STEADY_SCHEDULES = ("constant", "plateau")

@@ -1,13 +1,18 @@
 """--mode=evaluate: evaluate a run that is finished or still training."""
 
+import hashlib
 import os
+import pathlib
 from typing import Any, NamedTuple
 
 import jax
+from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
+from safetensors.numpy import load as load_safetensors
 
+from dwsep_jax.config import PRETRAINED
 from dwsep_jax.data import load
-from dwsep_jax.errors import UserError
+from dwsep_jax.errors import UserError, choose
 from dwsep_jax.nn.densenet import DenseNet, create_model
 from dwsep_jax.nn.summary import describe_network, summarize
 from dwsep_jax.report.figures import draw_run
@@ -80,11 +85,12 @@ def load_trained(
     """Return the network of a run, with the weights that its evaluation describes.
 
     Args:
-      workdir: of a run, which may still be training.
+      workdir: of a run, which may still be training; or a directory of --mode=export
+        with safetensors.
       config: the resolved configuration of the run; None reads it.
 
     Raises:
-      UserError: if there is no run, or no checkpoint.
+      UserError: if there is no run, no checkpoint, or a file is damaged.
     """
     config = config or load_config(workdir)
     # An evaluation of an earlier version lacks the shape: then the data are asked.
@@ -94,10 +100,39 @@ def load_trained(
     else:
         dataset = load(config)
         names, shape = dataset.class_names, dataset.image_shape
-    trained = restore(config, workdir, None)
-    weights = trained["ema"] or trained
-    # Of one device, however many it was trained on.
-    variables = jax.device_get({n: weights[n] for n in ("params", "batch_stats")})
+    if manifest := read_json(workdir, "manifest"):
+        variables = _read_exported(workdir, manifest["files"])
+    else:
+        trained = restore(config, workdir, None)
+        weights = trained["ema"] or trained
+        # Of one device, however many it was trained on.
+        variables = jax.device_get({n: weights[n] for n in ("params", "batch_stats")})
     model = create_model(config, len(names))
     temperature = evaluation.get("temperature", 1.0)
     return Trained(model, variables, names, tuple(shape), temperature)
+
+
+def load_pretrained(name: str) -> Trained:
+    """Return a trained network that comes with the package.
+
+    Args:
+      name: that of the shipped config it was trained by, such as `digits`.
+
+    Raises:
+      ValueError: for another name, with those that there are.
+    """
+    places = {path.name: path for path in sorted(PRETRAINED.iterdir())}
+    return load_trained(choose("name", name, places))
+
+
+def _read_exported(directory, digests):
+    path = pathlib.Path(directory) / "model.safetensors"
+    if path.name not in digests:
+        raise UserError(f"{path} is missing; export again with --format=safetensors")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}); export it again") from error
+    if hashlib.sha256(content).hexdigest() != digests[path.name]:
+        raise UserError(f"{path} is damaged: its checksum differs; export it again")
+    return unflatten_dict(load_safetensors(content), sep=".")

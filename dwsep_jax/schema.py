@@ -97,6 +97,7 @@ _OBJECTS = {
     "number:count num_trials:states overrides:{setting} validation:reached "
     "importance:{number}? refit_epochs?:count? finals:[final] "
     "environment:environment",
+    "manifest": "files:{text}",
     "states": "complete:count pruned:count failed:count",
     "reached": "accuracy:share epoch:count",
     "final": "number:count overrides:{setting} reasons:[text] runs:[run] "
@@ -111,6 +112,7 @@ _REMEDIES = {
     "predictions": "write it again with --mode=evaluate",
     "diagnosis": "delete it, and --mode=report will leave the diagnosis out",
     "efficiency": "write it again with --mode=efficiency",
+    "manifest": "write it again with --mode=export",
     "comparison": "repeat the command of the comparison to write it again",
     "best": "repeat the command of the sweep to write it again",
     "trials": "repeat the command of the sweep to write it again",

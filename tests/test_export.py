@@ -11,13 +11,16 @@ import jax
 import numpy as np
 import onnx
 import onnxruntime
+import PIL.Image
 import pytest
 from safetensors.numpy import load
 
 from dwsep_jax import data
 from dwsep_jax.__main__ import main
+from dwsep_jax.config import PRETRAINED, load_file
 from dwsep_jax.data.augment import normalize
-from dwsep_jax.evaluate import Trained
+from dwsep_jax.errors import UserError
+from dwsep_jax.evaluate import Trained, load_pretrained, load_trained
 from dwsep_jax.export import write
 from dwsep_jax.nn.densenet import create_model
 from dwsep_jax.train import loop
@@ -119,7 +122,8 @@ def test_a_run_is_exported_for_processes_without_the_package(run, tmp_path):
 
     manifest = json.loads((output / "manifest.json").read_text())
     files = {path.name for path in output.iterdir()}
-    assert files == {*manifest["files"], "manifest.json", "README.md"}
+    described = {"manifest.json", "config.json", "evaluation.json", "README.md"}
+    assert files == {*manifest["files"]} | described
     for name, digest in manifest["files"].items():
         assert hashlib.sha256((output / name).read_bytes()).hexdigest() == digest
     evaluation = read_json(run, "evaluation")
@@ -142,12 +146,43 @@ def test_a_run_is_exported_for_processes_without_the_package(run, tmp_path):
 def test_the_default_leaves_out_onnx(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert export(run) == 0
-    files = sorted(path.name for path in (run / "export").iterdir())
-    assert files == [
-        "README.md",
-        "manifest.json",
-        *map("model.{}".format, ("safetensors", "stablehlo")),
-    ]
+    files = sorted(path.name for path in (run / "export").glob("model.*"))
+    assert files == ["model.safetensors", "model.stablehlo"]
+
+
+def test_an_export_with_safetensors_is_loaded_as_the_run(run, tmp_path):
+    assert export(run, "--format=safetensors", f"--output={tmp_path}") == 0
+    ours, theirs = load_trained(tmp_path), load_trained(run)
+    assert ours[2:] == theirs[2:]
+    assert tiny.bits(ours.variables) == tiny.bits(theirs.variables)
+    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="is damaged: its checksum differs; export it"):
+        load_trained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"cannot be read .*; export it again"):
+        load_trained(tmp_path)
+    assert export(run, "--format=stablehlo", f"--output={tmp_path}") == 0
+    with pytest.raises(UserError, match="export again with --format=safetensors"):
+        load_trained(tmp_path)
+
+
+def test_the_weights_of_the_package_have_their_accuracy(tmp_path, monkeypatch, capsys):
+    trained = load_pretrained("digits")
+    evaluation = read_json(PRETRAINED / "digits", "evaluation")
+    config = load_file("digits")
+    config.data_dir = str(tmp_path)
+    test = data.load(config).test
+    logits = jax.jit(trained.model.apply)(trained.variables, normalize(test.images))
+    assert np.mean(np.argmax(logits, 1) == test.labels) == evaluation["accuracy"]
+    with pytest.raises(ValueError, match="'letters' is unknown; choose one of digits"):
+        load_pretrained("letters")
+    # Where there is no run of that config.
+    monkeypatch.chdir(tmp_path)
+    PIL.Image.fromarray(test.images[0]).save("digit.png")
+    assert main(["", "--mode=predict", "--config=digits", "--images=digit.png"]) == 0
+    assert f"digit.png  {test.labels[0]} 100" in capsys.readouterr().out
 
 
 def test_mistakes_are_told_before_anything_is_written(

@@ -1,6 +1,7 @@
 """--mode=export: a trained network in files that need none of this package."""
 
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -32,9 +33,9 @@ def export_workdir(
 ) -> None:
     """Write the weights that a run's evaluation describes, as programs and as arrays.
 
-    Beside model.<format> it writes manifest.json and a model card, README.md. Programs
-    take uint8 images (N, H, W, C) and return logits (N, K), both of any N, computed in
-    float32.
+    Beside model.<format> it writes manifest.json, a model card, README.md, and the
+    run's config.json and evaluation.json. Programs take uint8 images (N, H, W, C) and
+    return logits (N, K), both of any N, computed in float32.
 
     Args:
       config: the resolved configuration of the run.
@@ -55,10 +56,22 @@ def export_workdir(
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         write_atomically(directory / name, content)
+    _copy_descriptions(workdir, directory)
     manifest = _describe(config, workdir, trained, contents)
     write_json(directory / "manifest.json", manifest)
     write_atomically(directory / "README.md", make_card(manifest))
     say(f"exported {', '.join(contents)}: {directory}")
+
+
+def _copy_descriptions(workdir, directory):
+    """Copy what `load_trained` reads, without the place of the data."""
+    config = json.loads((pathlib.Path(workdir) / "config.json").read_bytes())
+    config.pop("sha256", None)
+    for part in ("requested", "resolved"):
+        config[part]["data_dir"] = None
+    write_json(directory / "config.json", config)
+    if evaluation := read_json(workdir, "evaluation"):
+        write_json(directory / "evaluation.json", evaluation)
 
 
 def make_stablehlo(config: ConfigDict, trained: Trained) -> bytes:
@@ -105,7 +118,7 @@ def _describe(config, workdir, trained, contents):
     manifest = {
         "schema": 1,
         "network": describe_network(config, parts),
-        "dataset": config.dataset,
+        "dataset": os.path.basename(config.dataset),
         "class_names": list(trained.class_names),
         "images": {"dtype": "uint8", "shape": ["N", *trained.image_shape]},
         "logits": {"dtype": "float32", "shape": ["N", len(trained.class_names)]},
