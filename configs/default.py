@@ -145,6 +145,9 @@ def set_program(c: ml_collections.ConfigDict) -> None:
     c.deterministic = False
     # Write TensorBoard events.
     c.tensorboard = False
+    # Log to Weights & Biases, to MLflow; each is an extra of this package.
+    c.wandb = False
+    c.mlflow = False
     # Show a progress bar; off: one line per epoch.
     c.progress = True
 

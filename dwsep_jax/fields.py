@@ -205,6 +205,8 @@ FIELDS = {
     "platform": _optional(_text("gpu")),
     "deterministic": _flag("true"),
     "tensorboard": _flag("true"),
+    "wandb": _flag("true"),
+    "mlflow": _flag("true"),
     "progress": _flag("false"),
     "compare.variants": _tuple(
         "different names", "separable,standard", _text("standard"), key=str
@@ -245,6 +247,8 @@ ADDED: dict[str, Any] = {
     "checkpoint_minutes": 10.0,
     "num_devices": None,
     "remat": False,
+    "wandb": False,
+    "mlflow": False,
     "sweep.refit_epochs": None,
 }
 
@@ -260,7 +264,10 @@ RUN, COMPARISON, SWEEP = "run", "comparison", "sweep"
 SECTIONS = {RUN: "", COMPARISON: "compare", SWEEP: "sweep"}
 # These change no result, except for the last bits of an evaluation's sums.
 CHANGE_NOTHING = frozenset(
-    {"data_dir", "progress", "eval_batch_size", "tensorboard", "checkpoint_minutes"}
+    {
+        *("data_dir", "progress", "eval_batch_size", "checkpoint_minutes"),
+        *("tensorboard", "wandb", "mlflow"),
+    }
 )
 # These may differ when a workdir is continued: a comparison then has more seeds or
 # another answer, a sweep more trials or other finals. With other devices, or members in

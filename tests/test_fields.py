@@ -292,7 +292,8 @@ def test_a_sweep_changes(monkeypatch, tmp_path, field):
 IN_THE_LOOP = {
     *("early_stopping", "min_change", "plateau_factor", "plateau_patience"),
     *("steps_per_dispatch", "deterministic", "eval_batch_size"),
-    *("tensorboard", "progress", "platform"),
+    *("progress", "platform"),
+    *("tensorboard", "wandb", "mlflow"),  # tests/train/test_loggers.py
     "checkpoint_minutes",  # tests/train/test_stopping.py
     "num_devices",  # tests/train/test_devices.py
     "init_from",  # tests/train/test_weights.py

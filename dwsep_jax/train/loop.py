@@ -30,6 +30,7 @@ from dwsep_jax.train.evaluation import (
     read_evaluation,
     restore_to_evaluate,
 )
+from dwsep_jax.train.loggers import open_loggers
 from dwsep_jax.train.metrics import Metrics
 from dwsep_jax.train.programs import EpochPrograms, EpochResult, count_devices
 from dwsep_jax.train.step import TrainState, make_run_keys, make_state, static_fields
@@ -178,7 +179,7 @@ class Member:
         self.state, self.history = make_state(config, dataset), []
         self.total, self._epoch_seconds = Metrics.empty(), 0.0
         self.error: DivergedError | None = None
-        self._log, self._prune, self._events = log, prune, None
+        self._log, self._prune, self._loggers = log, prune, []
         self._order_key = make_run_keys(config.seed).order
 
     def __enter__(self) -> "Member":
@@ -206,10 +207,10 @@ class Member:
             self.checkpoints.discard_after(len(self.history))
             if not self.is_finished:  # --mode=evaluate may have evaluated before.
                 (self.workdir / "evaluation.json").unlink(missing_ok=True)
-            has_events = (self.workdir / "tensorboard").exists()
-            if self.config.tensorboard and not (self.is_finished and has_events):
-                events = output.open_events(self.workdir, self.history)
-                self._events = stack.enter_context(events)
+            run = (self.config, self.workdir, self.history, self.is_finished)
+            for logger in open_loggers(*run):
+                self._loggers.append(logger)
+                stack.callback(logger.close)
             self._close = stack.pop_all().close
         n = self.num_resumed = len(self.history)
         self._seconds_before = self.history[-1]["elapsed_seconds"] if n else 0.0
@@ -276,8 +277,8 @@ class Member:
         self.checkpoints.save(row["epoch"], self.state, metadata, scores)
         shutil.rmtree(self.workdir / _PART, ignore_errors=True)
         append_row(self.workdir, row)
-        if self._events is not None:
-            output.write_events(self._events, row)
+        for logger in self._loggers:
+            logger.log(row)
         num_epochs = self.config.num_epochs
         left = seconds_left(self.history, self.num_resumed, num_epochs)
         with self._logged():

@@ -1,13 +1,8 @@
-"""What a run shows while it trains: console lines and TensorBoard events."""
-
-import os
-import pathlib
-import shutil
+"""What a run shows while it trains."""
 
 import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 
 from dwsep_jax import console
 from dwsep_jax.config import STEADY_SCHEDULES
@@ -16,9 +11,6 @@ from dwsep_jax.nn.summary import describe_network, summarize
 from dwsep_jax.train.programs import count_devices
 from dwsep_jax.train.step import TrainState
 from dwsep_jax.workdir import Row, score
-
-# Prefixes of a row's names; `train_eval_loss` starts with two of them.
-_CURVES = ("train_eval", "train", "ema_val", "val")
 
 
 def print_start(config: ConfigDict, dataset: Dataset, state: TrainState) -> str:
@@ -77,32 +69,3 @@ def print_stop(config: ConfigDict, history: list[Row], epoch: int) -> None:
     best = max(history, key=score)["epoch"]
     lost = "" if best == epoch else f"; the checkpoint of the best, {best}, is lost"
     console.say(f"{why}; epoch {epoch} is evaluated, the best that is kept{lost}")
-
-
-def open_events(workdir: str | os.PathLike, history: list[Row]) -> SummaryWriter:
-    """Start <workdir>/tensorboard afresh from the rows so far: none twice or missing.
-
-    Use the writer as a context manager.
-    """
-    directory = pathlib.Path(workdir) / "tensorboard"
-    if directory.exists():
-        shutil.rmtree(directory)
-    writer = SummaryWriter(str(directory))
-    for row in history:
-        write_events(writer, row)
-    return writer
-
-
-def write_events(writer: SummaryWriter, row: Row) -> None:
-    """Add the numbers of an epoch, at its step."""
-    for name, value in row.items():
-        if name not in ("schema", "step"):
-            writer.add_scalar(_make_tag(name), value, row["step"])
-    writer.flush()
-
-
-def _make_tag(name):
-    for curve in _CURVES:
-        if name.startswith(curve + "_"):
-            return f"{name.removeprefix(curve + '_')}/{curve}"
-    return f"run/{name}"
