@@ -95,7 +95,7 @@ def test_declared_dependencies_are_those_that_are_used():
     # TFDS and jax.export import them without declaring them.
     undeclared = {"importlib_resources", "flatbuffers"}
     ours = {"configs", "dwsep_jax"}
-    extras = {"onnx"}
+    extras = {"mlflow", "onnx", "pyarrow", "wandb"}
     used = imported_packages("dwsep_jax", "configs") - set(sys.stdlib_module_names)
     assert used - ours == (needed - undeclared) | extras
 

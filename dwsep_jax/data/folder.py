@@ -8,8 +8,9 @@ import re
 import sys
 import unicodedata
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from rich.progress import track
@@ -75,8 +76,9 @@ def load(directory: pathlib.Path, image_size: int | None) -> Decoded:
                 digest.update(repr(facts).encode())
         return [digest.hexdigest()]
 
-    def decode():
-        images = _decode([f.path for files in splits.values() for f in files], size)
+    def decode_all():
+        paths = [file.path for files in splits.values() for file in files]
+        images = decode(paths, size)
         decoded = {}
         for split, files in splits.items():
             labels = np.array([names.index(file.label) for file in files], np.int32)
@@ -87,7 +89,7 @@ def load(directory: pathlib.Path, image_size: int | None) -> Decoded:
 
     size = image_size and (image_size, image_size)
     variant = f"-{image_size}" if image_size else ""
-    return cache.cached(directory, variant, describe, decode)
+    return cache.cached(directory, variant, describe, decode_all)
 
 
 def _list_files(directory) -> list[File]:
@@ -142,8 +144,14 @@ def _join(items):
     return without_controls(", ".join(items[:_MAX_NAMED]) + more)
 
 
-def _decode(paths: list[str], size: tuple[int, int] | None) -> np.ndarray:
+def decode(
+    paths: Sequence[str | IO[bytes]], size: tuple[int, int] | None
+) -> np.ndarray:
     """Decode pictures in threads: uint8 (N, H, W, C), gray where all of them are.
+
+    Args:
+      paths: of files, or open files whose text says where they are.
+      size: (width, height) that they get; None leaves them as they are.
 
     Raises:
       DataError: naming those that cannot be read, or that differ in size.
@@ -156,7 +164,7 @@ def _decode(paths: list[str], size: tuple[int, int] | None) -> np.ndarray:
     is_gray = np.empty(len(paths), bool)
     unreadable, others = {}, {}
 
-    def decode(start):
+    def decode_block(start):
         for i in range(start, min(start + _BLOCK, len(paths))):
             picture = pictures.read(paths[i], size)
             if isinstance(picture, str):
@@ -174,7 +182,7 @@ def _decode(paths: list[str], size: tuple[int, int] | None) -> np.ndarray:
         warnings.catch_warnings(action="ignore"),
         ThreadPoolExecutor(num_threads) as pool,
     ):
-        for _ in track(pool.map(decode, starts), "decoding", len(starts), **show):
+        for _ in track(pool.map(decode_block, starts), "decoding", len(starts), **show):
             pass
     if unreadable:
         named = [f"{paths[i]} ({unreadable[i]})" for i in sorted(unreadable)]

@@ -1,4 +1,4 @@
-"""One's own data: a folder of pictures, an .npz file, or CIFAR-10's binary files."""
+"""One's own data: pictures in folders, an .npz, Parquet, CIFAR-10's binary files."""
 
 import os
 import pathlib
@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 
-from dwsep_jax.data import folder, read
+from dwsep_jax.data import folder, parquet, read
 from dwsep_jax.data.read import Decoded, Split, make_ids, without_controls
 from dwsep_jax.errors import ConfigError, DataError
 
@@ -67,6 +67,8 @@ def load(name: str, image_size: int | None) -> Decoded:
             )
         elif (path / FILES["train"][0]).exists():
             names, splits = _read_binary(path)
+        elif files := parquet.find(path):
+            names, splits = parquet.load(path, files, image_size)
         else:
             names, splits = folder.load(path, image_size)
         if len(names) < 2:

@@ -1,6 +1,7 @@
 """Picture files: PNG, JPEG or WebP of any mode, turned as their EXIF says."""
 
 import os
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -12,19 +13,20 @@ _GRAY = ("1", "L", "LA", "I", "I;16", "I;16B")
 
 
 def read(
-    path: str | os.PathLike,
+    path: str | os.PathLike | IO[bytes],
     size: tuple[int, int] | None = None,
     mode: str | None = None,
 ) -> Image.Image | str:
     """Return a picture, or the reason why it cannot be read.
 
     Args:
-      path: of the file.
+      path: of the file; or the file itself, open.
       size: (width, height); the picture is resized to cover it, and its center is cut
         out. None keeps the picture's own.
       mode: `L` or `RGB`; None for `L` where the file is gray.
     """
-    if not os.path.isfile(path):  # Nor a pipe, which would wait for ever.
+    is_open = hasattr(path, "read")
+    if not is_open and not os.path.isfile(path):  # Nor a pipe: it would wait for ever.
         return "no such file"
     try:
         with Image.open(path, formats=_FORMATS) as image:

@@ -1,0 +1,79 @@
+"""Parquet files as Hugging Face's datasets have them."""
+
+import json
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from dwsep_jax import data
+from dwsep_jax.errors import DataError
+from tests import tiny
+from tests.data.picture_files import encode
+
+FEATURES = {"label": {"names": ["red", "green", "blue"], "_type": "ClassLabel"}}
+SPLITS = {"train": tiny.make_split(12, 0), "test": tiny.make_split(5, 1)}
+
+
+def write(path, split, pictures=None, column="img", names=True, labels=None):
+    """Write a split as Hugging Face does, or with bare bytes and no names."""
+    pictures = pictures or [encode(image) for image in split.images]
+    images = [{"bytes": p, "path": None} for p in pictures] if names else pictures
+    labels = split.labels if labels is None else labels
+    table = pa.table({column: images, "label": pa.array(labels, pa.int64())})
+    if names:
+        stored = json.dumps({"info": {"features": FEATURES}})
+        table = table.replace_schema_metadata({"huggingface": stored})
+    path.parent.mkdir(exist_ok=True)
+    pyarrow.parquet.write_table(table, path)
+
+
+def load(directory, **fields):
+    fields = {"validation_size": 3, "data_dir": "/nonexistent", **fields}
+    return data.load(tiny.make_config(dataset=str(directory), **fields))
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_images_labels_and_names_are_those_stored(tmp_path, names):
+    for split, content in SPLITS.items():
+        path = tmp_path / "plain_text" / f"{split}-00000-of-00001.parquet"
+        write(path, content, names=names)
+    for _ in range(2):  # From the files, then from the cache.
+        dataset = load(tmp_path)
+        want = ("red", "green", "blue") if names else ("0", "1", "2")
+        assert dataset.class_names == want
+        np.testing.assert_array_equal(dataset.test.images, SPLITS["test"].images)
+        np.testing.assert_array_equal(dataset.test.labels, SPLITS["test"].labels)
+        both = np.concatenate([dataset.train.ids, dataset.validation.ids])
+        assert sorted(both) == [f"train_{i:05d}" for i in range(12)]
+        for part in (dataset.train, dataset.validation):
+            there = [int(name.removeprefix("train_")) for name in part.ids]
+            np.testing.assert_array_equal(part.images, SPLITS["train"].images[there])
+            np.testing.assert_array_equal(part.labels, SPLITS["train"].labels[there])
+    assert load(tmp_path, image_size=4).image_shape == (4, 4, 3)
+
+
+def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "train" / "0.parquet"
+    write(
+        path, SPLITS["train"], [b"no picture", *[encode(SPLITS["test"].images[0])] * 11]
+    )
+    with pytest.raises(
+        DataError, match=r"1 of 12 pictures .* 0.parquet, row 0 \(not a"
+    ):
+        load(tmp_path)
+    write(path, SPLITS["train"])
+    write(tmp_path / "test" / "0.parquet", SPLITS["test"], labels=[0, 1, 2, 3, 0])
+    with pytest.raises(DataError, match="test has the label 3, train has not"):
+        load(tmp_path)
+    pyarrow.parquet.write_table(pa.table({"text": ["a"], "label": [0]}), path)
+    with pytest.raises(DataError, match="has text, label, but not a column of images"):
+        load(tmp_path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match="Parquet magic bytes not found"):
+        load(tmp_path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"pip install 'dwsep_jax\[parquet\]'"):
+        load(tmp_path)
