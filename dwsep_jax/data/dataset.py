@@ -2,9 +2,11 @@
 
 import dataclasses
 import difflib
+import functools
 import os
 import pathlib
 import re
+import zlib
 
 import ml_collections
 import numpy as np
@@ -33,6 +35,14 @@ class Dataset:
     def image_shape(self) -> tuple[int, ...]:
         """The shape of every image, (H, W, C)."""
         return self.train.images.shape[1:]
+
+    @functools.cached_property
+    def checksum(self) -> int:
+        """The CRC-32 of what a run trains and decides on: `train` and `validation`."""
+        arrays = (
+            a for s in (self.train, self.validation) for a in (s.images, s.labels)
+        )
+        return functools.reduce(lambda crc, a: zlib.crc32(a.tobytes(), crc), arrays, 0)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Return the number of full batches in `train`."""

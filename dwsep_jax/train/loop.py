@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -199,7 +200,7 @@ class Member:
                 what = "finished" if self.is_finished else "resuming"
                 n, step = len(self.history), int(self.state.step)
                 console.say(f"{what} after epoch {n}, step {step:,}")
-                self._warn_of_other_bits(saved.metadata.get("parallelism"))
+                self._compare_with(saved.metadata)
             elif self.config.init_from:
                 self.state = load_weights(self.config, self.state)
                 console.say(f"starting from the weights of {self.config.init_from}")
@@ -273,7 +274,7 @@ class Member:
         self.total, self._epoch_seconds = Metrics.empty(), 0.0
         self.history.append(row)
         scores = {row["epoch"]: score(row) for row in self.history}
-        metadata = {"history": self.history, "parallelism": describe_parallelism()}
+        metadata = {"history": self.history, **self._describe_circumstances()}
         self.checkpoints.save(row["epoch"], self.state, metadata, scores)
         shutil.rmtree(self.workdir / _PART, ignore_errors=True)
         append_row(self.workdir, row)
@@ -293,7 +294,7 @@ class Member:
             int(result.state.step),
         )
         metadata = {"elapsed_seconds": elapsed, "epoch_seconds": self._epoch_seconds}
-        metadata["parallelism"] = describe_parallelism()
+        metadata |= self._describe_circumstances()
         with Checkpoints(self.workdir, name=_PART) as parts:
             parts.save(step, (self.state, self.total), metadata, {step: 1.0})
         with self._logged():
@@ -318,11 +319,24 @@ class Member:
         shutil.rmtree(self.workdir / _PART, ignore_errors=True)
         return None
 
-    def _warn_of_other_bits(self, before: dict[str, int] | None) -> None:
-        """Warn if a run resumes with another number of threads or devices."""
-        now = describe_parallelism()
-        is_on_cpu = jax.default_backend() == "cpu"
-        if is_on_cpu and not self.is_finished and before not in (None, now):
+    def _describe_circumstances(self):
+        return {"parallelism": describe_parallelism(), "data": self.dataset.checksum}
+
+    def _compare_with(self, metadata: dict[str, Any]) -> None:
+        """Warn of another number of threads or devices; refuse to train on other data.
+
+        Checkpoints of earlier versions lack what there is to compare.
+        """
+        if self.is_finished:
+            return
+        if metadata.get("data") not in (None, self.dataset.checksum):
+            raise UserError(
+                f"dataset={self.config.dataset}: its images or labels have changed "
+                f"since {self.workdir} was trained; restore them, or choose another "
+                "--workdir"
+            )
+        before, now = metadata.get("parallelism"), describe_parallelism()
+        if jax.default_backend() == "cpu" and before not in (None, now):
             there, here = (
                 f"{numbers['cpu_threads']} CPU threads for {numbers['device_count']} "
                 f"device{'s' * (numbers['device_count'] > 1)}"

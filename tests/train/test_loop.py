@@ -247,6 +247,17 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_a_run_does_not_go_on_with_other_images(everything, tmp_path, monkeypatch):
+    workdir = shutil.copytree(everything[0], tmp_path / "run")
+    changed = tiny.make_dataset()
+    changed.train.images[-1, 0, 0, 0] ^= 1
+    monkeypatch.setattr(data, "load", lambda config: changed)
+    with pytest.raises(UserError, match="dataset=tiny: its images or labels have chan"):
+        run(tiny.make_config(**EVERYTHING | {"num_epochs": 4}), workdir)
+    assert len(read_rows(workdir)) == 3
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_a_finished_run_is_trained_further_where_its_schedule_allows(
     everything, tmp_path
 ):
