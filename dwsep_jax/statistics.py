@@ -45,6 +45,13 @@ def compare_pairs(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, A
     return {**summarize_sample(differences), "differences": differences}
 
 
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Return the interval of the probability of which `share` of `count` were seen."""
+    test = scipy.stats.binomtest(round(share * count), count)
+    low, high = test.proportion_ci(CONFIDENCE, method="wilson")
+    return float(low), float(high)
+
+
 def bootstrap_images(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
     """Bootstrap a difference in accuracy over test images (Efron 1979, percentiles).
 

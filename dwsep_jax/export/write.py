@@ -13,13 +13,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from safetensors.numpy import save
-from scipy import stats
 
 from dwsep_jax.console import say
 from dwsep_jax.data.augment import normalize
 from dwsep_jax.errors import UserError, choose
 from dwsep_jax.evaluate import Trained, load_trained
 from dwsep_jax.nn.summary import describe_network, summarize
+from dwsep_jax.statistics import wilson_interval
 from dwsep_jax.workdir import read_json, write_atomically, write_json
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -130,9 +130,8 @@ def _describe(config, workdir, trained, contents):
     if evaluation := read_json(workdir, "evaluation"):
         names = ("split", "weights", "epoch", "num_examples", "accuracy")
         manifest["evaluation"] = {name: evaluation[name] for name in names}
-        count = evaluation["num_examples"]
-        test = stats.binomtest(round(evaluation["accuracy"] * count), count)
-        manifest["evaluation"]["interval"] = [*test.proportion_ci(method="wilson")]
+        share = (evaluation["accuracy"], evaluation["num_examples"])
+        manifest["evaluation"]["interval"] = list(wilson_interval(*share))
     return manifest
 
 

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import scipy.stats
 from ml_collections import ConfigDict
 
 from dwsep_jax.config import CONFIGS, flatten, load_file
@@ -15,6 +14,7 @@ from dwsep_jax.report import figures, page
 from dwsep_jax.report.files import Run
 from dwsep_jax.report.format import DASH, amount, fixed, interval, listing, percent
 from dwsep_jax.report.mistakes import show_mistakes
+from dwsep_jax.statistics import wilson_interval
 from dwsep_jax.workdir import score
 
 NOT_MEASURED = "Left out: no efficiency.json; --mode=efficiency writes it."
@@ -48,8 +48,7 @@ def _summarize(run):
     verdict, tone, told, numbers = "Under way", "open", [], ()
     if evaluation := run.evaluation:
         accuracy, count = evaluation["accuracy"], evaluation["num_examples"]
-        test = scipy.stats.binomtest(round(accuracy * count), count)
-        ends = interval(test.proportion_ci(method="wilson"), percent)
+        ends = interval(wilson_interval(accuracy, count), percent)
         numbers = (
             (percent(accuracy), f"test accuracy (95 % interval {ends})"),
             (fixed(evaluation["f1"]["macro"]), "macro F1"),
@@ -87,6 +86,13 @@ def _show_calibration(evaluation):
         "0 is perfect. In the chart, thick lines are the gaps between accuracy and "
         "confidence, and numbers count images."
     )
+    if temperature := evaluation.get("temperature"):  # Earlier versions had none.
+        scaled = evaluation["calibrated"]
+        text += (
+            f" With the logits divided by {temperature:.3f}, a temperature fitted on "
+            f"validation, the ECE is {fixed(scaled['ece'])} and the negative log "
+            f"likelihood {fixed(scaled['nll'])} nats."
+        )
     return [text, figures.reliability(evaluation)]
 
 
