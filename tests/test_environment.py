@@ -64,8 +64,9 @@ def test_a_user_without_a_home_has_a_temporary_one(monkeypatch, tmp_path):
 
 TERMINAL = dict(NO_COLOR="1", TERM="dumb", COLUMNS="10", PYTHONIOENCODING="ascii")
 PLACE = dict(LC_ALL="C", TZ="Asia/Kathmandu")
-HOMELESS = dict(HOME=None, XDG_CACHE_HOME=None, MPLBACKEND="module://nowhere")
-READ_ONLY = dict(HOME="/proc", XDG_CACHE_HOME=None, PYTHONWARNINGS="error")
+CACHES = dict.fromkeys(("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"))
+HOMELESS = dict(HOME=None, MPLBACKEND="module://nowhere", PYTHONOPTIMIZE="2")
+READ_ONLY = dict(HOME="/proc", PYTHONWARNINGS="error", JAX_ENABLE_X64="1")
 STRICT = dict(JAX_NUMPY_DTYPE_PROMOTION="strict", JAX_NUMPY_RANK_PROMOTION="raise")
 DEBUG = dict.fromkeys(
     ("JAX_DEBUG_NANS", "JAX_DEBUG_INFS", "JAX_DEBUG_KEY_REUSE", "JAX_ENABLE_CHECKS"),
@@ -77,13 +78,8 @@ CLOCK = "import time; clock = time.time; time.time = lambda: 3e9 - clock()\n"
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        TERMINAL | PLACE,
-        HOMELESS | {"PYTHONOPTIMIZE": "2"},
-        READ_ONLY | {"JAX_ENABLE_X64": "1"},
-        STRICT | DEBUG,
-    ],
-    ids=["terminal", "homeless", "read-only", "strict"],
+    [TERMINAL | PLACE | STRICT | DEBUG, CACHES | HOMELESS, CACHES | READ_ONLY],
+    ids=["strict", "homeless", "read-only"],
 )
 def test_a_run_and_its_report_take_the_environment_as_it_is(tmp_path, changes):
     workdir = tmp_path / "gr\u00fcn"

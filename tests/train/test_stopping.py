@@ -63,9 +63,14 @@ def signal_after(monkeypatch, dispatches, number=signal.SIGTERM):
     monkeypatch.setattr(EpochPrograms, "__init__", spied)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
-    ("dispatch", "after", "step"), [(1, 0, 2), (3, 1, 5), (5, 1, 9)], ids=str
+    ("number", "dispatch", "after", "step"),
+    [
+        (signal.SIGTERM, 1, 0, 2),
+        (signal.SIGTERM, 3, 1, 5),
+        (signal.SIGINT, 5, 1, 9),
+    ],
+    ids=str,
 )
 def test_a_signal_saves_the_run_where_it_is(
     whole, tmp_path, monkeypatch, capsys, number, dispatch, after, step
