@@ -207,15 +207,6 @@ def test_deterministic_reaches_the_last_evaluation(dataset, monkeypatch, tmp_pat
     assert seen == [False, True]
 
 
-def test_tensorboard_writes_events(dataset, monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "load", lambda config: dataset)
-    for name, changes in {"off": {}, "on": {"tensorboard": True}}.items():
-        config = tiny.make_config(num_epochs=1, **changes)
-        loop.train_and_evaluate(config, tmp_path / name)
-    assert not (tmp_path / "off" / "tensorboard").exists()
-    assert any((tmp_path / "on" / "tensorboard").iterdir())
-
-
 @pytest.mark.parametrize("progress", [True, False])
 def test_progress_shows_a_bar(monkeypatch, progress):
     output = io.StringIO()

@@ -189,12 +189,12 @@ def test_where_nothing_can_be_locked_one_line_says_so(tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
 
 
-HOLD_THE_THIRD_SAVE = """
+HOLD_THE_SECOND_SAVE = """
 import os, pathlib, sys, time
 import dwsep_jax.train.checkpoint as checkpoint
 write = checkpoint.write_atomically
 def hold(path, text):
-    if path.parent.name == "3":
+    if path.parent.name == "2":
         pathlib.Path(os.environ["HOME"], "held").touch()
         time.sleep(1000)
     write(path, text)
@@ -205,13 +205,13 @@ checkpoint.write_atomically = hold
 def test_a_run_killed_inside_a_save_ends_with_the_same_bits(tmp_path):
     home = pathlib.Path(os.environ["HOME"])
     home.mkdir(exist_ok=True)
-    fields = ("num_epochs=4", "ema_decay=0.9", "mixup=0.2")
+    fields = ("num_epochs=3", "ema_decay=0.9", "mixup=0.2")
 
     def result_of(name):
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         times = ("images_per_second", "elapsed_seconds", "crc32")
         rows = [json.loads(row) for row in rows]
-        arrays = tmp_path / name / "checkpoints/4/arrays"
+        arrays = tmp_path / name / "checkpoints/3/arrays"
         state = StandardCheckpointer().restore(arrays)
         state["key"] = jax.random.key_data(state["key"])
         rows = [{k: v for k, v in r.items() if k not in times} for r in rows]
@@ -219,7 +219,7 @@ def test_a_run_killed_inside_a_save_ends_with_the_same_bits(tmp_path):
 
     assert python(MAIN, *tiny_run(tmp_path / "whole", *fields)).returncode == 0
     arguments = tiny_run(tmp_path / "killed", *fields)
-    command = [sys.executable, "-c", HOLD_THE_THIRD_SAVE + MAIN, *arguments]
+    command = [sys.executable, "-c", HOLD_THE_SECOND_SAVE + MAIN, *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST_COMPILE}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as run:
         while not (home / "held").exists():
@@ -227,20 +227,22 @@ def test_a_run_killed_inside_a_save_ends_with_the_same_bits(tmp_path):
             time.sleep(0.05)
         run.kill()
     rows = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["epoch"] for row in rows] == [1, 2]
+    assert [json.loads(row)["epoch"] for row in rows] == [1]
     again = python(MAIN, *arguments)
     assert again.returncode == 0, again.stderr
-    # Without the sums of its files, the third checkpoint does not count.
-    assert "resuming after epoch 2, step 82" in again.stdout
+    # Without the sums of its files, the second checkpoint does not count.
+    assert "resuming after epoch 1, step 41" in again.stdout
     assert result_of("killed") == result_of("whole")
 
 
 def test_benchmarks_can_be_started_as_they_say():
+    tried = "try:\n import benchmarks.{}\nexcept ModuleNotFoundError as e:\n print(e)\n"
+    code = ""
     for path in (ROOT / "benchmarks").glob("*.py"):
-        if "__main__" not in (text := path.read_text()):
-            continue  # What the others share.
-        assert f"python -m benchmarks.{path.stem}" in text
-        result = python(f"import benchmarks.{path.stem}")
-        # PyTorch is no dependency of the tests.
-        lacks_torch = "No module named 'torch'" in result.stderr
-        assert result.returncode == 0 or lacks_torch, result.stderr
+        if "__main__" in (text := path.read_text()):  # The others are shared.
+            assert f"python -m benchmarks.{path.stem}" in text
+            code += tried.format(path.stem)
+    result = python(code)
+    # PyTorch is no dependency of the tests.
+    assert set(result.stdout.splitlines()) <= {"No module named 'torch'"}
+    assert result.returncode == 0, result.stderr
