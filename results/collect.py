@@ -31,7 +31,11 @@ def collect(source: pathlib.Path, destination: pathlib.Path) -> None:
             )
             shutil.copyfile(path, place / path.relative_to(directory))
         steps = [p for p in (directory / "checkpoints").glob("*") if p.name.isdigit()]
-        if steps:
+        # Where seeds are trained, the trials of rates are done with.
+        is_done = directory.name.startswith("rate") and any(directory.glob("../seed*"))
+        if is_done:
+            shutil.rmtree(place / "checkpoints", ignore_errors=True)
+        elif steps:
             last = max(steps, key=lambda path: int(path.name))
             shutil.rmtree(place / "checkpoints", ignore_errors=True)
             shutil.copytree(last, place / "checkpoints" / last.name)
