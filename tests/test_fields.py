@@ -9,7 +9,7 @@ import pytest
 from dwsep_jax import console, data
 from dwsep_jax.data.augment import make_augment
 from dwsep_jax.fields import FIELDS
-from dwsep_jax.train import evaluation, loop, programs
+from dwsep_jax.train import evaluation, loop, programs, running
 from dwsep_jax.train.metrics import Metrics
 from dwsep_jax.train.step import train_many
 from tests import quick, tiny
@@ -126,7 +126,7 @@ def test_the_data_change(monkeypatch, field):
 
 
 def finished(dataset, rows, **changes):
-    return loop.is_finished(tiny.make_resolved(num_epochs=9, **changes), rows)
+    return running.is_finished(tiny.make_resolved(num_epochs=9, **changes), rows)
 
 
 def test_early_stopping_and_min_change_end_a_run(dataset):
@@ -142,7 +142,7 @@ def test_the_plateau_waits_and_lowers_as_it_is_told(dataset):
         config = tiny.make_resolved(schedule="plateau", **changes)
         state = loop.make_state(config, dataset)
         for _ in range(6):
-            state = loop.lower_rate_on_plateau(config, state, 1.0)
+            state = running.lower_rate_on_plateau(config, state, 1.0)
             yield float(state.plateau.multiplier)
 
     default = list(multipliers())
@@ -187,7 +187,7 @@ def test_eval_batch_size_and_deterministic_reach_the_evaluation(dataset, monkeyp
     monkeypatch.setattr(evaluation, "evaluate", fake)
     state = loop.make_state(tiny.make_resolved(), dataset)
     for changes in ({}, {"eval_batch_size": 5}, {"deterministic": True}):
-        loop.evaluate_epoch(tiny.make_resolved(**changes), dataset, state)
+        running.evaluate_epoch(tiny.make_resolved(**changes), dataset, state)
     assert seen == {(8, False), (5, False), (8, True)}
 
 

@@ -14,7 +14,7 @@ from dwsep_jax.errors import ConfigError, DivergedError, is_out_of_memory
 from dwsep_jax.fields import FIELDS
 from dwsep_jax.space import Axis
 from dwsep_jax.sweep.study import Retry, Sweep, get_original, list_trials
-from dwsep_jax.train import loop, optim
+from dwsep_jax.train import loop, optim, running
 from dwsep_jax.trials import ENDED, Trial, latest, write_trials
 from dwsep_jax.workdir import evaluated_row, open_workdir, score
 
@@ -86,7 +86,7 @@ def _train(config, dataset, trial, directory):
     def prune(history):
         trial.report(score(history[-1]), history[-1]["epoch"])
         # A run that has finished is complete, however bad.
-        return not loop.is_finished(config, history) and trial.should_prune()
+        return not running.is_finished(config, history) and trial.should_prune()
 
     with (
         console.logged(directory / "train.log"),

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from dwsep_jax import console, data
 from dwsep_jax.errors import DivergedError, UserError
 from dwsep_jax.report.figures import LAST_FIGURE
-from dwsep_jax.train import loop
+from dwsep_jax.train import loop, running
 from dwsep_jax.train.evaluation import read_evaluation
 from dwsep_jax.workdir import evaluated_row, load_config, read_json, read_rows, score
 
@@ -154,7 +154,7 @@ def _is_done(run, on_test):
         rows = read_rows(directory)
     except UserError:  # A killed process left half a row.
         return False
-    if not loop.is_finished(config, rows):
+    if not running.is_finished(config, rows):
         return False
     epoch = evaluated_row(rows, config.early_stopping)["epoch"]
     return not on_test or (

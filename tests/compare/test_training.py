@@ -11,7 +11,7 @@ from dwsep_jax.compare import training
 from dwsep_jax.compare.result import choose_rate
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.report.figures import LAST_FIGURE
-from dwsep_jax.train import loop, programs
+from dwsep_jax.train import loop, programs, running
 from dwsep_jax.workdir import load_config
 from tests.compare.comparing import TWO, run
 from tests.quick import Quick, diverge, draw, read, stand_in
@@ -46,7 +46,7 @@ def kill_at(patch, module, name, nth):
 
 def record_epochs(patch):
     """Skip the figures; return the (conv, rate, seed, number) of the epochs to come."""
-    epochs, evaluate_epoch = [], loop.evaluate_epoch
+    epochs, evaluate_epoch = [], running.evaluate_epoch
 
     def evaluate(config, dataset, state):
         number = int(state.step) // 5
@@ -54,7 +54,7 @@ def record_epochs(patch):
         epochs.append((config.conv, rate, config.seed, number))
         return evaluate_epoch(config, dataset, state)
 
-    patch.setattr(loop, "evaluate_epoch", evaluate)
+    patch.setattr(running, "evaluate_epoch", evaluate)
     patch.setattr(loop, "draw_run", draw)
     return epochs
 
@@ -174,14 +174,14 @@ def assert_same(value, other, rel=0.0):
 
 
 PLACES = [
-    (loop, "append_row", 1),
-    (loop, "append_row", 3),
+    (running, "append_row", 1),
+    (running, "append_row", 3),
     (shutil, "copytree", 2),
     (os, "replace", 1),
     (loop, "evaluate_and_write", 1),
     (loop, "draw_run", 1),
     (training, "measure_cost", 2),
-    (loop, "append_row", 2),
+    (running, "append_row", 2),
     (training, "build_comparison", 2),
     (training, "print_result", 1),
 ]
@@ -205,7 +205,7 @@ def test_runs_trained_together_and_killed_have_the_same_result(
     epochs = record_epochs(monkeypatch)
     changes = whole.changes | {"num_seeds": 3, "members_at_once": 2}
     with monkeypatch.context() as patch:
-        kill_at(patch, loop, "append_row", 2)
+        kill_at(patch, running, "append_row", 2)
         with pytest.raises(Killed):
             run(tmp_path, **changes)
     assert run(tmp_path, **changes)["seeds"] == [0, 1, 2]

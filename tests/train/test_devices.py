@@ -8,7 +8,7 @@ import pytest
 
 from dwsep_jax import data
 from dwsep_jax.errors import ConfigError
-from dwsep_jax.train import loop, programs
+from dwsep_jax.train import loop, programs, running
 from dwsep_jax.workdir import read_json, read_rows
 from tests import tiny
 
@@ -42,7 +42,7 @@ def test_the_curve_is_that_of_one_device(tmp_path, capsys):
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch):
     rows, _ = train(tmp_path / "whole", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "append_row", lambda *arguments: 1 / 0)
+        patch.setattr(running, "append_row", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(tmp_path / "moved", 2)
     moved, _ = train(tmp_path / "moved", 1)

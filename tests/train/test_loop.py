@@ -12,7 +12,7 @@ import pytest
 from dwsep_jax import data, evaluate
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.lock import locked
-from dwsep_jax.train import evaluation, loop
+from dwsep_jax.train import evaluation, loop, running
 from dwsep_jax.train import step as step_lib
 from dwsep_jax.train.checkpoint import Checkpoints
 from dwsep_jax.workdir import load_config, read_json, read_rows
@@ -75,13 +75,13 @@ def without_times(rows):
 
 def fake_validation(monkeypatch, name, values):
     """Replace a number of each epoch's row."""
-    evaluate_epoch = loop.evaluate_epoch
+    evaluate_epoch = running.evaluate_epoch
 
     def fake(config, dataset, state):
         row = evaluate_epoch(config, dataset, state)
         return row | {name: values[int(state.step) // 5 - 1]}
 
-    monkeypatch.setattr(loop, "evaluate_epoch", fake)
+    monkeypatch.setattr(running, "evaluate_epoch", fake)
 
 
 def test_a_run_learns_and_leaves_its_files(tmp_path, capsys):
@@ -180,7 +180,7 @@ def test_a_process_that_trained_does_not_trust_an_evaluation_beside_it(
     tmp_path, monkeypatch
 ):
     fake_validation(monkeypatch, "val_accuracy", [0.9, 0.5])
-    append_row, drawn = loop.append_row, []
+    append_row, drawn = running.append_row, []
 
     def evaluate_beside(workdir, row):
         append_row(workdir, row)
@@ -191,7 +191,7 @@ def test_a_process_that_trained_does_not_trust_an_evaluation_beside_it(
         (workdir / loop.LAST_FIGURE).parent.mkdir(exist_ok=True)
         (workdir / loop.LAST_FIGURE).touch()
 
-    monkeypatch.setattr(loop, "append_row", evaluate_beside)
+    monkeypatch.setattr(running, "append_row", evaluate_beside)
     monkeypatch.setattr(loop, "draw_run", drawn.append)
     run(tiny.make_config(early_stopping=3), tmp_path)
     assert read_evaluation(tmp_path)["loss"] > 0
@@ -213,7 +213,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     everything, dataset, tmp_path, monkeypatch, capsys, damage
 ):
     config, (whole, rows) = tiny.make_config(**EVERYTHING), everything
-    append_row, save = loop.append_row, Checkpoints.save
+    append_row, save = running.append_row, Checkpoints.save
 
     def keep_the_first(self, epoch, tree, metadata, scores):
         save(self, epoch, tree, metadata, {e: -e for e in scores})
@@ -225,13 +225,13 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 
     monkeypatch.setattr(Checkpoints, "save", keep_the_first)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "append_row", stop_before_the_second_row)
+        patch.setattr(running, "append_row", stop_before_the_second_row)
         with pytest.raises(Interrupted):
             run(config, tmp_path)
     if damage:  # Epoch 2 is lost, and trained again.
         flip_bytes(tmp_path / "checkpoints" / "2" / "arrays")
         changed = {"device_count": 2, "cpu_threads": 1000}
-        monkeypatch.setattr(loop, "describe_parallelism", lambda: changed)
+        monkeypatch.setattr(running, "describe_parallelism", lambda: changed)
     resumed = run(config, tmp_path)
     after = "after epoch 1, step 5" if damage else "after epoch 2, step 10"
     shown = capsys.readouterr().out
@@ -403,7 +403,7 @@ def test_rows_hold_what_their_names_say(tmp_path, dataset, monkeypatch):
         save(self, epoch, tree, metadata, seen)
 
     monkeypatch.setattr(Checkpoints, "save", spy)
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(running.time, "perf_counter", lambda: float(next(ticks)))
     with loop.Member(tiny.make_resolved(), tmp_path, dataset) as member:
         loop.train([member])
     first, row = member.history

@@ -6,7 +6,7 @@ import pytest
 
 from dwsep_jax import data
 from dwsep_jax.errors import DivergedError
-from dwsep_jax.train import loop, programs, step
+from dwsep_jax.train import loop, programs, running, step
 from dwsep_jax.train.checkpoint import Checkpoints
 from tests import tiny
 from tests.train.test_loop import Interrupted, read_rows
@@ -36,8 +36,9 @@ class Trained:
         patch.setattr(data, "load", lambda config: dataset)
         patch.setattr(loop, "draw_run", lambda workdir: None)
         patch.setattr(step, "train_step", explode)
-        self.evaluate_epoch, self.append_row = loop.evaluate_epoch, loop.append_row
-        patch.setattr(loop, "evaluate_epoch", self.evaluate)
+        self.evaluate_epoch = running.evaluate_epoch
+        self.append_row = running.append_row
+        patch.setattr(running, "evaluate_epoch", self.evaluate)
         self.member_type = loop.Member
         patch.setattr(loop, "Member", self.open_member)
         self.configs = [make_member(i, num_epochs=3) for i in range(4)]
@@ -45,7 +46,7 @@ class Trained:
         self.workdirs = [directory / f"member{i}" for i in range(4)]
         self.asked = []
         with pytest.MonkeyPatch.context() as breaking:
-            breaking.setattr(loop, "append_row", self.interrupt)
+            breaking.setattr(running, "append_row", self.interrupt)
             with pytest.raises(Interrupted):
                 loop.train_members(self.configs, self.workdirs, dataset)
         self.lengths = [len(read_rows(workdir)) for workdir in self.workdirs]

@@ -12,7 +12,7 @@ import pytest
 
 from dwsep_jax import data, signals
 from dwsep_jax.errors import ConfigError
-from dwsep_jax.train import loop
+from dwsep_jax.train import loop, running
 from dwsep_jax.train.programs import EpochPrograms
 from tests import tiny
 from tests.train.test_loop import (
@@ -93,10 +93,10 @@ def test_a_long_epoch_is_saved_in_between(whole, tmp_path, monkeypatch, capsys):
         "monotonic": lambda: 60.0 * next(minutes),
         "perf_counter": time.perf_counter,
     }
-    monkeypatch.setattr(loop, "time", types.SimpleNamespace(**clock))
+    monkeypatch.setattr(running, "time", types.SimpleNamespace(**clock))
     config = tiny.make_config(**EVERYTHING, steps_per_dispatch=2)  # Ten minutes.
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "append_row", lambda *arguments: 1 / 0)
+        patch.setattr(running, "append_row", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(tmp_path, config)
     saved = capsys.readouterr().out

@@ -1,0 +1,297 @@
+"""A run while it trains: its state, its rows, and how both are kept."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from dwsep_jax import console, data
+from dwsep_jax.data import order
+from dwsep_jax.environment import describe_parallelism
+from dwsep_jax.errors import ConfigError, DivergedError, UserError
+from dwsep_jax.train import optim, output
+from dwsep_jax.train.checkpoint import Checkpoints, Restored
+from dwsep_jax.train.evaluation import evaluate_epoch
+from dwsep_jax.train.loggers import open_loggers
+from dwsep_jax.train.metrics import Metrics
+from dwsep_jax.train.programs import EpochResult
+from dwsep_jax.train.step import TrainState, make_run_keys, make_state
+from dwsep_jax.train.weights import load_weights
+from dwsep_jax.workdir import (
+    Row,
+    append_row,
+    is_settled,
+    score,
+    seconds_left,
+    write_rows,
+)
+
+# The directory that holds an unfinished epoch of a run; its checkpoints are named by
+# step.
+_PART = "partial"
+# Whether to give a run up, given the rows of its epochs so far.
+Prune = Callable[[list[Row]], bool]
+
+
+class Member:
+    """A run, alone or among others, and how far it has been trained.
+
+    Use as a context manager: its files are open inside the block.
+
+    Attributes:
+      config: resolved.
+      workdir: where its files are.
+      dataset: that it is trained on.
+      network: one line that describes the network.
+      checkpoints: its checkpoints.
+      state: as last saved.
+      total: metrics of its epoch so far.
+      history: the rows of its epochs.
+      num_resumed: how many of them an earlier process has trained.
+      error: with which it diverged, or None.
+      is_pruned: whether it was given up.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: str | os.PathLike,
+        dataset: data.Dataset,
+        log: pathlib.Path | None = None,
+        prune: Prune = lambda history: False,
+    ):
+        """Take a resolved configuration, and a file for what would go to the console.
+
+        `prune` says whether to give the run up. It is asked after each epoch, and at
+        the start about those already trained.
+        """
+        self.config, self.workdir, self.dataset = config, pathlib.Path(workdir), dataset
+        self.state, self.history = make_state(config, dataset), []
+        self.total, self._epoch_seconds = Metrics.empty(), 0.0
+        self.error: DivergedError | None = None
+        self._log, self._prune, self._loggers = log, prune, []
+        self._order_key = make_run_keys(config.seed).order
+
+    def __enter__(self) -> "Member":
+        """Start the run or resume it, without the epochs that must be trained again.
+
+        Raises:
+          UserError: if there are results, but no checkpoint to resume from.
+        """
+        with contextlib.ExitStack() as stack, self._logged():
+            self.network = output.print_start(self.config, self.dataset, self.state)
+            self.checkpoints = stack.enter_context(Checkpoints(self.workdir))
+            saved = self.checkpoints.restore_latest(self.state)
+            if saved:
+                self.state, self.history = saved.tree, saved.metadata["history"]
+            part = self._restore_part()
+            if saved := part or saved:
+                what = "finished" if self.is_finished else "resuming"
+                n, step = len(self.history), int(self.state.step)
+                console.say(f"{what} after epoch {n}, step {step:,}")
+                self._compare_with(saved.metadata)
+            elif self.config.init_from:
+                self.state = load_weights(self.config, self.state)
+                console.say(f"starting from the weights of {self.config.init_from}")
+            write_rows(self.workdir, self.history)
+            self.checkpoints.discard_after(len(self.history))
+            if not self.is_finished:  # --mode=evaluate may have evaluated before.
+                (self.workdir / "evaluation.json").unlink(missing_ok=True)
+            run = (self.config, self.workdir, self.history, self.is_finished)
+            for logger in open_loggers(*run):
+                self._loggers.append(logger)
+                stack.callback(logger.close)
+            self._close = stack.pop_all().close
+        n = self.num_resumed = len(self.history)
+        self._seconds_before = self.history[-1]["elapsed_seconds"] if n else 0.0
+        if part:
+            self._epoch_seconds = part.metadata["epoch_seconds"]
+            self._seconds_before = part.metadata["elapsed_seconds"]
+        self._saved_at = time.monotonic()
+        self.is_pruned = any(self._prune(self.history[: i + 1]) for i in range(n))
+        return self
+
+    def __exit__(self, *exception):
+        self._close()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs that it needs are trained."""
+        return is_finished(self.config, self.history)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is another epoch to train."""
+        return not (self.error or self.is_pruned or self.is_finished)
+
+    def permute(self) -> jax.Array:
+        """Return the order of the examples in the next epoch, int32 (M,)."""
+        num_examples = len(self.dataset.train.labels)
+        return order.epoch_permutation(self._order_key, len(self.history), num_examples)
+
+    def is_due(self) -> bool:
+        """Return whether `checkpoint_minutes` have passed since it was saved."""
+        minutes = self.config.checkpoint_minutes
+        return 0 < 60 * minutes < time.monotonic() - self._saved_at
+
+    def save(self, result: EpochResult, seconds: float, start: float) -> None:
+        """Save the member after an epoch or a part of one.
+
+        Args:
+          result: of the epoch; if it diverged, only the error is kept.
+          seconds: the time its steps took.
+          start: of the training, by `time.perf_counter`.
+        """
+        self._epoch_seconds += seconds
+        elapsed = self._seconds_before + time.perf_counter() - start
+        num_steps = self.dataset.steps_per_epoch(self.config.batch_size)
+        if result.error is None and int(result.state.step) % num_steps:
+            self._save_part(result, elapsed)
+        else:
+            self._finish_epoch(result, elapsed)
+        self._saved_at = time.monotonic()
+
+    def _finish_epoch(self, result, elapsed):
+        """Evaluate and save an epoch: first the state, then its row; print the row."""
+        try:
+            row = make_row(self.config, self.dataset, result, self._epoch_seconds)
+        except DivergedError as error:
+            self.error = error
+            return
+        row["elapsed_seconds"] = elapsed
+        self.state = lower_rate_on_plateau(self.config, result.state, row["val_loss"])
+        self.total, self._epoch_seconds = Metrics.empty(), 0.0
+        self.history.append(row)
+        scores = {row["epoch"]: score(row) for row in self.history}
+        metadata = {"history": self.history, **self._describe_circumstances()}
+        self.checkpoints.save(row["epoch"], self.state, metadata, scores)
+        shutil.rmtree(self.workdir / _PART, ignore_errors=True)
+        append_row(self.workdir, row)
+        for logger in self._loggers:
+            logger.log(row)
+        num_epochs = self.config.num_epochs
+        left = seconds_left(self.history, self.num_resumed, num_epochs)
+        with self._logged():
+            console.say(console.format_epoch(row, num_epochs, left))
+        self.is_pruned = self._prune(self.history)
+
+    def _save_part(self, result, elapsed):
+        """Save an epoch in the middle, to go on from there with the same bits."""
+        self.state, self.total, step = (
+            result.state,
+            result.total,
+            int(result.state.step),
+        )
+        metadata = {"elapsed_seconds": elapsed, "epoch_seconds": self._epoch_seconds}
+        metadata |= self._describe_circumstances()
+        with Checkpoints(self.workdir, name=_PART) as parts:
+            parts.save(step, (self.state, self.total), metadata, {step: 1.0})
+        with self._logged():
+            console.say(f"saved in epoch {len(self.history) + 1}, after step {step:,}")
+
+    def _restore_part(self) -> Restored | None:
+        """Go on in an epoch that was saved in the middle; return None if none was.
+
+        One that is damaged, or older than the last whole epoch, is deleted.
+        """
+        num_steps = self.dataset.steps_per_epoch(self.config.batch_size)
+        with Checkpoints(self.workdir, read_only=True, name=_PART) as parts:
+            try:
+                found = parts.restore_latest((self.state, self.total))
+            except ConfigError:
+                raise  # It is whole, and of another network.
+            except UserError:
+                found = None  # Damaged, as has been said.
+        if found and int(found.tree[0].step) // num_steps == len(self.history):
+            self.state, self.total = found.tree
+            return found
+        shutil.rmtree(self.workdir / _PART, ignore_errors=True)
+        return None
+
+    def _describe_circumstances(self):
+        return {"parallelism": describe_parallelism(), "data": self.dataset.checksum}
+
+    def _compare_with(self, metadata: dict[str, Any]) -> None:
+        """Warn of another number of threads or devices; refuse to train on other data.
+
+        Checkpoints of earlier versions lack what there is to compare.
+        """
+        if self.is_finished:
+            return
+        if metadata.get("data") not in (None, self.dataset.checksum):
+            raise UserError(
+                f"dataset={self.config.dataset}: its images or labels have changed "
+                f"since {self.workdir} was trained; restore them, or choose another "
+                "--workdir"
+            )
+        before, now = metadata.get("parallelism"), describe_parallelism()
+        if jax.default_backend() == "cpu" and before not in (None, now):
+            there, here = (
+                f"{numbers['cpu_threads']} CPU threads for {numbers['device_count']} "
+                f"device{'s' * (numbers['device_count'] > 1)}"
+                for numbers in (before, now)
+            )
+            console.say(
+                f"warning: trained with {there} so far, and now with {here}: the last "
+                "digits may differ from those of an uninterrupted run"
+            )
+
+    def _logged(self):
+        return console.logged(self._log) if self._log else contextlib.nullcontext()
+
+
+def is_finished(config: ConfigDict, history: list[Row]) -> bool:
+    """Return whether there is nothing left to train."""
+    return len(history) >= config.num_epochs or is_settled(
+        history, config.early_stopping, config.min_change
+    )
+
+
+def make_row(
+    config: ConfigDict, dataset: data.Dataset, result: EpochResult, seconds: float
+) -> Row:
+    """Evaluate the state after an epoch, and return the epoch's row.
+
+    Args:
+      config: resolved.
+      dataset: its train_eval and validation are read.
+      result: of the epoch, before the rate is lowered on a plateau.
+      seconds: that its steps took.
+
+    Raises:
+      DivergedError: if a loss or a parameter is not finite.
+    """
+    if result.error is not None:
+        raise result.error
+    state, steps_per_epoch = result.state, dataset.steps_per_epoch(config.batch_size)
+    means = result.total.compute()
+    num_steps = int(state.step)
+    share = float(optim.make_schedule(config, steps_per_epoch)(num_steps - 1))
+    multiplier = float(state.plateau.multiplier)
+    return {
+        "epoch": num_steps // steps_per_epoch,
+        "step": num_steps,
+        **{f"train_{name}": float(value) for name, value in means.items()},
+        **evaluate_epoch(config, dataset, state),
+        "learning_rate": share * config.learning_rate * multiplier,
+        "images_per_second": steps_per_epoch * config.batch_size / seconds,
+    }
+
+
+def lower_rate_on_plateau(
+    config: ConfigDict, state: TrainState, val_loss: float
+) -> TrainState:
+    """Return the state for the next epoch."""
+    if config.schedule != "plateau":
+        return state
+    factor, patience = config.plateau_factor, config.plateau_patience
+    plateau = optim.update_plateau(
+        state.plateau, val_loss, factor=factor, patience=patience
+    )
+    return state.replace(plateau=plateau)
