@@ -208,7 +208,7 @@ def measure_start(name: str) -> dict[str, float]:
 
     On digits, with an empty and then with a full compilation cache.
     """
-    command = [sys.executable, "-m", "dwsep_jax", f"--config=configs/{name}.py"]
+    command = [sys.executable, "-m", "dwsep_jax", f"--config={name}"]
     options = {"dataset": "digits", "validation_size": 100, "num_epochs": 1}
     command += [f"--config.{field}={value}" for field, value in options.items()]
     seconds = {}

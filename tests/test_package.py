@@ -65,6 +65,13 @@ def test_the_package_and_the_diagnosis_import_no_jax():
     assert not {"jax", "flax", "optax", "orbax", "tensorflow"} & {*found}
 
 
+def test_a_run_does_not_wait_for_packages_that_it_does_not_use():
+    code = "import sys, dwsep_jax.train.loop; print(*sys.modules)"
+    found = set(python(code).stdout.split())
+    assert "orbax" in found
+    assert not found & {"tensorboardX", "torch", "wandb", "mlflow", "onnx", "pyarrow"}
+
+
 def test_every_exported_name_is_there():
     for name in dwsep_jax.__all__:
         assert getattr(dwsep_jax, name).__name__ == name

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 
 from dwsep_jax.config import flatten
 from dwsep_jax.console import say
@@ -41,6 +40,8 @@ class TensorBoard:
     place = "tensorboard"
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, history: list[Row]):
+        from tensorboardX import SummaryWriter  # It imports PyTorch where that is.
+
         directory = workdir / self.place
         if directory.exists():
             shutil.rmtree(directory)
