@@ -82,11 +82,14 @@ def test_it_needs_neither_jax_nor_data(results):
 
 def test_a_copy_keeps_what_a_report_and_a_later_start_need(tmp_path):
     source, copy = ROOT / "results/compare-cpu", tmp_path / "copy"
-    run, path = "separable/rate1", "checkpoints/100/commit_success.txt"
+    run, path = "separable/seed0", "checkpoints/100/commit_success.txt"
     machine = shutil.copytree(source, tmp_path / "machine")
     (machine / run / path).write_text("Checkpoint commit was successful to /home/me/x")
     (machine / run / "train.log").touch()
+    trial = "separable/rate1/checkpoints"
+    shutil.copytree(machine / run / "checkpoints", machine / trial)
     collect(machine, copy)
+    assert not (copy / trial).exists()  # It is the one of seed 0.
     before, after = (
         {
             path.relative_to(root): path.read_bytes()
