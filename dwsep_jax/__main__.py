@@ -117,7 +117,7 @@ def run_export(command: cli.Command) -> None:
     from dwsep_jax.export import write
 
     resolved = workdir.load_config(command.workdir, command.config)
-    formats = (command.formats or "stablehlo,safetensors").split(",")
+    formats = (command.formats or "stablehlo,safetensors").replace(" ", "").split(",")
     write.export_workdir(resolved, command.workdir, formats, command.output)
 
 

@@ -153,6 +153,11 @@ def open_workdir(
         )
     with _usable(workdir):
         directory.mkdir(parents=True, exist_ok=True)
+        if (directory / "manifest.json").exists():
+            raise UserError(
+                f"--workdir={workdir}: holds an export, which cannot be continued; "
+                "name the run's own, or give its weights to --config.init_from"
+            )
         if (directory / "config.json").exists():
             stored, resolved = _continue(workdir, requested, kind, MAY_CHANGE)
             section = f"{SECTIONS[kind]}."

@@ -25,7 +25,7 @@ from dwsep_jax.export import write
 from dwsep_jax.nn.densenet import create_model
 from dwsep_jax.train import loop
 from dwsep_jax.train.metrics import with_temperature
-from dwsep_jax.workdir import read_json
+from dwsep_jax.workdir import open_workdir, read_json
 from tests import tiny
 
 
@@ -146,6 +146,8 @@ def test_a_run_is_exported_for_processes_without_the_package(run, tmp_path):
 def test_the_default_leaves_out_onnx(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert export(run) == 0
+    with pytest.raises(UserError, match="holds an export, which cannot be continued"):
+        open_workdir(run / "export", tiny.make_config(), lambda config: config)
     files = sorted(path.name for path in (run / "export").glob("model.*"))
     assert files == ["model.safetensors", "model.stablehlo"]
 
@@ -192,6 +194,13 @@ def test_mistakes_are_told_before_anything_is_written(
     assert export(run, "--format=onnx,tflite", f"--output={output}") == 2
     line = "--format='tflite' is unknown; choose one of stablehlo, onnx, safetensors"
     assert line in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert export(run, f"--output={tmp_path}/file/out") == 1
+    line = f"--output={tmp_path}/file/out: cannot be written (Not a directory); name an"
+    assert line in capsys.readouterr().err
+    assert export(run, f"--output={run}") == 2
+    assert f"--output={run}: holds other files" in capsys.readouterr().err
+    assert not (run / "manifest.json").exists()
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.delitem(sys.modules, "dwsep_jax.export.onnx_graph", raising=False)
     assert export(run, "--format=onnx", f"--output={output}") == 1

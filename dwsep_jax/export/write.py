@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from dwsep_jax.console import say
 from dwsep_jax.data.augment import normalize
-from dwsep_jax.errors import UserError, choose
+from dwsep_jax.errors import ConfigError, UserError, choose
 from dwsep_jax.evaluate import Trained, load_trained
 from dwsep_jax.nn.summary import describe_network, summarize
 from dwsep_jax.statistics import wilson_interval
@@ -44,22 +44,32 @@ def export_workdir(
       output: directory for the files; None is `export` in the workdir.
 
     Raises:
-      ConfigError: for an unknown format.
-      UserError: if there is no checkpoint, or a package is missing.
+      ConfigError: for an unknown format, or an output with other files.
+      UserError: if there is no checkpoint, a package is missing, or the output cannot
+        be written.
     """
     writers = {name: choose("--format", name, FORMATS) for name in formats}
     trained = load_trained(workdir, config)
     contents = {
         f"model.{name}": write(config, trained) for name, write in writers.items()
     }
-    directory = pathlib.Path(output or os.path.join(workdir, "export"))
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        write_atomically(directory / name, content)
-    _copy_descriptions(workdir, directory)
-    manifest = _describe(config, workdir, trained, contents)
-    write_json(directory / "manifest.json", manifest)
-    write_atomically(directory / "README.md", make_card(manifest))
+    directory = pathlib.Path(output or os.path.join(workdir, "export")).expanduser()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in directory.iterdir()}
+        if names and "manifest.json" not in names:
+            raise ConfigError(f"--output={directory}: holds other files; name another")
+        for name, content in contents.items():
+            write_atomically(directory / name, content)
+        _copy_descriptions(workdir, directory)
+        manifest = _describe(config, workdir, trained, contents)
+        write_json(directory / "manifest.json", manifest)
+        write_atomically(directory / "README.md", make_card(manifest))
+    except OSError as error:
+        raise UserError(
+            f"--output={directory}: cannot be written ({error.strerror or error}); "
+            "name another directory"
+        ) from error
     say(f"exported {', '.join(contents)}: {directory}")
 
 
@@ -153,7 +163,7 @@ def make_card(manifest: dict[str, Any]) -> str:
         )
     uses = "\n\n".join(_USES[name] for name in manifest["files"])
     sums = "\n".join(f"- `{n}`: `{digest}`" for n, digest in manifest["files"].items())
-    names = [name.replace("\n", " ") for name in manifest["class_names"]]
+    names = manifest["class_names"]
     return f"""\
 # {manifest["dataset"]}: {manifest["network"]}
 
