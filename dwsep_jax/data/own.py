@@ -88,16 +88,14 @@ def _read_npz(path):
         found = {split: _find_arrays(arrays, short) for split, short in shorts}
         if not found["train"]:
             raise DataError(f"it has {', '.join(arrays)}, but no x_train")
-    shape, classes = found["train"][0].shape[1:], np.unique(found["train"][1])
-    splits = {}
-    for split, (images, labels) in ((s, pair) for s, pair in found.items() if pair):
+    found = {split: pair for split, pair in found.items() if pair}
+    names, labels = read.index_labels({s: pair[1] for s, pair in found.items()})
+    shape, splits = found["train"][0].shape[1:], {}
+    for split, (images, _) in found.items():
         if images.shape[1:] != shape:
             raise DataError(f"{split} has images of {images.shape[1:]}, train {shape}")
-        if len(others := np.setdiff1d(labels, classes)):
-            raise DataError(f"{split} has the label {others[0]}, train has not")
-        labels = np.searchsorted(classes, labels).astype(np.int32)
-        splits[split] = Split(images, labels, make_ids(split, len(labels)))
-    return tuple(without_controls(str(label)) for label in classes), splits
+        splits[split] = Split(images, labels[split], make_ids(split, len(images)))
+    return names, splits
 
 
 def _find_arrays(arrays, short):

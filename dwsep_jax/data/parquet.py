@@ -9,12 +9,18 @@ from typing import Any
 import numpy as np
 
 from dwsep_jax.data import cache, folder
-from dwsep_jax.data.read import Decoded, Split, make_ids, without_controls
+from dwsep_jax.data.read import (
+    Decoded,
+    Split,
+    index_labels,
+    make_ids,
+    without_controls,
+)
 from dwsep_jax.errors import DataError
 
 _COLUMNS = (
     "a column of images ({bytes} or binary, PNG, JPEG or WebP) and one of labels "
-    "(label, or the first of integers)"
+    "(label, or the first of integers or texts)"
 )
 
 
@@ -65,16 +71,20 @@ def load(
 
     def decode():
         tables = {split: _read(paths) for split, paths in files.items()}
-        names = tables["train"][2]
+        labels, names = {s: table[1] for s, table in tables.items()}, tables["train"][2]
+        if not names:
+            names, labels = index_labels(labels)
         size = image_size and (image_size, image_size)
         images = folder.decode([p for t in tables.values() for p in t[0]], size)
         splits = {}
-        for split, (_, labels, _) in tables.items():
-            if others := {*labels}.difference(range(len(names))):
-                raise DataError(f"{split} has the label {min(others)}, train has not")
-            ids = make_ids(split, len(labels))
-            splits[split] = Split(images[: len(labels)], labels, ids)
-            images = images[len(labels) :]
+        for split, some in labels.items():
+            if not (some.min() >= 0 and some.max() < len(names)):
+                raise DataError(
+                    f"{split} has labels that none of {len(names)} names is"
+                )
+            ids = make_ids(split, len(some))
+            splits[split] = Split(images[: len(some)], some.astype(np.int32), ids)
+            images = images[len(some) :]
         return names, splits
 
     variant = f"-parquet-{image_size}" if image_size else "-parquet"
@@ -82,7 +92,7 @@ def load(
 
 
 def _read(paths):
-    """Return pictures, labels int32 and class names of the files of a split."""
+    """Return pictures, labels and stored class names of the files of a split."""
     try:
         from pyarrow import parquet
     except ModuleNotFoundError as error:
@@ -95,21 +105,27 @@ def _read(paths):
         for i, value in enumerate(table[image_column].to_pylist()):
             content = value["bytes"] if isinstance(value, dict) else value
             pictures.append(_Stored(content or b"", f"{path.name}, row {i}"))
-        labels += table[label_column].to_pylist()
-    labels = np.array(labels, np.int32)
-    return pictures, labels, names or tuple(map(str, range(labels.max() + 1)))
+        some = table[label_column].to_pylist()
+        if None in some:
+            raise DataError(f"{path.name}, row {some.index(None)} has no label")
+        labels += some
+    if not labels:
+        raise DataError(f"{', '.join(path.name for path in paths)} has no rows")
+    return pictures, np.array(labels), names
 
 
 def _find_columns(schema: Any, path: pathlib.Path) -> tuple[str, str]:
     from pyarrow import types
 
-    def is_image(kind):
-        if types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0
-        return types.is_binary(kind) or types.is_large_binary(kind)
-
-    images = [field.name for field in schema if is_image(field.type)]
-    labels = [field.name for field in schema if types.is_integer(field.type)]
+    structs, binaries, labels = [], [], []
+    for field in schema:
+        if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
+            structs.append(field.name)
+        elif types.is_binary(field.type) or types.is_large_binary(field.type):
+            binaries.append(field.name)
+        elif types.is_integer(field.type) or types.is_string(field.type):
+            labels.append(field.name)
+    images = structs + binaries
     if not images or not labels:
         raise DataError(
             f"{path.name} has {', '.join(schema.names)}, but not {_COLUMNS}"

@@ -108,6 +108,25 @@ def make_ids(split: str, num_examples: int) -> np.ndarray:
     return np.array([f"{split}_{i:0{width}d}" for i in range(num_examples)], np.str_)
 
 
+def index_labels(
+    labels: dict[str, np.ndarray],
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Return the names of the classes of `train`, and int32 labels of each split.
+
+    Labels may be numbers, also with gaps, or names; classes are sorted.
+
+    Raises:
+      DataError: if another split has a class that `train` has not.
+    """
+    classes = np.unique(labels["train"])
+    indices = {}
+    for split, some in labels.items():
+        if len(others := np.setdiff1d(some, classes)):
+            raise DataError(f"{split} has the label {others[0]}, train has not")
+        indices[split] = np.searchsorted(classes, some).astype(np.int32)
+    return tuple(without_controls(str(label)) for label in classes), indices
+
+
 def find_size_problem(num_images: int, shape: tuple[int, ...]) -> str | None:
     """Return what is wrong where decoded images are too many, or None."""
     if (size := num_images * math.prod(shape)) > MAX_BYTES:

@@ -17,12 +17,12 @@ FEATURES = {"label": {"names": ["red", "green", "blue"], "_type": "ClassLabel"}}
 SPLITS = {"train": tiny.make_split(12, 0), "test": tiny.make_split(5, 1)}
 
 
-def write(path, split, pictures=None, column="img", names=True, labels=None):
+def write(path, split, pictures=None, names=True, labels=None):
     """Write a split as Hugging Face does, or with bare bytes and no names."""
     pictures = pictures or [encode(image) for image in split.images]
     images = [{"bytes": p, "path": None} for p in pictures] if names else pictures
     labels = split.labels if labels is None else labels
-    table = pa.table({column: images, "label": pa.array(labels, pa.int64())})
+    table = pa.table({"width": [8] * len(images), "img": images, "label": labels})
     if names:
         stored = json.dumps({"info": {"features": FEATURES}})
         table = table.replace_schema_metadata({"huggingface": stored})
@@ -55,6 +55,16 @@ def test_images_labels_and_names_are_those_stored(tmp_path, names):
     assert load(tmp_path, image_size=4).image_shape == (4, 4, 3)
 
 
+@pytest.mark.parametrize("names", [(-5, 7, 10**9), ("ant", "bee", "cow")])
+def test_labels_may_have_gaps_or_be_texts(tmp_path, names):
+    labels = [names[i] for i in SPLITS["train"].labels]
+    write(tmp_path / "train.parquet", SPLITS["train"], names=False, labels=labels)
+    dataset = load(tmp_path)
+    assert dataset.class_names == tuple(map(str, names))
+    there = [int(name.removeprefix("train_")) for name in dataset.train.ids]
+    np.testing.assert_array_equal(dataset.train.labels, SPLITS["train"].labels[there])
+
+
 def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
     path = tmp_path / "train" / "0.parquet"
     write(
@@ -66,7 +76,17 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
         load(tmp_path)
     write(path, SPLITS["train"])
     write(tmp_path / "test" / "0.parquet", SPLITS["test"], labels=[0, 1, 2, 3, 0])
-    with pytest.raises(DataError, match="test has the label 3, train has not"):
+    with pytest.raises(DataError, match="test has labels that none of 3 names is"):
+        load(tmp_path)
+    write(tmp_path / "test" / "0.parquet", SPLITS["test"], labels=[0, 1, None, 2, 0])
+    with pytest.raises(DataError, match=r"0.parquet, row 2 has no label"):
+        load(tmp_path)
+    write(tmp_path / "test" / "0.parquet", SPLITS["test"], names=False)
+    write(path, SPLITS["train"], names=False, labels=[0, 1] * 6)
+    with pytest.raises(DataError, match="test has the label 2, train has not"):
+        load(tmp_path)
+    write(path, tiny.Split(*(array[:0] for array in SPLITS["train"])))
+    with pytest.raises(DataError, match=r"0.parquet has no rows|not a column of ima"):
         load(tmp_path)
     pyarrow.parquet.write_table(pa.table({"text": ["a"], "label": [0]}), path)
     with pytest.raises(DataError, match="has text, label, but not a column of images"):
