@@ -4,7 +4,7 @@ import pathlib
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
@@ -46,7 +46,6 @@ class TensorBoard:
         if directory.exists():
             shutil.rmtree(directory)
         self._writer = SummaryWriter(str(directory))
-        self.close = self._writer.close
         for row in history:
             self.log(row)
 
@@ -55,6 +54,10 @@ class TensorBoard:
         for tag, value in _make_scalars(row):
             self._writer.add_scalar(tag, value, row["step"])
         self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
 
 
 class WeightsAndBiases:
@@ -79,13 +82,16 @@ class WeightsAndBiases:
             config=flatten(config),
             settings=wandb.Settings(silent=True),
         )
-        self.close = self._run.finish
         for row in history:
             self.log(row)
 
     def log(self, row: Row) -> None:
         """Add the numbers of an epoch, at its step."""
         self._run.log(dict(_make_scalars(row)), step=row["step"])
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._run.finish()
 
 
 class MLflow:
@@ -155,6 +161,15 @@ def open_loggers(
                     f"--config.{name}: {error}; log in there, or --noconfig.{name}"
                 ) from error
             say(f"logging to {name}")
+
+
+def try_to(call: Callable[..., None], *arguments: Any) -> None:
+    """Call a logger; warn where its service fails, which must not end the training."""
+    try:
+        call(*arguments)
+    except Exception as error:  # Of many types, as each package has its own.
+        name = type(call.__self__).__name__
+        say(f"warning: {name} misses something, while training goes on: {error}")
 
 
 def _keep_id(path: pathlib.Path, make: Callable[[], str]) -> str:

@@ -18,7 +18,7 @@ from dwsep_jax.errors import ConfigError, DivergedError, UserError
 from dwsep_jax.train import optim, output
 from dwsep_jax.train.checkpoint import Checkpoints, Restored
 from dwsep_jax.train.evaluation import evaluate_epoch
-from dwsep_jax.train.loggers import open_loggers
+from dwsep_jax.train.loggers import open_loggers, try_to
 from dwsep_jax.train.metrics import Metrics
 from dwsep_jax.train.programs import EpochResult
 from dwsep_jax.train.step import TrainState, make_run_keys, make_state
@@ -106,7 +106,7 @@ class Member:
             run = (self.config, self.workdir, self.history, self.is_finished)
             for logger in open_loggers(*run):
                 self._loggers.append(logger)
-                stack.callback(logger.close)
+                stack.callback(try_to, logger.close)
             self._close = stack.pop_all().close
         n = self.num_resumed = len(self.history)
         self._seconds_before = self.history[-1]["elapsed_seconds"] if n else 0.0
@@ -174,7 +174,7 @@ class Member:
         shutil.rmtree(self.workdir / _PART, ignore_errors=True)
         append_row(self.workdir, row)
         for logger in self._loggers:
-            logger.log(row)
+            try_to(logger.log, row)
         num_epochs = self.config.num_epochs
         left = seconds_left(self.history, self.num_resumed, num_epochs)
         with self._logged():

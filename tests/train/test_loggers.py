@@ -11,7 +11,7 @@ from tensorboardX.proto import event_pb2
 
 from dwsep_jax import data
 from dwsep_jax.errors import UserError
-from dwsep_jax.train import loop
+from dwsep_jax.train import loggers, loop
 from dwsep_jax.train.loggers import MLflow, TensorBoard, WeightsAndBiases
 from tests import tiny
 
@@ -98,6 +98,24 @@ def test_wandb_gets_the_rows_of_one_run(tmp_path, monkeypatch):
     assert [step for step, _ in given] == [5, 5, 10, 15]
     scalars = {(t, step): v for step, values in given for t, v in values.items()}
     assert scalars == SCALARS
+
+
+def test_a_service_that_fails_does_not_end_the_training(tmp_path, monkeypatch, capsys):
+    class Broken(TensorBoard):
+        def log(self, row):
+            raise ConnectionError("gone")
+
+        def close(self):
+            raise ConnectionError("gone for good")
+
+    monkeypatch.setattr(data, "load", lambda config: tiny.make_dataset())
+    monkeypatch.setattr(loop, "draw_run", lambda workdir: None)
+    monkeypatch.setitem(loggers.LOGGERS, "tensorboard", Broken)
+    config = tiny.make_config(tensorboard=True)
+    loop.train_and_evaluate(config, tmp_path, on_test=False)
+    shown = capsys.readouterr().out
+    assert shown.count("warning: Broken misses something, while training") == 3
+    assert "epoch 2/2" in shown
 
 
 @pytest.mark.parametrize(
