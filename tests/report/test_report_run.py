@@ -466,3 +466,15 @@ def test_a_report_needs_neither_jax_nor_optuna(win, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"report: {tmp_path}/report.html\nset()\n"
     assert len((tmp_path / "figures/slice_optimizer.png").read_bytes()) > 10_000
+
+
+def test_the_temperature_is_told_with_what_it_changes(run):
+    write.write_report([run])
+    assert "temperature" not in (run / "report.md").read_text()  # An old evaluation.
+    scaled = {"ece": 0.0123, "nll": 0.4567}
+    change(run / "evaluation.json", temperature=0.789, calibrated=scaled)
+    write.write_report([run])
+    told = (
+        "divided by 0.789, a temperature fitted on validation, the ECE is 0.0123 and "
+    )
+    assert told in (run / "report.md").read_text()
