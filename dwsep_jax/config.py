@@ -50,7 +50,7 @@ def load_file(config_path: str) -> ConfigDict:
     """
     path, colon, argument = config_path.partition(":")
     path = os.path.expanduser(path)
-    if path in _shipped() and not os.path.exists(path):
+    if path in _shipped() and not os.path.isfile(path):
         path = str(CONFIGS / f"{path}.py")
     if not os.path.isfile(path):
         raise ConfigError(f"--config={path}: no such file{list_configs()}")

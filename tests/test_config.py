@@ -106,12 +106,14 @@ INVALID = {name: values for names, values in INVALID.items() for name in names.s
 
 def test_shipped_files_are_known_by_name_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").mkdir()  # Somebody's own.
+    for name in ("configs", "digits"):  # Somebody's own.
+        (tmp_path / name).mkdir()
     monkeypatch.delitem(sys.modules, "configs", raising=False)
     for name in ("digits", "compare:digits"):
         file, colon, argument = name.partition(":")
         path = f"{ROOT}/configs/{file}.py{colon}{argument}"
         assert load_file(name).to_dict() == load_file(path).to_dict()
+    pathlib.Path("digits").rmdir()
     pathlib.Path("digits").touch()
     with pytest.raises(ConfigError, match="must be a Python file"):
         load_file("digits")
