@@ -33,17 +33,16 @@ def restore_latest(workdir, like=None, **options):
         return checkpoints.restore_latest(like or make_tree())
 
 
-def largest_file(directory):
+def empty_largest_file(directory):
     files = [path for path in directory.rglob("*") if path.is_file()]
-    return max(files, key=lambda path: path.stat().st_size)
+    max(files, key=lambda path: path.stat().st_size).write_bytes(b"")
 
 
 def test_arrays_and_metadata_are_restored(tmp_path):
     assert restore_latest(tmp_path) is None
     save_all(tmp_path, [0.5])
     restored = restore_latest(tmp_path)
-    assert restored.epoch == 1
-    assert restored.metadata == {"history": [1]}
+    assert (restored.epoch, restored.metadata) == (1, {"history": [1]})
     assert bits(restored.tree) == bits(make_tree(1.0))
     assert restored.tree["key"].dtype == make_tree()["key"].dtype
 
@@ -80,10 +79,7 @@ def test_damage_to_any_file_is_noticed(tmp_path, capsys):
             assert restore_latest(tmp_path).epoch == 1, path
             path.write_bytes(content)
         shown = capsys.readouterr().out
-        assert (
-            "passing over the damaged checkpoint checkpoints/2: ValueError: the"
-            in shown
-        )
+        assert "passing over the damaged checkpoint checkpoints/2: ValueError" in shown
         assert "the checksum of arrays/" in shown
         assert checkpoints.restore_latest(make_tree()).epoch == 2
 
@@ -104,12 +100,9 @@ def test_epochs_are_restored_in_order_of_preference(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.epochs() == [1, 2]
         assert checkpoints.restore([1, 2], make_tree()).epoch == 1
-        for epoch in (1, 2):
-            largest_file(tmp_path / "checkpoints" / str(epoch) / "arrays").write_bytes(
-                b""
-            )
-            if epoch == 1:
-                assert checkpoints.restore([1, 2], make_tree()).epoch == 2
+        empty_largest_file(tmp_path / "checkpoints/1/arrays")
+        assert checkpoints.restore([1, 2], make_tree()).epoch == 2
+        empty_largest_file(tmp_path / "checkpoints/2/arrays")
         with pytest.raises(UserError, match=f"delete {tmp_path} to start over"):
             checkpoints.restore([1, 2], make_tree())
         assert checkpoints.restore([], make_tree()) is None

@@ -16,12 +16,7 @@ from tests import tiny
 
 @pytest.fixture(scope="module")
 def state():
-    return tiny.make_state()
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    return tiny.make_dataset()
+    return tiny.make_state(block_sizes=(1,))
 
 
 def test_every_example_counts_once_whatever_the_batch_size(state, dataset):
@@ -49,9 +44,6 @@ def test_every_example_counts_once_whatever_the_batch_size(state, dataset):
 def test_files_hold_what_the_contract_says(state, dataset, tmp_path):
     config = tiny.make_config(seed=5)
 
-    def load(suffix):
-        return np.load(tmp_path / f"predictions{suffix}.npz")
-
     for name, suffix in (("test", ""), ("train", "-train")):
         arguments = (config, tmp_path, dataset, state, name, "the network")
         returned = evaluation.evaluate_and_write(*arguments)
@@ -66,6 +58,12 @@ def test_files_hold_what_the_contract_says(state, dataset, tmp_path):
         assert [c["name"] for c in written["per_class"]] == ["red", "green", "blue"]
         assert np.sum(written["confusion_matrix"]) == len(split.labels)
         assert written["calibration"].keys() == {"ece", "nll", "brier", "bins"}
+        with np.load(tmp_path / f"predictions{suffix}.npz") as arrays:
+            assert set(arrays) == {"id", "label", "probabilities"}
+            np.testing.assert_array_equal(arrays["id"], split.ids)
+            np.testing.assert_array_equal(arrays["label"], split.labels)
+            probabilities = arrays["probabilities"]
+        assert written["accuracy"] == (probabilities.argmax(1) == split.labels).mean()
         # Two ways to the same number: on the device, and from the predictions.
         nll = written["calibration"]["nll"]
         assert nll == pytest.approx(written["loss"], rel=1e-5)
@@ -74,19 +72,12 @@ def test_files_hold_what_the_contract_says(state, dataset, tmp_path):
         _, on_validation = evaluation.evaluate(state, dataset.validation, 8)
         want = fit_temperature(dataset.validation.labels, on_validation)
         assert written["temperature"] == want
-        assert want != fit_temperature(split.labels, load(suffix)["probabilities"])
-        scaled = with_temperature(load(suffix)["probabilities"], want)
-        want = calibration(split.labels, scaled)
+        assert want != fit_temperature(split.labels, probabilities)
+        want = calibration(split.labels, with_temperature(probabilities, want))
         assert written["calibrated"] == {key: want[key] for key in ("ece", "nll")}
         environment = written["environment"]
         assert (environment["seed"], environment["device_count"]) == (5, 2)
         assert environment["versions"]["jax"] == jax.__version__
-        with np.load(tmp_path / f"predictions{suffix}.npz") as arrays:
-            assert set(arrays) == {"id", "label", "probabilities"}
-            np.testing.assert_array_equal(arrays["id"], split.ids)
-            np.testing.assert_array_equal(arrays["label"], split.labels)
-            accuracy = (arrays["probabilities"].argmax(1) == split.labels).mean()
-        assert written["accuracy"] == accuracy
     assert not list(tmp_path.glob("*.tmp"))
     with pytest.raises(ConfigError, match="one of train, validation, test"):
         evaluation.evaluate_and_write(config, tmp_path, dataset, state, "val", "")
@@ -100,8 +91,6 @@ def test_a_result_that_cannot_be_written_is_shown(
 
     monkeypatch.setattr(os, "replace", deny)
     arguments = (tiny.make_config(), tmp_path, dataset, state, "test", "the network")
-    with pytest.raises(
-        UserError, match=r"result above cannot .* \(Permission denied\)"
-    ):
+    with pytest.raises(UserError, match=r"above cannot .* \(Permission denied\)"):
         evaluation.evaluate_and_write(*arguments)
     assert "test accuracy" in capsys.readouterr().out

@@ -2,27 +2,27 @@
 
 from functools import partial
 
+import jax.numpy as jnp
 import pytest
 
-from dwsep_jax import data
+from dwsep_jax import signals
 from dwsep_jax.errors import DivergedError
 from dwsep_jax.train import loop, programs, running, step
 from dwsep_jax.train.checkpoint import Checkpoints
-from tests import tiny
-from tests.train.test_loop import Interrupted, read_rows
-from tests.train.test_programs import (
-    BAD_RATE,
-    BAD_STEP,
-    assert_near,
-    explode,
-    make_member,
-    parts,
-)
+from dwsep_jax.workdir import read_rows
+from tests.train.test_loop import Interrupted
+from tests.train.test_programs import assert_near, make_member, parts
+from tests.train.test_stopping import signal_after
+
+BAD_STEP, BAD_RATE = 8, 0.7  # The third step of the second epoch of member 2.
 
 
-@pytest.fixture(scope="module")
-def dataset():
-    return tiny.make_dataset()
+def explode(state, batch, train_step=step.train_step):
+    """Make one step at this rate leave values that are not finite."""
+    is_bad = state.opt_state[-1].learning_rate == jnp.float32(BAD_RATE)
+    is_bad &= state.step == BAD_STEP - 1
+    images = jnp.where(is_bad, jnp.inf, 1.0) * batch["image"]
+    return train_step(state, batch | {"image": images})
 
 
 class Trained:
@@ -33,8 +33,6 @@ class Trained:
     """
 
     def __init__(self, directory, dataset, patch):
-        patch.setattr(data, "load", lambda config: dataset)
-        patch.setattr(loop, "draw_run", lambda workdir: None)
         patch.setattr(step, "train_step", explode)
         self.evaluate_epoch = running.evaluate_epoch
         self.append_row = running.append_row
@@ -150,7 +148,18 @@ def test_a_finished_member_is_a_finished_run(trained, capsys):
     assert (workdir / "evaluation.json").exists()
 
 
-@pytest.mark.usefixtures("trained")
+def test_members_are_saved_at_the_end_of_the_epoch(
+    trained, dataset, tmp_path, monkeypatch
+):
+    workdirs = [tmp_path / str(i) for i in range(4)]
+    signal_after(monkeypatch, [1])
+    with signals.handled(), pytest.raises(signals.Stopped):
+        loop.train_members(trained.configs, workdirs, dataset)
+    for workdir in workdirs:
+        assert [row["epoch"] for row in read_rows(workdir)] == [1]
+        assert not (workdir / "partial").exists()
+
+
 def test_runs_of_different_programs_are_refused(dataset, tmp_path):
     configs = [make_member(0), make_member(1, optimizer="adam")]
     workdirs = [tmp_path / "0", tmp_path / "1"]

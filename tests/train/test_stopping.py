@@ -4,9 +4,9 @@ import dataclasses
 import itertools
 import os
 import signal
-import time
 import types
 from functools import partial
+from time import perf_counter
 
 import pytest
 
@@ -14,37 +14,23 @@ from dwsep_jax import data, signals
 from dwsep_jax.errors import ConfigError
 from dwsep_jax.train import loop, running
 from dwsep_jax.train.programs import EpochPrograms
+from dwsep_jax.workdir import read_rows
 from tests import tiny
-from tests.train.test_loop import (
-    EVERYTHING,
-    flip_bytes,
-    read_rows,
-    restore,
-    without_times,
-)
-from tests.train.test_programs import make_member
+from tests.train.test_loop import EVERYTHING, flip_bytes, restore, without_times
 
-# Five steps an epoch: programs of 2, 2 and 1 of them.
-CONFIG = tiny.make_config(**EVERYTHING, steps_per_dispatch=2, checkpoint_minutes=0.0)
+# Five steps an epoch: programs of 2, 2 and 1 of them. A part is saved after 10 minutes.
+CONFIG = tiny.make_config(**EVERYTHING, steps_per_dispatch=2)
 
 
-@pytest.fixture(autouse=True)
-def _tiny(monkeypatch):
-    monkeypatch.setattr(data, "load", lambda config: tiny.make_dataset())
-    monkeypatch.setattr(loop, "draw_run", lambda workdir: None)
-
-
-def train(workdir, config=CONFIG):
-    loop.train_and_evaluate(config, workdir, on_test=False)
-    state = restore(workdir, config, tiny.make_dataset())
+def train(workdir):
+    loop.train_and_evaluate(CONFIG, workdir, on_test=False)
+    state = restore(workdir, CONFIG, tiny.make_dataset())
     return tiny.bits(state), without_times(read_rows(workdir))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "load", lambda config: tiny.make_dataset())
-        return train(tmp_path_factory.mktemp("whole"))
+    return train(tmp_path_factory.mktemp("whole"))
 
 
 def signal_after(monkeypatch, dispatches, number=signal.SIGTERM):
@@ -63,23 +49,22 @@ def signal_after(monkeypatch, dispatches, number=signal.SIGTERM):
     monkeypatch.setattr(EpochPrograms, "__init__", spied)
 
 
+def stop(monkeypatch, workdir, dispatch, number=signal.SIGTERM):
+    with monkeypatch.context() as patch, signals.handled():
+        signal_after(patch, [dispatch], number)
+        with pytest.raises(signals.Stopped) as stopped:
+            train(workdir)
+    assert stopped.value.args == (number,)
+
+
 @pytest.mark.parametrize(
     ("number", "dispatch", "after", "step"),
-    [
-        (signal.SIGTERM, 1, 0, 2),
-        (signal.SIGTERM, 3, 1, 5),
-        (signal.SIGINT, 5, 1, 9),
-    ],
-    ids=str,
+    [(signal.SIGTERM, 1, 0, 2), (signal.SIGINT, 3, 1, 5), (signal.SIGINT, 5, 1, 9)],
 )
 def test_a_signal_saves_the_run_where_it_is(
     whole, tmp_path, monkeypatch, capsys, number, dispatch, after, step
 ):
-    with monkeypatch.context() as patch, signals.handled():
-        signal_after(patch, [dispatch], number)
-        with pytest.raises(signals.Stopped) as stopped:
-            train(tmp_path)
-    assert stopped.value.args == (number,)
+    stop(monkeypatch, tmp_path, dispatch, number)
     assert "stopped; the same command resumes" in capsys.readouterr().out
     assert (tmp_path / "partial").exists() == (step != 5)
     assert train(tmp_path) == whole
@@ -87,29 +72,28 @@ def test_a_signal_saves_the_run_where_it_is(
     assert not (tmp_path / "partial").exists()
 
 
-def test_a_long_epoch_is_saved_in_between(whole, tmp_path, monkeypatch, capsys):
-    minutes = itertools.count(step=7)
-    clock = {
-        "monotonic": lambda: 60.0 * next(minutes),
-        "perf_counter": time.perf_counter,
-    }
+def test_a_long_epoch_is_saved_in_between(
+    whole, dataset, tmp_path, monkeypatch, capsys
+):
+    seconds = itertools.count(step=7 * 60)
+    clock = {"monotonic": lambda: next(seconds), "perf_counter": perf_counter}
     monkeypatch.setattr(running, "time", types.SimpleNamespace(**clock))
-    config = tiny.make_config(**EVERYTHING, steps_per_dispatch=2)  # Ten minutes.
     with monkeypatch.context() as patch:
         patch.setattr(running, "append_row", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            train(tmp_path, config)
+            train(tmp_path)
     saved = capsys.readouterr().out
     assert "saved in epoch 1, after step 4" in saved
     assert "saved in epoch 1, after step 2" not in saved
-    assert train(tmp_path, config) == whole
+    assert train(tmp_path) == whole
+    with loop.Member(tiny.make_resolved(), tmp_path / "other", dataset) as member:
+        for minutes, is_due in ((6.0, True), (0.0, False)):
+            member.config.checkpoint_minutes = minutes
+            assert member.is_due() == is_due
 
 
 def test_a_damaged_part_is_passed_over(whole, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch, signals.handled():
-        signal_after(patch, [5])
-        with pytest.raises(signals.Stopped):
-            train(tmp_path)
+    stop(monkeypatch, tmp_path, 5)
     flip_bytes(tmp_path / "partial" / "9" / "arrays")
     assert train(tmp_path) == whole
     shown = capsys.readouterr().out
@@ -117,12 +101,9 @@ def test_a_damaged_part_is_passed_over(whole, tmp_path, monkeypatch, capsys):
     assert "resuming after epoch 1, step 5\n" in shown
 
 
-def test_a_part_of_another_network_is_refused_and_kept(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, signals.handled():
-        signal_after(patch, [1])
-        with pytest.raises(signals.Stopped):
-            train(tmp_path)
-    four = dataclasses.replace(tiny.make_dataset(), class_names=tuple("abcd"))
+def test_a_part_of_another_network_is_refused_and_kept(tmp_path, dataset, monkeypatch):
+    stop(monkeypatch, tmp_path, 1)
+    four = dataclasses.replace(dataset, class_names=tuple("abcd"))
     monkeypatch.setattr(data, "load", lambda config: four)
     with pytest.raises(ConfigError, match="partial/2 is of another network"):
         train(tmp_path)
@@ -149,15 +130,3 @@ def test_a_second_signal_does_not_wait(tmp_path, monkeypatch):
 def signal_again():
     os.kill(os.getpid(), signal.SIGTERM)
     pytest.fail("the signal was not raised at once")
-
-
-def test_members_are_saved_at_the_end_of_the_epoch(tmp_path, monkeypatch):
-    configs = [make_member(i) for i in range(2)]
-    workdirs = [tmp_path / str(i) for i in range(2)]
-    with monkeypatch.context() as patch, signals.handled():
-        signal_after(patch, [1])
-        with pytest.raises(signals.Stopped):
-            loop.train_members(configs, workdirs, tiny.make_dataset())
-    for workdir in workdirs:
-        assert [row["epoch"] for row in read_rows(workdir)] == [1]
-        assert not (workdir / "partial").exists()

@@ -8,7 +8,6 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.flax import save_file
 
-from dwsep_jax import data
 from dwsep_jax.errors import UserError
 from dwsep_jax.train import loop
 from dwsep_jax.train.weights import load_weights
@@ -20,17 +19,17 @@ from tests import tiny
 def source(tmp_path_factory):
     """Return the workdir and the state of a run with averaged weights."""
     workdir = tmp_path_factory.mktemp("source")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "load", lambda config: tiny.make_dataset())
-        loop.train_and_evaluate(tiny.make_config(ema_decay=0.9), workdir, on_test=False)
+    loop.train_and_evaluate(tiny.make_config(ema_decay=0.9), workdir, on_test=False)
     with loop.Member(load_config(workdir), workdir, tiny.make_dataset()) as member:
         return workdir, member.state
 
 
-def test_a_run_starts_from_the_averaged_weights_and_freezes_some(source, tmp_path):
+def test_a_run_starts_from_the_averaged_weights_and_freezes_some(
+    source, dataset, tmp_path
+):
     workdir, trained = source
     changes = {"init_from": str(workdir), "freeze": "stem/*, */norm/*", "seed": 1}
-    config, dataset = tiny.make_resolved(**changes), tiny.make_dataset()
+    config = tiny.make_resolved(**changes)
     with loop.Member(config, tmp_path, dataset) as member:
         want = {"params": trained.ema.params, "batch_stats": trained.ema.batch_stats}
         start = member.state
@@ -40,17 +39,15 @@ def test_a_run_starts_from_the_averaged_weights_and_freezes_some(source, tmp_pat
         loop.train([member])
         after = tiny.bits(member.state.params)
     same = {name for name in after if after[name] == before[name]}
-    assert same == {n for n in after if "'stem'" in n or "'norm'" in n[9:]} - {
-        "['norm']['bias']",
-        "['norm']['scale']",
-    }
+    frozen = {n for n in after if "'stem'" in n or "'norm'" in n[9:]}
+    assert same == frozen - {"['norm']['bias']", "['norm']['scale']"}
     with loop.Member(config, tmp_path, dataset) as member:  # Resumed, not started anew.
         assert tiny.bits(member.state.params) == after
 
 
-def test_averages_start_there_and_a_head_of_other_classes_at_random(source):
+def test_averages_start_there_and_a_head_of_other_classes_at_random(source, dataset):
     workdir, trained = source
-    four = dataclasses.replace(tiny.make_dataset(), class_names=tuple("abcd"))
+    four = dataclasses.replace(dataset, class_names=tuple("abcd"))
     config = tiny.make_resolved(init_from=str(workdir), ema_decay=0.5)
     initial = loop.make_state(config, four)
     state = load_weights(config, initial)
@@ -70,17 +67,16 @@ def arrays(source):
     return flatten_dict(trees, sep="/")
 
 
-@pytest.mark.parametrize("separator", "./")
-def test_a_run_starts_from_a_file(source, arrays, tmp_path, separator):
+def test_a_run_starts_from_a_file(arrays, dataset, tmp_path):
     path = tmp_path / "weights"
-    renamed = {name.replace("/", separator): a for name, a in arrays.items()}
-    save_file({name: a.astype(jnp.bfloat16) for name, a in renamed.items()}, path)
-    config = tiny.make_resolved(init_from=str(path))
-    initial = loop.make_state(config, tiny.make_dataset())
-    state = load_weights(config, initial)
-    got = {"params": state.params, "batch_stats": state.batch_stats}
-    want = {n: a.astype(jnp.bfloat16).astype(jnp.float32) for n, a in arrays.items()}
-    assert tiny.bits(flatten_dict(got, sep="/")) == tiny.bits(want)
+    halves = {name: a.astype(jnp.bfloat16) for name, a in arrays.items()}
+    want = tiny.bits({name: a.astype(jnp.float32) for name, a in halves.items()})
+    for separator in "./":
+        save_file({n.replace("/", separator): a for n, a in halves.items()}, path)
+        config = tiny.make_resolved(init_from=str(path))
+        state = load_weights(config, loop.make_state(config, dataset))
+        got = {"params": state.params, "batch_stats": state.batch_stats}
+        assert tiny.bits(flatten_dict(got, sep="/")) == want
 
 
 def test_a_file_that_does_not_fit_is_refused(arrays, tmp_path):
