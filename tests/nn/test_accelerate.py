@@ -38,35 +38,19 @@ def conv(x, kernel, **options):
     return lax.conv_general_dilated(x, kernel, dimension_numbers=numbers, **options)
 
 
-IMAGES, KERNEL = (5, 8, 7, 3), (3, 3, 1, 3)
+IMAGES, KERNEL, OIHW = (5, 8, 7, 3), (3, 3, 1, 3), (3, 1, 3, 2)
+NCHW = dict(dimension_numbers=("NCHW", "OIHW", "NCHW"), window_strides=(2, 1))
+HWNC = dict(dimension_numbers=("HWNC", "OIHW", "CNHW"), padding=((0, 3), (2, -1)))
+ROWS = dict(dimension_numbers=("NWC", "WIO", "NWC"), window_strides=(1,))
+DILATED = dict(rhs_dilation=(2, 1), lhs_dilation=(1, 3), padding=((2, 1), (0, 3)))
+ALL = dict(window_strides=(3, 2), lhs_dilation=(2, 2), rhs_dilation=(1, 2))
 CASES = {
     "NHWC": (IMAGES, KERNEL, {}),
-    "NCHW": (
-        (5, 3, 8, 7),
-        (3, 1, 3, 2),
-        {"dimension_numbers": ("NCHW", "OIHW", "NCHW"), "window_strides": (2, 1)},
-    ),
-    "HWNC": (
-        (8, 7, 5, 3),
-        (3, 1, 3, 2),
-        {"dimension_numbers": ("HWNC", "OIHW", "CNHW"), "padding": ((0, 3), (2, -1))},
-    ),
+    "NCHW": ((5, 3, 8, 7), OIHW, NCHW),
+    "HWNC": ((8, 7, 5, 3), OIHW, HWNC),
     "two a channel": (IMAGES, (3, 3, 1, 6), {"window_strides": (2, 3)}),
-    "dilated": (
-        IMAGES,
-        KERNEL,
-        {"rhs_dilation": (2, 1), "lhs_dilation": (1, 3), "padding": ((2, 1), (0, 3))},
-    ),
-    "all dilated": (
-        IMAGES,
-        (2, 5, 1, 3),
-        {
-            "window_strides": (3, 2),
-            "lhs_dilation": (2, 2),
-            "rhs_dilation": (1, 2),
-            "padding": ((1, 1), (4, 3)),
-        },
-    ),
+    "dilated": (IMAGES, KERNEL, DILATED),
+    "all dilated": (IMAGES, (2, 5, 1, 3), ALL | {"padding": ((1, 1), (4, 3))}),
     "wide": (IMAGES, KERNEL, {"preferred_element_type": np.float64}),
 }
 OTHERS = {
@@ -74,11 +58,7 @@ OTHERS = {
     "groups of two": ((2, 5, 5, 4), (3, 3, 2, 4), {"feature_group_count": 2}),
     "one channel": ((2, 5, 5, 1), (3, 3, 1, 4), {}),
     "many taps": ((1, 16, 16, 2), (12, 12, 1, 2), {}),
-    "rows": (
-        (2, 9, 3),
-        (3, 1, 3),
-        {"dimension_numbers": ("NWC", "WIO", "NWC"), "window_strides": (1,)},
-    ),
+    "rows": ((2, 9, 3), (3, 1, 3), ROWS),
 }
 
 
@@ -134,9 +114,8 @@ def test_vmap_scan_and_remat(axes, accelerated):
     want = function(*arrays)
     accelerated()
     assert "stablehlo.convolution" not in function.lower(*arrays).as_text()
-    for one, other in zip(
-        *map(jax.tree.leaves, (function(*arrays), want)), strict=True
-    ):
+    pairs = zip(*map(jax.tree.leaves, (function(*arrays), want)), strict=True)
+    for one, other in pairs:
         assert relative_error(one, other) < 1e-5
 
 

@@ -16,16 +16,10 @@ from dwsep_jax.nn.layers import SeparableConv
 
 
 def test_without_the_fusion_nothing_is_computed_wrongly():
-    flag = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
-    subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import dwsep_jax; assert not dwsep_jax.check_compiler()",
-        ],
-        env=os.environ | {"XLA_FLAGS": flag, "PYTHONPATH": os.pathsep.join(sys.path)},
-        check=True,
-    )
+    code = "import dwsep_jax; assert not dwsep_jax.check_compiler()"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    env["XLA_FLAGS"] = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
 
 
 @pytest.mark.parametrize("factor", [1.1, np.nan])
@@ -50,10 +44,8 @@ def test_hidden_constants_keep_value_and_derivatives():
 
 
 def test_modules_initialize_under_vmap_and_are_exported():
-    module, x = (
-        SeparableConv(4, kernel_init=nn.initializers.ones),
-        jnp.ones((1, 4, 4, 3)),
-    )
+    module = SeparableConv(4, kernel_init=nn.initializers.ones)
+    x = jnp.ones((1, 4, 4, 3))
     keys = jax.random.split(jax.random.key(0), 2)
     variables = jax.vmap(module.init, (0, None))(keys, x)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(variables)} == {2}

@@ -9,14 +9,8 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from dwsep_jax.nn.counting import (
-    count_macs,
-    itemize_flops,
-    list_layers,
-    list_operations,
-    read_cost,
-    xla_flops,
-)
+from dwsep_jax.nn import counting
+from dwsep_jax.nn.counting import count_macs, list_operations, xla_flops
 
 
 def shapes_of(*shapes):
@@ -160,42 +154,34 @@ def test_layers_and_items_of_a_network():
     variables = jax.eval_shape(net.init, jax.random.key(0), x)
     operations = list_operations(net.apply, variables, x)
     # Modules with parameters or MACs.
-    assert [tuple(layer) for layer in list_layers(operations, variables["params"])] == [
+    layers = counting.list_layers(operations, variables["params"])
+    assert [tuple(layer) for layer in layers] == [
         ("stem", "convolution", (2, 10, 10, 6), 27 * 6 + 6, 2 * 100 * 27 * 6),
         ("norm", "elementwise", (2, 10, 10, 6), 12, 0),
         ("head", "matrix product", (2, 4), 6 * 4 + 4, 2 * 6 * 4),
     ]
-    items = itemize_flops(operations, lambda operation: operation.scope.split("/")[-1])
-    assert items["conv_and_dense"] == 2 * (2 * 100 * 27 * 6 + 2 * 6 * 4)
-    assert items["padding"] == 0
-    assert items["stem"] == 2 * 100 * 6
-    assert items["head"] == 2 * 4
+    items = counting.itemize_flops(operations, lambda one: one.scope.split("/")[-1])
+    products = 2 * (2 * 100 * 27 * 6 + 2 * 6 * 4)
+    expected = {"conv_and_dense": products, "padding": 0, "stem": 1200, "head": 2 * 4}
+    assert items.items() >= expected.items()
     assert sum(items.values()) == xla_flops(net.apply, variables, x)
 
 
 def test_macs_outside_of_any_module_are_a_layer_of_their_own():
     with_scope = jax.named_scope("net")(jax.named_scope("loose")(jnp.matmul))
     args = shapes_of((3, 3), (3, 3))
-    [layer] = list_layers(list_operations(with_scope, *args), {})
+    [layer] = counting.list_layers(list_operations(with_scope, *args), {})
     assert layer == ("loose", "matrix product", (3, 3), 0, 27)
-    [layer] = list_layers(list_operations(jnp.matmul, *args), {})
+    [layer] = counting.list_layers(list_operations(jnp.matmul, *args), {})
     assert layer.macs == 27
 
 
-@pytest.mark.parametrize(
-    ("costs", "flops"),
-    [
-        ({"flops": 3.0}, 3.0),
-        ([{"flops": 3.0}], 3.0),
-        ({"bytes accessed": 1.0}, None),
-        ({"flops": -1.0}, None),
-        ([], None),
-        (None, None),
-    ],
-)
-def test_a_cost_analysis_may_be_a_dict_a_list_or_none(costs, flops):
-    stage = types.SimpleNamespace(cost_analysis=lambda: costs)
-    assert read_cost(stage, "flops") == flops
+def test_a_cost_analysis_may_be_a_dict_a_list_or_none():
+    unknown = {"bytes accessed": 1.0}, {"flops": -1.0}, [], None
+    pairs = [({"flops": 3.0}, 3.0), ([{"flops": 3.0}], 3.0)]
+    for costs, flops in pairs + [(costs, None) for costs in unknown]:
+        stage = types.SimpleNamespace(cost_analysis=lambda costs=costs: costs)
+        assert counting.read_cost(stage, "flops") == flops
 
 
 def test_without_a_cpu_there_is_no_count_by_xla(monkeypatch):

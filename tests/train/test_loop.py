@@ -111,14 +111,11 @@ def test_a_run_learns_and_leaves_its_files(tmp_path, monkeypatch, capsys):
     }
     shown = capsys.readouterr().out
     for text in (
-        "block0/layer0/conv/depthwise/kernel",
-        "MACs per image",
-        "data: tiny, 44 train, 10 validation, 13 test",
-        "peak learning rate 0.1",
-        "epoch 8/8",
+        *("network: DenseNet 1-1 of separable convolutions", "MACs per image"),
+        *("block0/layer0/conv/depthwise/kernel", "peak learning rate 0.1"),
+        *("data: tiny, 44 train, 10 validation, 13 test", "epoch 8/8"),
         f"test accuracy {written['accuracy']:.2%} of 13 images",
         f"diagnosis: {diagnosis['verdict']}. {diagnosis['advice']}",
-        "network: DenseNet 1-1 of separable convolutions",
     ):
         assert text in shown
 
@@ -142,9 +139,8 @@ def test_test_is_read_only_on_request_and_results_are_not_overwritten(tmp_path, 
     with pytest.raises(UserError, match="no checkpoint yet"):
         evaluate.evaluate_workdir(tiny.make_resolved(), tmp_path, "test")
     rows = run(config, tmp_path, on_test=False)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        *("config.json", "metrics.jsonl", "checkpoints")
-    }
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "checkpoints"}
     assert "test accuracy" not in capsys.readouterr().out
     assert run(config, tmp_path) == rows
     assert "compiled" not in capsys.readouterr().out
@@ -382,12 +378,9 @@ CHOICES = ("conv", "lowering", "optimizer", "schedule")
         ({"block_sizes": (1, 1, 1, 1, 1)}, "block_sizes w"),
         ({"shift": 8}, "^shift=8 leaves nothing of images of 8 pixels; take at most 7"),
         ({"cutout": 9}, "^cutout=9 leaves nothing of images of 8 pixels; .* most 8"),
-        (
-            {"growth_rate": 6},  # The test's machine is that small.
-            r"growth_rate=6 and .*\(1, 1\) make \d+ parameters; .* GiB of memory here",
-        ),
+        # The test's machine is that small.
+        ({"growth_rate": 6}, r"th_rate=6 and .*\(1, 1\) make \d+ par.* of memory here"),
     ],
-    ids=str,
 )
 def test_a_refused_config_leaves_no_workdir(tmp_path, monkeypatch, changes, message):
     # 575 parameters, their momentum and gradients, and fewer than 500 other bytes.

@@ -17,7 +17,6 @@ from dwsep_jax.train import loop, programs, step
 from dwsep_jax.train.metrics import Metrics
 from tests import tiny
 
-SILENT = types.SimpleNamespace(advance=lambda num_steps: None)
 SMALLEST = {"conv": "standard", "block_sizes": (1,)}
 
 
@@ -29,6 +28,13 @@ def make_steps(config, num_steps=2):
     augment = make_augment(config, tiny.NUM_CLASSES)
     options = {"batch_size": config.batch_size, "num_steps": num_steps}
     return partial(step.train_many, augment=augment, **options)
+
+
+def train_epoch(compiled, state):
+    silent = types.SimpleNamespace(advance=lambda num_steps: None)
+    order = np.arange(44, dtype=np.int32)
+    some = [state], [Metrics.empty()], [True], [order], silent
+    return compiled.train_epoch(*some)[0]
 
 
 @pytest.mark.usefixtures("recompiled")
@@ -81,10 +87,7 @@ def test_losses_are_read_while_later_steps_run(dataset):
         return state, total, np.full(1, np.nan if len(dispatched) == 3 else 0.0)
 
     compiled.programs = [(1, dispatch)] * 44
-    (result,) = compiled.train_epoch(
-        [state], [Metrics.empty()], [True], [np.arange(44)], SILENT
-    )
-    assert str(result.error).startswith("step 3 left")
+    assert str(train_epoch(compiled, state).error).startswith("step 3 left")
     # Not at once, but long before the end of the epoch.
     assert len(dispatched) == 3 + 1
 
@@ -92,39 +95,20 @@ def test_losses_are_read_while_later_steps_run(dataset):
 def test_the_training_step_lowers_for_tpu(dataset):
     config = tiny.make_resolved(mixup=0.2, cutout=2)
     state = loop.make_state(config, dataset)
-    steps = make_steps(config)
-    arrays = arrays_of(dataset)
-
-    def take(params, batch_stats, opt_state, key_data, arrays, permutation):
-        key = jax.random.wrap_key_data(key_data)
-        parts = dict(params=params, batch_stats=batch_stats, opt_state=opt_state)
-        before = (state.replace(key=key, **parts), Metrics.empty())
-        new, total, _ = steps(*before, arrays, permutation)
-        return new.params, new.opt_state, total.compute()
-
-    exported = jax.export.export(jax.jit(take), platforms=["tpu"])(
-        *(state.params, state.batch_stats, state.opt_state),
-        *(jax.random.key_data(state.key), arrays, np.arange(44, dtype=np.int32)),
-    )
-    assert exported.platforms == ("tpu",)
-    assert "stablehlo.convolution" in exported.mlir_module()
+    arguments = (state, Metrics.empty(), arrays_of(dataset), np.arange(44))
+    traced = jax.jit(make_steps(config)).trace(*arguments)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "stablehlo.convolution" in text
 
 
 def test_steps_keep_their_dtypes_in_64_bits(dataset):
     config = tiny.make_resolved()
-    steps = make_steps(config)
-    arrays = arrays_of(dataset)
-
-    def take(state, arrays, order):
-        return steps(state, Metrics.empty(), arrays, order)
-
     with jax.enable_x64(True):
         state = loop.make_state(config, dataset, abstract=True)
-        order = jax.ShapeDtypeStruct((44,), np.int32)
-        after, _, losses = jax.eval_shape(take, state, arrays, order)
-    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(
-        lambda x: x.dtype, state
-    )
+        rest = Metrics.empty(), arrays_of(dataset), np.arange(44, dtype=np.int32)
+        after, _, losses = jax.eval_shape(make_steps(config), state, *rest)
+    got, want = (jax.tree.map(lambda x: x.dtype, s) for s in (after, state))
+    assert got == want
     assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {losses.dtype}
     assert losses.dtype == np.float32
 
@@ -135,8 +119,7 @@ def test_runs_share_a_program_unless_a_static_field_differs(dataset):
         config = tiny.make_resolved(**SMALLEST | changes)
         state = loop.make_state(config, dataset)
         compiled = programs.EpochPrograms(config, dataset, [state])
-        some = [state], [Metrics.empty()], [True], [np.arange(44)], SILENT
-        return tiny.bits(compiled.train_epoch(*some)[0].state.params)
+        return tiny.bits(train_epoch(compiled, state).state.params)
 
     changes = {"seed": 1, "learning_rate": 0.2, "weight_decay": 0.1}
     changes |= {"dropout_rate": 0.5}
