@@ -137,20 +137,7 @@ def open_workdir(
     """
     validate(requested)
     directory = pathlib.Path(workdir)
-    try:
-        str(directory).encode()
-    except UnicodeEncodeError:  # The checkpoints' library takes no such name.
-        raise UserError(
-            f"--workdir={str(directory)!r}: is not text in this locale; set "
-            "PYTHONUTF8=1, or choose another --workdir"
-        ) from None
-    place = str(directory.absolute())
-    if glob.has_magic(place) or "\\" in place:
-        # Orbax reads such a path as another one, and finds no checkpoint there.
-        raise ConfigError(
-            f"--workdir={workdir}: checkpoints could not be read below a name with "
-            "[, *, ? or \\; choose another --workdir"
-        )
+    _check_name(directory)
     with _usable(workdir):
         directory.mkdir(parents=True, exist_ok=True)
         if (directory / "manifest.json").exists():
@@ -267,6 +254,23 @@ def _read_config(workdir: str | os.PathLike, kind: str) -> list[ConfigDict]:
             f"for; {_REMEDIES[content['kind']]}"
         )
     return [content["requested"], content["resolved"]]
+
+
+def _check_name(directory: pathlib.Path) -> None:
+    """Refuse a name below which orbax would not find a checkpoint again."""
+    try:
+        str(directory).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"--workdir={str(directory)!r}: is not text in this locale; set "
+            "PYTHONUTF8=1, or choose another --workdir"
+        ) from None
+    place = str(directory.absolute())
+    if glob.has_magic(place) or "\\" in place:
+        raise ConfigError(
+            f"--workdir={directory}: checkpoints could not be read below a name with "
+            "[, *, ? or \\; choose another --workdir"
+        )
 
 
 def _refuse_other_files(directory: pathlib.Path) -> None:

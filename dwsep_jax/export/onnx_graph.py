@@ -115,9 +115,13 @@ def make_graph(
     graph.add("Gemm", graph.add("Flatten", x), head["kernel"], head["bias"])
     graph.nodes[-1].output[0] = "logits"
 
-    shapes = (["N", *image_shape], ["N", len(head["bias"])])
-    images = helper.make_tensor_value_info("images", TensorProto.UINT8, shapes[0])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shapes[1])
+    return _make_model(graph, ["N", *image_shape], ["N", len(head["bias"])])
+
+
+def _make_model(graph, image_shape, logits_shape):
+    """Return the checked model of a graph from `images` to `logits`."""
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, image_shape)
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, logits_shape)
     proto = helper.make_graph(
         graph.nodes, "dwsep_jax", [images], [logits], graph.weights
     )
