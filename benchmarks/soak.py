@@ -3,12 +3,15 @@
 Trains a small network on digits in processes of their own. One fault hits each run;
 then the same command is given again until it ends, and what it leaves (the checkpoint's
 arrays, the rows, the predictions) is compared with that of an uninterrupted run, bit
-for bit. After a kill or a signal nothing else counts as survived; a damaged file may
-also be refused, in one line. Appends a row per fault to OUT/faults.jsonl, in which an
-interrupted soak goes on, and prints a summary.
+for bit. Nothing else counts as survived, except that a damaged file may be refused, in
+one line. Appends a row per fault to OUT/faults.jsonl, in which an interrupted soak goes
+on, and prints a summary.
 
     python -m benchmarks.soak --faults=300 --out=/tmp/soak
+    python -m benchmarks.soak --damages=250 --out=/tmp/damages
 
+`--damages` damages one file of a finished run each time, and then repeats its command
+and draws its report: both must come out the same, or be refused.
 `--broken=NAME` resumes wrongly in one way, of `BROKEN`: the soak must report it.
 """
 
@@ -19,9 +22,11 @@ import multiprocessing
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -31,16 +36,26 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from dwsep_jax.workdir import read_json, read_rows
+
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
 # Every leaf that a state can have, and several programs and saves in an epoch.
 FIELDS = {"num_epochs": 4, "growth_rate": 4, "block_sizes": "1,1", "mixup": 0.2}
 FIELDS |= {"ema_decay": 0.9, "schedule": "plateau", "plateau_patience": 1}
 FIELDS |= {"steps_per_dispatch": 4, "checkpoint_minutes": 0.005, "dropout_rate": 0.1}
-FIELDS |= {"progress": False}
+# At this rate the second epoch is worse than the first: the plateau lowers the rate.
+FIELDS |= {"progress": False, "learning_rate": 0.3}
 
 # What may happen: the share of the faults.
 SHARES = {"kill": 0.3, "kill in a save": 0.2, "SIGTERM": 0.15, "SIGINT": 0.1}
-SHARES |= {"flip": 0.15, "truncate": 0.1}
+SHARES |= {"full disk": 0.05, "flip": 0.1, "truncate": 0.1}
+
+IN_A_SAVE = {"kill in a save": "kill", "full disk": "full disk"}
+FAULTS_IN_A_SAVE = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    # From then on nothing more goes into a file of this process.
+    "full disk": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+}
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 
 # How resuming can be broken: what becomes of a member that was restored.
@@ -69,25 +84,35 @@ def _plateau():
     return optim.make_plateau()
 
 
-def run(workdir: pathlib.Path, delay: float | None, broken: str | None) -> None:
+def run(
+    workdir: pathlib.Path,
+    fault_in_save: tuple[str, float] | None = None,
+    broken: str | None = None,
+    with_report: bool = False,
+) -> None:
     """Run the command in this process, as `main.py` does.
 
     Args:
       workdir: of the run; what is printed is appended to its `log` beside it.
-      delay: to kill this process so many seconds into its first save.
+      fault_in_save: "kill" or "full disk", and how many seconds into the first save.
       broken: of `BROKEN`.
+      with_report: draw the report afterwards.
     """
     from dwsep_jax.__main__ import main
     from dwsep_jax.train import checkpoint, loop
 
-    log = os.open(f"{workdir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    with open(f"{workdir}.log", "ab") as log:
+        # What is printed must not count as a file of this process: see "full disk".
+        cat = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
+    os.dup2(cat.stdin.fileno(), 1)
+    os.dup2(cat.stdin.fileno(), 2)
     save, enter = checkpoint.Checkpoints.save, loop.Member.__enter__
 
-    def save_and_die(*arguments, **options):
-        arguments_of_kill = (os.getpid(), signal.SIGKILL)
-        threading.Timer(delay, os.kill, arguments_of_kill).start()
+    def save_in_fault(*arguments, **options):
+        kind, delay = fault_in_save
+        timer = threading.Timer(delay, FAULTS_IN_A_SAVE[kind])
+        timer.daemon = True
+        timer.start()
         save(*arguments, **options)
 
     def enter_broken(member):
@@ -96,20 +121,23 @@ def run(workdir: pathlib.Path, delay: float | None, broken: str | None) -> None:
             BROKEN[broken](member)
         return member
 
-    if delay is not None:
-        checkpoint.Checkpoints.save = save_and_die
+    if fault_in_save is not None:
+        checkpoint.Checkpoints.save = save_in_fault
     if broken is not None:
         loop.Member.__enter__ = enter_broken
     flags = [f"--config.{name}={value}" for name, value in FIELDS.items()]
-    sys.exit(main(["main.py", f"--config={CONFIG}", f"--workdir={workdir}", *flags]))
+    code = main(["main.py", f"--config={CONFIG}", f"--workdir={workdir}", *flags])
+    if with_report and code == 0:
+        code = main(["main.py", "--mode=report", f"--workdir={workdir}"])
+    sys.exit(code)
 
 
-def start(workdir, delay=None, broken=None):
-    """Start a process; modules are imported, but jax has not been used in it."""
+def start(*arguments, **options):
+    """Start a process to `run`; modules are imported, but jax has not been used."""
     context = multiprocessing.get_context("forkserver")
     modules = ["dwsep_jax.__main__", "dwsep_jax.train.loop", "orbax.checkpoint"]
     context.set_forkserver_preload([*modules, "sklearn.metrics", "vl_convert"])
-    process = context.Process(target=run, args=(workdir, delay, broken))
+    process = context.Process(target=run, args=arguments, kwargs=options)
     process.start()
     return process
 
@@ -127,7 +155,6 @@ def wait_for_training(workdir: pathlib.Path, process: Any) -> None:
 def read_end(workdir: pathlib.Path) -> dict[str, Any]:
     """Return what a finished run has left, without times and places."""
     from dwsep_jax.train.checkpoint import Checkpoints
-    from dwsep_jax.workdir import read_json, read_rows
     from tests.tiny import bits
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
@@ -138,20 +165,35 @@ def read_end(workdir: pathlib.Path) -> dict[str, Any]:
     del evaluation["environment"]
     with np.load(workdir / "predictions.npz") as arrays:
         predictions = {name: arrays[name].tobytes() for name in arrays}
-    return {"state": bits(tree), "rows": rows} | evaluation | predictions
+    end = {"state": bits(tree), "rows": rows} | evaluation | predictions
+    if (report := workdir / "report.md").exists():  # It names the directory.
+        end["report"] = report.read_text().replace(workdir.name, "whole")
+    return end
 
 
-def damage(workdir: pathlib.Path, kind: str, rng: np.random.Generator) -> str | None:
-    """Damage one file of a run, and return its name; None if it has none yet."""
+def damage(
+    workdir: pathlib.Path, kind: str, rng: np.random.Generator, turn: int | None = None
+) -> str | None:
+    """Damage one file of a run, and return its name; None if it has none yet.
+
+    With a `turn` the files at the top take turns with the others, and what is flipped
+    there is a digit.
+    """
     files = sorted(p for p in workdir.rglob("*") if p.is_file() and p.stat().st_size)
-    files = [p for p in files if p.suffix not in (".png", ".tmp")]
+    files = [p for p in files if p.suffix not in (".png", ".html", ".md", ".tmp")]
+    at_top = [p for p in files if p.parent == workdir]
+    if turn is not None and turn % 2:
+        files = at_top
     if not files:
         return None
     path = files[rng.integers(len(files))]
     content = bytearray(path.read_bytes())
     position = int(rng.integers(len(content)))
+    if turn is not None and path in at_top and path.suffix != ".npz":
+        digits = [i for i, byte in enumerate(content) if byte in b"0123456789"]
+        position = digits[position % len(digits)]
     if kind == "flip":
-        content[position] ^= 1 << int(rng.integers(8))
+        content[position] ^= 1 << int(rng.integers(8 if turn is None else 4))
     else:
         del content[position:]
     path.write_bytes(content)
@@ -162,13 +204,13 @@ def hit(workdir, number, seconds, broken) -> dict[str, Any]:
     """Let a fault hit a run, and repeat its command until it ends; return the row."""
     rng = np.random.default_rng(number)
     kind = str(rng.choice(list(SHARES), p=list(SHARES.values())))
-    is_in_save = kind == "kill in a save"
-    moment = float(rng.uniform(0, 0.1 if is_in_save else seconds))
+    in_save = IN_A_SAVE.get(kind)
+    moment = float(rng.uniform(0, 0.1 if in_save else seconds))
     row = {"number": number, "fault": kind, "moment": moment}
-    process = start(workdir, moment if is_in_save else None, broken)
-    if rng.random() < 0.8:  # The others may be hit before they train.
+    process = start(workdir, (in_save, moment) if in_save else None, broken)
+    if rng.random() < 0.9:  # The others may be hit before they train.
         wait_for_training(workdir, process)
-    process.join(None if is_in_save else moment)
+    process.join(None if in_save else moment)
     if process.is_alive():
         os.kill(process.pid, SIGNALS.get(kind, signal.SIGKILL))
     process.join()
@@ -182,23 +224,42 @@ def hit(workdir, number, seconds, broken) -> dict[str, Any]:
     wait_for_training(workdir, process)
     row["recovery_seconds"] = time.perf_counter() - begin
     process.join()
-    row["end_code"] = process.exitcode
+    return row | describe_end(workdir, process)
+
+
+def hit_finished(whole, workdir, number) -> dict[str, Any]:
+    """Damage a copy of a finished run, and repeat its command and its report."""
+    rng = np.random.default_rng(number)
+    shutil.copytree(whole, workdir)
+    kind = "truncate" if number % 5 == 4 else "flip"
+    row = {"number": number, "fault": kind, "file": damage(workdir, kind, rng, number)}
+    process = start(workdir, with_report=True)
+    process.join()
+    return row | describe_end(workdir, process)
+
+
+def describe_end(workdir, process) -> dict[str, Any]:
+    """Return how the last process of a run has ended."""
     log = pathlib.Path(f"{workdir}.log").read_text(errors="replace")
-    row["traceback"] = "Traceback" in log
-    row["resumed"] = re.findall(r"(?:resuming|finished) after epoch .*", log)
-    row["last_line"] = log.strip().splitlines()[-1]
-    return row
+    return {
+        "end_code": process.exitcode,
+        "traceback": "Traceback" in log,
+        "resumed": re.findall(r"(?:resuming|finished) after epoch .*", log),
+        "last_line": log.strip().splitlines()[-1],
+    }
 
 
 def judge(row: dict[str, Any], workdir: pathlib.Path, expected: dict[str, Any]) -> str:
     """Return same, refused (a damaged file, in one line), or what went wrong."""
     if row["traceback"]:
         return "traceback"
+    if row["fault"] == "full disk" and row["exit_code"] not in (0, 1):
+        return "failed at once"
     if row["end_code"] != 0:
         is_line = row["last_line"].startswith("error: ")
         return "refused" if row.get("file") and is_line else "failed"
     found = read_end(workdir)
-    differing = [name for name in expected if found.get(name) != expected[name]]
+    differing = [name for name in found if expected[name] != found[name]]
     return "same" if not differing else f"differs: {', '.join(differing)}"
 
 
@@ -214,16 +275,24 @@ def summarize(rows: list[dict[str, Any]]) -> None:
     )
     print("(one-sided 95 %, Clopper-Pearson)")
     for key in ("lost_seconds", "recovery_seconds"):
-        values = [row[key] for row in rows if row[key] is not None]
+        values = [row[key] for row in rows if row.get(key) is not None]
         if values:
             middle, worst = statistics.median(values), max(values)
             print(f"{key}: median {middle:.1f}, worst {worst:.1f} of {len(values)}")
+
+
+def clear(workdir: pathlib.Path) -> pathlib.Path:
+    """Delete a run of before and its log, and return its directory."""
+    shutil.rmtree(workdir, ignore_errors=True)
+    pathlib.Path(f"{workdir}.log").unlink(missing_ok=True)
+    return workdir
 
 
 def main() -> int:
     """Soak, and return 1 if a fault was not survived."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--faults", type=int, default=20)
+    parser.add_argument("--damages", type=int)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("soak"))
     parser.add_argument("--broken", choices=BROKEN)
     arguments = parser.parse_args()
@@ -231,27 +300,25 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     whole, file = out / "whole", out / "faults.jsonl"
     for _ in range(2):  # The second compiles nothing.
-        shutil.rmtree(whole, ignore_errors=True)
-        pathlib.Path(f"{whole}.log").unlink(missing_ok=True)
-        process = start(whole)
-        wait_for_training(whole, process)
-        begin = time.perf_counter()
+        process = start(clear(whole), with_report=True)
         process.join()
-        seconds = time.perf_counter() - begin
         assert process.exitcode == 0, f"see {whole}.log"
     expected, rows = read_end(whole), []
+    # A third of the moments are after the training.
+    seconds = 1.5 * read_rows(whole)[-1]["elapsed_seconds"]
     with contextlib.suppress(FileNotFoundError):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-    for number in range(len(rows), arguments.faults):
-        workdir = out / f"run{number}"
-        shutil.rmtree(workdir, ignore_errors=True)
-        pathlib.Path(f"{workdir}.log").unlink(missing_ok=True)
-        row = hit(workdir, number, seconds, arguments.broken)
+    for number in range(len(rows), arguments.damages or arguments.faults):
+        workdir = clear(out / f"run{number}")
+        if arguments.damages:
+            row = hit_finished(whole, workdir, number)
+        else:
+            row = hit(workdir, number, seconds, arguments.broken)
         row["outcome"] = judge(row, workdir, expected)
         rows.append(row)
         with file.open("a") as lines:
             lines.write(json.dumps(row) + "\n")
-        print(f"{number}: {row['fault']} at {row['moment']:.2f}: {row['outcome']}")
+        print(f"{number}: {row['fault']} {row.get('file', '')}: {row['outcome']}")
         if row["outcome"] in ("same", "refused"):
             shutil.rmtree(workdir)
     summarize(rows)

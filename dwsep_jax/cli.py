@@ -7,11 +7,11 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from errno import EDQUOT, ENOSPC
+from errno import EDQUOT, EFBIG, ENOSPC
 from signal import SIGINT, SIGTERM
 from typing import NamedTuple
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from dwsep_jax import signals
@@ -79,6 +79,10 @@ def run(
         if values.help:
             print(help_text.strip())
             return 0
+        if not values["debug"].value:
+            # Threads of orbax log or print a traceback each when a save fails.
+            logging.set_verbosity(logging.FATAL)
+            sys.unraisablehook = lambda error: None
         command = make_command(values, rest)
         if command.mode != "report":  # It reads files, and computes nothing.
             prepare_process(command.config.platform)
@@ -278,8 +282,9 @@ def _describe_error(error: BaseException) -> tuple[str, int]:
     message = str(error).strip()
     text = type(error).__name__ + (f": {message.splitlines()[0]}" if message else "")
     # Orbax and XLA wrap what the system reports in errors of their own.
-    is_os_error = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT)
-    if is_os_error or os.strerror(ENOSPC) in message or os.strerror(EDQUOT) in message:
+    numbers = (ENOSPC, EDQUOT, EFBIG)
+    is_full = isinstance(error, OSError) and error.errno in numbers
+    if is_full or any(os.strerror(number) in message for number in numbers):
         text += "; free some space and repeat the command"
     elif is_out_of_memory(error):
         text += (

@@ -1,6 +1,7 @@
 """Settings of all tests: two CPU devices, and promotions that are errors."""
 
 import os
+import sys
 import tempfile
 
 os.environ["XLA_FLAGS"] = (
@@ -26,6 +27,12 @@ def _own_home(tmp_path, monkeypatch):
     """Keep every test out of the user's datasets and caches."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_hook(monkeypatch):
+    """Keep pytest's report of errors that nobody can catch, which `main` turns off."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
 
 @pytest.fixture

@@ -529,6 +529,28 @@ def run_python(*arguments, cwd, **environment):
     )
 
 
+def test_a_disk_that_is_full_is_one_line(tmp_path):
+    """Orbax would print a traceback for each of its threads that cannot write."""
+    code = """if True:
+        import resource, sys
+        from dwsep_jax.__main__ import main
+        from dwsep_jax.train.checkpoint import Checkpoints
+
+        def save_without_space(*arguments, save=Checkpoints.save):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
+            save(*arguments)
+
+        Checkpoints.save = save_without_space
+        sys.exit(main(sys.argv))
+    """
+    fields = {"num_epochs": 1, "growth_rate": 4, "block_sizes": "1"}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    flags += ["--config=digits", "--workdir=run"]
+    result = run_python("-c", code, *flags, cwd=tmp_path)
+    assert result.returncode == 1
+    assert re.fullmatch(r"error: .*File too large.*; free some.*\n", result.stderr)
+
+
 def test_the_platform_of_the_config_wins_over_the_environment(tmp_path):
     code = (
         "from dwsep_jax import cli; cli.prepare_process('cpu')\n"

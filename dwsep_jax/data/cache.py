@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
-from absl import logging
 
 from dwsep_jax.console import say
 from dwsep_jax.data import read
@@ -61,10 +60,9 @@ def cached(
                 return decoded
             except OSError as error:
                 reason = error
-    logging.warning(
-        "cannot cache the decoded images (%s); the next start decodes %s again",
-        reason,
-        directory,
+    say(
+        f"warning: cannot cache the decoded images ({reason}); the next start decodes "
+        f"{directory} again"
     )
     return decoded
 
@@ -95,7 +93,8 @@ def _restore(path: pathlib.Path, source: list[str]) -> Decoded | None:
         return None
     # A damaged zip file raises any of half a dozen types.
     except Exception as error:
-        logging.warning("%s is damaged (%s); decoding again", path, error)
+        reason = " ".join(str(error).split())
+        say(f"warning: {path} is damaged ({reason}); decoding again")
         return None
 
 
