@@ -137,6 +137,8 @@ def set_program(c: ml_collections.ConfigDict) -> None:
     c.checkpoint_minutes = 10.0
     # Compute the inside of dense layers again in the backward pass, to save memory.
     c.remat = False
+    # Parts of a batch that are computed one after the other, to save memory.
+    c.accumulate = 1
     # Devices that share each batch; unset: all of an accelerator, one of a CPU.
     c.num_devices = config_dict.placeholder(int)
     # cpu, gpu or tpu; unset: the best that JAX finds.

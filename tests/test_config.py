@@ -67,6 +67,7 @@ INVALID = {
     "data_dir platform init_from freeze sweep.storage": ["", "None", 3],
     "flip inner_norm inner_activation remat": [1, "true", None],
     "deterministic tensorboard wandb mlflow progress": [1, "no", None],
+    "accumulate": [0, 10**4 + 1, 2.0, None],
     "seed split_seed": [-1, 2**32 - 1000, 1.0, None, True],
     "validation_size": [0, -1, 1.5, None, True],
     "shift bottleneck": [-1, 65, 1.0],

@@ -60,6 +60,7 @@ IN_THE_PROGRAM = {
     "dtype": "bfloat16",
     "lowering": "conv",
     "remat": True,
+    "accumulate": 2,
     "optimizer": "adam",
     "momentum": 0.5,
     "schedule": "step",

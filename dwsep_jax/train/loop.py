@@ -150,7 +150,12 @@ def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
         # On CPU a loop of 8 steps made 0.7 to 1.0 of the images/s of single ones (2
         # cores, configs/cpu.py). Elsewhere not measured: there, a dispatch costs more.
         config.steps_per_dispatch = 1 if jax.default_backend() == "cpu" else 16
-    count_devices(config)
+    parts = config.accumulate * count_devices(config)
+    if config.batch_size % parts:
+        raise ConfigError(
+            f"--config.accumulate={config.accumulate}: batch_size={config.batch_size} "
+            f"cannot be divided into {parts} parts; take another of the two"
+        )
     side = min(dataset.train.images.shape[1:3])
     for field, limit in (("shift", side - 1), ("cutout", side)):
         if config[field] > limit:

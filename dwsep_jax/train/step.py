@@ -7,6 +7,7 @@ makes another program, a static field of it or of the model and the optimizer.
 import difflib
 import functools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -68,6 +69,8 @@ class TrainState(struct.PyTreeNode):
       label_smoothing: share of each label that is spread evenly over all classes
         (Szegedy et al. 2016), float32 scalar; None for no smoothing.
       class_weights: K numbers, as for `cross_entropy`; None for no weights.
+      accumulate: parts that a batch is divided into, each with batch statistics of its
+        own; their gradients are averaged.
     """
 
     step: jax.Array
@@ -84,6 +87,7 @@ class TrainState(struct.PyTreeNode):
     class_weights: tuple[float, ...] | None = struct.field(
         pytree_node=False, default=None
     )
+    accumulate: int = struct.field(pytree_node=False, default=1)
 
 
 class RunKeys(NamedTuple):
@@ -160,7 +164,7 @@ def make_state(
     arguments = make_run_keys(config.seed), {name: config[name] for name in rates}
     state = jax.eval_shape(init, *arguments) if abstract else init(*arguments)
     weights = make_class_weights(config.class_weights, dataset)
-    return state.replace(class_weights=weights)
+    return state.replace(class_weights=weights, accumulate=config.accumulate)
 
 
 def make_class_weights(text: str, dataset: Dataset) -> tuple[float, ...] | None:
@@ -240,28 +244,9 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     Raises:
       ValueError: for another dtype or shape.
     """
-    labels = batch["label"]
     _check_images(batch["image"])
-    hard_labels = labels if labels.ndim == 1 else labels.argmax(axis=-1)
-    _, dropout_key = _step_keys(state)
-    rates = {} if state.dropout_rate is None else {"dropout_rate": state.dropout_rate}
-
-    def loss_fn(params):
-        logits, updated = state.apply_fn(
-            {"params": params, "batch_stats": state.batch_stats},
-            batch["image"],
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-            **rates,
-        )
-        losses = cross_entropy(
-            logits, labels, state.label_smoothing, state.class_weights
-        )
-        return losses.mean(), (losses, logits, updated.get("batch_stats", {}))
-
-    (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    losses, logits, batch_stats = aux
+    gradients = partial(_gradients, state, batch)
+    (loss, (losses, logits, labels, batch_stats)), grads = gradients(state.params)
     tx = optax.with_extra_args_support(state.tx)
     updates, opt_state = tx.update(
         grads,
@@ -269,10 +254,11 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         state.params,
         value=loss,
         grad=grads,
-        value_fn=lambda params: loss_fn(params)[0],
+        value_fn=lambda params: gradients(params)[0][0],
     )
     updates = jax.tree.map(lambda u: state.plateau.multiplier * u, updates)
     params = optax.apply_updates(state.params, updates)
+    hard_labels = labels if labels.ndim == 1 else labels.argmax(axis=-1)
     metrics = measure(losses, logits, hard_labels, jnp.ones(losses.shape, bool))
     state = state.replace(
         step=state.step + 1,
@@ -282,6 +268,48 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         ema=state.ema and _update_average(state.ema, state.step, params, batch_stats),
     )
     return state, metrics
+
+
+def _gradients(state, batch, params):
+    """Return (loss, (losses, logits, labels, batch statistics)) and the gradients.
+
+    With `state.accumulate` parts, each of every so many examples, one is computed after
+    the other: losses, logits and labels are in the order of the parts.
+    """
+    _, dropout_key = _step_keys(state)
+    rates = {} if state.dropout_rate is None else {"dropout_rate": state.dropout_rate}
+
+    def loss_fn(params, batch_stats, batch, key):
+        logits, updated = state.apply_fn(
+            {"params": params, "batch_stats": batch_stats},
+            batch["image"],
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+            **rates,
+        )
+        labels = batch["label"]
+        losses = cross_entropy(
+            logits, labels, state.label_smoothing, state.class_weights
+        )
+        return losses.mean(), (losses, logits, labels, updated.get("batch_stats", {}))
+
+    take = jax.value_and_grad(loss_fn, has_aux=True)
+    if (n := state.accumulate) == 1:
+        return take(params, state.batch_stats, batch, dropout_key)
+
+    def add(carry, part):
+        batch_stats, total = carry
+        (loss, (*each, batch_stats)), grads = take(params, batch_stats, *part)
+        total = jax.tree.map(lambda t, new: t + new / n, total, (loss, grads))
+        return (batch_stats, total), each
+
+    parts = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch)
+    start = state.batch_stats, jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+    keys = jax.random.split(dropout_key, n)
+    (batch_stats, (loss, grads)), each = jax.lax.scan(add, start, (parts, keys))
+    each = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), each)
+    return (loss, (*each, batch_stats)), grads
 
 
 def _update_average(ema, step, params, batch_stats):

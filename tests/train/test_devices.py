@@ -64,6 +64,17 @@ def test_what_does_not_fit_is_refused():
             tiny.make_resolved(num_devices=num_devices, batch_size=batch_size)
 
 
+def test_devices_compute_their_shares_of_the_parts_of_a_batch(tmp_path):
+    rows = []
+    for num_devices in (1, 2):
+        config = tiny.make_config(**OPTIONS, num_devices=num_devices, accumulate=2)
+        loop.train_and_evaluate(config, tmp_path / f"{num_devices}")
+        rows.append(read_rows(tmp_path / f"{num_devices}")[-1])
+    assert rows[1]["val_loss"] == pytest.approx(rows[0]["val_loss"], rel=1e-4)
+    with pytest.raises(ConfigError, match=r"accumulate=8: batch_size=8 .* 16 parts"):
+        tiny.make_resolved(num_devices=2, accumulate=8)
+
+
 def test_accelerators_are_all_used(monkeypatch):
     assert programs.count_devices(tiny.make_config()) == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

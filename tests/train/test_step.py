@@ -304,6 +304,48 @@ def test_a_model_without_batch_statistics_or_dropout_can_be_trained(batch, tx):
     assert loss_of(second) < loss_of(first)
 
 
+@pytest.mark.parametrize("has_classes", [True, False])
+def test_a_batch_in_parts_is_the_whole_but_for_batch_norm(has_classes, batch):
+    class Network(nn.Module):
+        has_norm: bool
+
+        @nn.compact
+        def __call__(self, x, train):
+            x = nn.Conv(4, (3, 3))(x)
+            if self.has_norm:
+                x = nn.BatchNorm(not train, momentum=0.5)(x)
+            return nn.Dense(3)(nn.relu(x).mean((1, 2)))
+
+    def take(has_norm, accumulate):
+        tx = optax.sgd(0.5)
+        arguments = (Network(has_norm), tx, (8, 8, 3), step.make_run_keys(0))
+        state = step.create_train_state(*arguments)
+        return jax.jit(step.train_step)(state.replace(accumulate=accumulate), batch)
+
+    if not has_classes:
+        batch = batch | {"label": jax.nn.one_hot(batch["label"], 3)}
+    (whole, metrics), (parts, same_metrics) = take(False, 1), take(False, 4)
+    assert_near(parts.params, whole.params, rtol=1e-5)
+    assert_near(same_metrics, metrics, rtol=1e-5)
+    state, _ = take(True, 4)
+    # Each part has a mean of its own, the last of which counts half.
+    image, kernel = batch["image"], step.make_run_keys(0).init
+    kernel = Network(True).init(kernel, image, train=False)["params"]["Conv_0"]
+    means = nn.Conv(4, (3, 3)).apply({"params": kernel}, image).mean((1, 2))
+    want = jnp.zeros(4)
+    for part in range(4):  # Of examples 0 and 4, 1 and 5, ...
+        want = 0.5 * want + 0.5 * means[part::4].mean(0)
+    assert_near(state.batch_stats["BatchNorm_0"]["mean"], want, atol=1e-5)
+
+
+def test_parts_have_dropout_of_their_own(state, batch):
+    """Two parts of equal examples differ in nothing else."""
+    half = jax.tree.map(lambda x: jnp.repeat(x[:4], 2, axis=0), batch)
+    state = state.replace(accumulate=2, dropout_rate=jnp.float32(0.5))
+    (_, (losses, *_)), _ = jax.jit(step._gradients)(state, half, state.params)
+    assert not np.allclose(losses[:4], losses[4:])
+
+
 def test_the_average_follows_weights_and_statistics_by_its_decay(
     state, train_step, batch
 ):
