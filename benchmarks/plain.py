@@ -11,8 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
-from dwsep_jax.nn.densenet import DenseNet
+from dwsep_jax.nn.densenet import DenseNet, create_model
+from dwsep_jax.train import optim
+from dwsep_jax.train.step import TrainState, create_train_state, make_run_keys
 
 
 class PlainConv(nn.Module):
@@ -79,6 +82,32 @@ def plain_variables(like: DenseNet, variables: dict[str, Any]) -> dict[str, Any]
         "params": plain_params(variables["params"]),
         "batch_stats": consumer_stats(like, variables["batch_stats"]),
     }
+
+
+def make_states(config: ConfigDict) -> tuple[dict[str, TrainState], DenseNet]:
+    """Return the states of our network and others by name, and our network.
+
+    The others are plain Flax's, with the same weights, and the standard twin.
+
+    Args:
+      config: resolved; its kind of convolution is ignored.
+    """
+    tx, states = optim.make_optimizer(config, lambda step: 1.0), {}
+    for conv in ("standard", "separable"):
+        model = create_model(ConfigDict(config.to_dict() | {"conv": conv}), 10)
+        arguments = (model, tx, (32, 32, 3), make_run_keys(0))
+        states[conv] = create_train_state(*arguments)
+    ours = states["separable"]
+    flax = plain_variables(
+        model, {"params": ours.params, "batch_stats": ours.batch_stats}
+    )
+    apply_fn = PlainDenseNet(model, separable=True).apply
+    opt_state = tx.init(flax["params"])
+    return {
+        "ours": ours,
+        "plain Flax": ours.replace(apply_fn=apply_fn, opt_state=opt_state, **flax),
+        "ours, standard convolutions": states["standard"],
+    }, model
 
 
 def plain_params(params: dict[str, Any]) -> dict[str, Any]:

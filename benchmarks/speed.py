@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -36,6 +35,8 @@ from benchmarks.timing import (
     Contenders,
     Timing,
     compile_jax,
+    jax_step,
+    make_batch,
     make_dataset,
     print_header,
     print_row,
@@ -45,10 +46,9 @@ from benchmarks.torch_net import ON_GPU, run_torch, to_torch
 from configs import cpu, separable
 from dwsep_jax.environment import describe_environment, keep_freed_memory
 from dwsep_jax.nn.counting import peak_bytes
-from dwsep_jax.nn.densenet import create_model
 from dwsep_jax.train import loop, optim, programs
 from dwsep_jax.train.metrics import Metrics
-from dwsep_jax.train.step import create_train_state, make_run_keys, train_step
+from dwsep_jax.train.step import train_step
 
 CONFIGS = {"cpu": cpu, "separable": separable}
 TRAINING_SIZES, INFERENCE_SIZES = (32, 128, 512), (1, 8, 32, 128, 512)
@@ -61,31 +61,12 @@ class Network:
     def __init__(self, name: str):
         self.config = optim.resolve(CONFIGS[name].get_config())
         self.config.dtype = "bfloat16" if ON_GPU else "float32"
-        self.tx = optim.make_optimizer(self.config, lambda step: 1.0)
-        states = {}
-        for conv in ("standard", "separable"):
-            self.config.conv = conv
-            model = create_model(self.config, 10)
-            keys = make_run_keys(0)
-            states[conv] = create_train_state(model, self.tx, (32, 32, 3), keys)
-        self.state, twin = states["separable"], states["standard"]
-        variables = {
-            "params": self.state.params,
-            "batch_stats": self.state.batch_stats,
-        }
-        flax = plain.plain_variables(model, variables)
-        flax_state = self.state.replace(
-            apply_fn=plain.PlainDenseNet(model, separable=True).apply,
-            opt_state=self.tx.init(flax["params"]),
-            **flax,
-        )
-        self.states = {
-            "ours": self.state,
-            "plain Flax": flax_state,
-            "ours, standard convolutions": twin,
-        }
+        self.states, model = plain.make_states(self.config)
+        self.state = self.states["ours"]
         net = torch_net.TorchDenseNet(model, separable=True)
-        torch_net.load(net, flax)
+        flax = self.states["plain Flax"]
+        variables = {"params": flax.params, "batch_stats": flax.batch_stats}
+        torch_net.load(net, variables)
         net = net.to(torch_net.DEVICE, memory_format=torch.channels_last)
         compiled = torch.compile(net, dynamic=False)
         self.torch = {"PyTorch eager": net, "PyTorch compiled": compiled}
@@ -181,26 +162,6 @@ class Network:
             name: peak_bytes(step.lower(state, batch).compile()) / 1e6
             for name, state in self.states.items()
         }
-
-
-def make_batch(size: int) -> dict[str, jax.Array]:
-    """Return random images and labels."""
-    rng = np.random.default_rng(size)
-    images = rng.uniform(-1, 1, (size, 32, 32, 3)).astype(np.float32)
-    return {"image": jnp.asarray(images), "label": jnp.arange(size) % 10}
-
-
-def jax_step(state: Any, batch: dict[str, jax.Array]) -> Callable[[], Any]:
-    """Return a call that takes another training step."""
-    state = jax.tree.map(jnp.copy, state)
-    step = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
-
-    def run():
-        nonlocal state
-        state, _ = step(state, batch)
-        jax.block_until_ready(state.params)
-
-    return run
 
 
 def measure_start(name: str) -> dict[str, float]:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dwsep_jax.data import Dataset, Split
+from dwsep_jax.train.step import train_step
 
 Contenders = dict[str, Callable[[], Any]]
 
@@ -74,3 +76,24 @@ def make_dataset(size: int) -> Dataset:
     labels = rng.integers(0, 10, size).astype(np.int32)
     split = Split(images, labels, np.arange(size).astype(str))
     return Dataset("random", tuple("0123456789"), split, split, split, split)
+
+
+def make_batch(size: int) -> dict[str, jax.Array]:
+    """Return random images and labels."""
+    rng = np.random.default_rng(size)
+    images = rng.uniform(-1, 1, (size, 32, 32, 3)).astype(np.float32)
+    return {"image": jnp.asarray(images), "label": jnp.arange(size) % 10}
+
+
+def jax_step(state: Any, batch: dict[str, jax.Array], **options: Any) -> Callable:
+    """Return a call that takes another training step, jitted with these options."""
+    state = jax.tree.map(jnp.copy, state)
+    step = jax.jit(train_step, donate_argnums=0, **options)
+    step = step.lower(state, batch).compile()
+
+    def run():
+        nonlocal state
+        state, _ = step(state, batch)
+        jax.block_until_ready(state.params)
+
+    return run

@@ -85,9 +85,11 @@ class EpochPrograms:
         whole, rest = divmod(self._steps_per_epoch, size)
         sizes = [size] * whole + [rest] * (rest > 0)
         self.programs = [(size, compile_steps(size)) for size in sizes]
-        _check_memory(self.programs[0][1], config.batch_size, leaves, n)
-        seconds = time.perf_counter() - start
-        console.say(f"compiled the training step in {seconds:.1f} s")
+        text = f"compiled the training step in {time.perf_counter() - start:.1f} s"
+        if (needed := peak_bytes(self.programs[0][1])) is not None:
+            _check_memory(needed, config.batch_size, leaves, n)
+            text += f"; it needs {needed / 2**20:,.0f} MiB of memory"
+        console.say(text)
 
     def train_epoch(
         self,
@@ -270,10 +272,10 @@ def unstack(tree: Any) -> list[Any]:
     return [jax.tree.map(itemgetter(i), tree) for i in range(num_members)]
 
 
-def _check_memory(compiled, batch_size, inputs, num_members):
+def _check_memory(needed, batch_size, inputs, num_members):
     """Raise `UserError` if a program needs more memory than there is."""
-    needed, available = peak_bytes(compiled), memory_bytes()
-    if needed is None or needed <= available:
+    available = memory_bytes()
+    if needed <= available:
         return
     remedy = f"take members_at_once below {num_members}"
     if num_members == 1:
