@@ -1,6 +1,7 @@
 """A worker whose trials take a while and write a line; run as a process, without jax.
 
-Arguments: the storage or "study.db", the workdir, the worker's name, seconds per trial.
+Arguments: the storage or "study.db", the workdir, the worker's name, seconds per trial,
+and the number of trials, 6 by default.
 """
 
 import pathlib
@@ -14,17 +15,17 @@ from dwsep_jax.sweep import study, worker
 NUM_TRIALS = 6
 
 
-def open_study(storage, workdir):
+def open_study(storage, workdir, num_trials=None):
     config = default.get_config()
     config.sweep.update(space=("mixup=0..1",), sampler="random")
     config.sweep.storage = None if storage == "study.db" else storage
     workdir.mkdir(exist_ok=True)
     return study.open_study(
-        config, parse_space(config.sweep.space), workdir, NUM_TRIALS
+        config, parse_space(config.sweep.space), workdir, int(num_trials or NUM_TRIALS)
     )
 
 
-def main(storage, workdir, name, seconds):
+def main(storage, workdir, name, seconds, num_trials=None):
     study.HEARTBEAT_SECONDS, study.GRACE_SECONDS, study.POLL_SECONDS = 1, 2, 0.2
 
     def run(trial, directory):
@@ -35,7 +36,8 @@ def main(storage, workdir, name, seconds):
         time.sleep(float(seconds))
         return value
 
-    worker.work(open_study(storage, pathlib.Path(workdir)), run, lambda trial: None)
+    sweep = open_study(storage, pathlib.Path(workdir), num_trials)
+    worker.work(sweep, run, lambda trial: None)
     assert "jax" not in sys.modules  # It would take seconds to load.
 
 
