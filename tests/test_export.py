@@ -40,12 +40,15 @@ NETWORKS = [
     dict(conv="standard", activation="gelu", stem_stride=2, block_sizes=(2,)),
     dict(activation="leaky_relu", kernel_size=5, dtype="bfloat16"),
 ]
+SHAPES = [(11, 10, 3)] * 3  # An odd edge is dropped where the image is halved.
+# A single input channel, of gray images and of a stem of one, is not a depthwise one.
+NETWORKS += [dict(block_sizes=(1,)), dict(stem_width=0.25, block_sizes=(1,))]
+SHAPES += [(8, 9, 1), (8, 9, 3)]
 
 
-@pytest.mark.parametrize("changes", NETWORKS, ids=str)
-def test_every_network_has_the_same_logits_at_any_batch_size(changes):
+@pytest.mark.parametrize(("changes", "shape"), list(zip(NETWORKS, SHAPES)), ids=str)
+def test_every_network_has_the_same_logits_at_any_batch_size(changes, shape):
     config = tiny.make_config(**changes)
-    shape = (11, 10, 3)  # An odd edge is dropped where the image is halved.
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (5, *shape), np.uint8)
     with config.unlocked():

@@ -34,12 +34,9 @@ class _Graph:
         self.weights.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
-    def convolve(self, x, kernel, bias=None, stride=1):
+    def convolve(self, x, kernel, bias=None, stride=1, groups=1):
         """Add a convolution with a kernel (H, W, C/groups, F), padded as SAME."""
         kernel = np.asarray(kernel)
-        groups = 1
-        if kernel.shape[2] == 1 < kernel.shape[3]:
-            groups = kernel.shape[3]
         weights = [kernel.transpose(3, 2, 0, 1)] + ([] if bias is None else [bias])
         options = {"group": groups, "strides": [stride, stride]}
         return self.add("Conv", x, *weights, auto_pad="SAME_UPPER", **options)
@@ -86,7 +83,8 @@ def make_graph(
         weights = [conv["depthwise"]["kernel"]]
         if config.inner_norm:
             weights = _fold(*weights, conv["norm"], inner_stats["conv"]["norm"])
-        x = graph.convolve(x, *weights)
+        groups = weights[0].shape[-1]
+        x = graph.convolve(x, *weights, groups=groups)
         if config.inner_activation:
             x = graph.activate(x, config.activation)
         return graph.convolve(x, conv["pointwise"]["kernel"])
