@@ -39,15 +39,34 @@ def find(directory: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     """Return the Parquet files of each split: train-*.parquet, or train/*.parquet.
 
     They may be in a folder of the directory, as in `plain_text/train-*.parquet`.
+
+    Raises:
+      DataError: if a split is in several folders, or files are there, but no `train`.
     """
     found: dict[str, list[pathlib.Path]] = {}
-    for path in sorted(directory.rglob("*.parquet")):
-        names = (path.name, path.parent.name)
-        for split, short in folder.SHORT_NAMES.items():
-            if any(name.startswith((split, short)) for name in names):
+    paths, splits = sorted(directory.rglob("*.parquet")), folder.SHORT_NAMES.items()
+    for path in paths:
+        # The directory's own name says nothing, as in `training/test.parquet`.
+        place = path.parent.name if path.parent != directory else ""
+        name = place if any(place in names for names in splits) else path.name
+        for split, short in splits:
+            if name.startswith((split, short)):
                 found.setdefault(split, []).append(path)
                 break
-    return found if "train" in found else {}
+    if "train" in found:
+        for split, some in found.items():
+            places = sorted({path.parent.relative_to(directory) for path in some})
+            if len(places) > 1:
+                raise DataError(
+                    f"{split} is in {' and '.join(map(str, places))}; name one of these"
+                )
+        return found
+    if paths and not (directory / "train").is_dir():
+        raise DataError(
+            f"it has {paths[0].name}, but no train-*.parquet or train/*.parquet; "
+            "rename its files"
+        )
+    return {}
 
 
 def load(
@@ -71,7 +90,11 @@ def load(
 
     def decode():
         tables = {split: _read(paths) for split, paths in files.items()}
-        labels, names = {s: table[1] for s, table in tables.items()}, tables["train"][2]
+        labels = {split: table[1] for split, table in tables.items()}
+        stored = set().union(*(table[2] for table in tables.values()))
+        if len(stored) > 1:
+            raise DataError("its files store other classes, or in another order")
+        names = stored.pop() if stored else ()
         if not names:
             names, labels = index_labels(labels)
         size = image_size and (image_size, image_size)
@@ -92,16 +115,16 @@ def load(
 
 
 def _read(paths):
-    """Return pictures, labels and stored class names of the files of a split."""
+    """Return pictures, labels and the stored tuples of class names of a split."""
     try:
         from pyarrow import parquet
     except ModuleNotFoundError as error:
         raise DataError(f"{error}; pip install 'dwsep_jax[parquet]'") from error
-    pictures, labels, names = [], [], ()
+    pictures, labels, names = [], [], set()
     for path in paths:
         table = parquet.read_table(path)
         image_column, label_column = _find_columns(table.schema, path)
-        names = _find_names(table.schema, label_column) or names
+        names |= {_find_names(table.schema, label_column)} - {()}
         for i, value in enumerate(table[image_column].to_pylist()):
             content = value["bytes"] if isinstance(value, dict) else value
             pictures.append(_Stored(content or b"", f"{path.name}, row {i}"))
@@ -117,19 +140,26 @@ def _read(paths):
 def _find_columns(schema: Any, path: pathlib.Path) -> tuple[str, str]:
     from pyarrow import types
 
+    is_label = (types.is_integer, types.is_string, types.is_large_string)
     structs, binaries, labels = [], [], []
     for field in schema:
-        if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
+        kind = field.type
+        if types.is_dictionary(kind):  # Categories of pandas.
+            kind = kind.value_type
+        if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             structs.append(field.name)
-        elif types.is_binary(field.type) or types.is_large_binary(field.type):
+        elif types.is_binary(kind) or types.is_large_binary(kind):
             binaries.append(field.name)
-        elif types.is_integer(field.type) or types.is_string(field.type):
+        elif any(is_kind(kind) for is_kind in is_label):
             labels.append(field.name)
     images = structs + binaries
     if not images or not labels:
         raise DataError(
             f"{path.name} has {', '.join(schema.names)}, but not {_COLUMNS}"
         )
+    if "label" in schema.names and "label" not in labels:  # Another is not meant.
+        kind = schema.field("label").type
+        raise DataError(f"{path.name} has a label of {kind}, not of integers or texts")
     return images[0], "label" if "label" in labels else labels[0]
 
 

@@ -65,6 +65,35 @@ def test_labels_may_have_gaps_or_be_texts(tmp_path, names):
     np.testing.assert_array_equal(dataset.train.labels, SPLITS["train"].labels[there])
 
 
+def test_pandas_and_polars_labels_are_not_passed_over(tmp_path):
+    names = pa.array(["ant", "bee", "cow"] * 4)
+    for labels in (names.dictionary_encode(), names.cast(pa.large_string())):
+        write(tmp_path / "train.parquet", SPLITS["train"], names=False, labels=labels)
+        assert load(tmp_path).class_names == ("ant", "bee", "cow")
+    labels = [0.0, 1.0, 2.0] * 4
+    write(tmp_path / "train.parquet", SPLITS["train"], names=False, labels=labels)
+    with pytest.raises(DataError, match="has a label of double, not of integers or"):
+        load(tmp_path)
+
+
+def test_a_file_is_of_the_split_that_its_folder_or_its_name_says(tmp_path):
+    place = tmp_path / "training"
+    for split, content in SPLITS.items():
+        write(place / f"{split}.parquet", content)
+    np.testing.assert_array_equal(load(place).test.images, SPLITS["test"].images)
+    (place / "test").mkdir()
+    (place / "test.parquet").rename(place / "test" / "train-of-no-use.parquet")
+    np.testing.assert_array_equal(load(place).test.images, SPLITS["test"].images)
+    write(place / "b" / "train.parquet", SPLITS["train"])
+    with pytest.raises(DataError, match=r"train is in \. and b; name one of these"):
+        load(place)
+    for path in place.rglob("train*.parquet"):
+        path.unlink()
+    write(place / "all.parquet", SPLITS["train"])
+    with pytest.raises(DataError, match="it has all.parquet, but no train-.*rename"):
+        load(place)
+
+
 def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
     path = tmp_path / "train" / "0.parquet"
     write(
@@ -80,6 +109,11 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
         load(tmp_path)
     write(tmp_path / "test" / "0.parquet", SPLITS["test"], labels=[0, 1, None, 2, 0])
     with pytest.raises(DataError, match=r"0.parquet, row 2 has no label"):
+        load(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setitem(FEATURES, "label", {"names": ["green", "red", "blue"]})
+        write(tmp_path / "test" / "0.parquet", SPLITS["test"])
+    with pytest.raises(DataError, match="store other classes, or in another order"):
         load(tmp_path)
     write(tmp_path / "test" / "0.parquet", SPLITS["test"], names=False)
     write(path, SPLITS["train"], names=False, labels=[0, 1] * 6)
