@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load as load_safetensors
 
 from dwsep_jax.config import PRETRAINED
+from dwsep_jax.console import say
 from dwsep_jax.data import load
 from dwsep_jax.errors import UserError, choose
 from dwsep_jax.nn.densenet import DenseNet, create_model
@@ -19,7 +20,7 @@ from dwsep_jax.report.figures import draw_run
 from dwsep_jax.train.checkpoint import Checkpoints
 from dwsep_jax.train.evaluation import evaluate_and_write, restore_to_evaluate
 from dwsep_jax.train.step import TrainState, make_state
-from dwsep_jax.workdir import load_config, read_json
+from dwsep_jax.workdir import load_config, read_json, read_rows
 
 
 def evaluate_workdir(
@@ -55,6 +56,11 @@ def restore(
                 return restored
             if not checkpoints.epochs():
                 break
+    if read_json(workdir, "manifest"):
+        raise UserError(
+            f"--workdir={workdir}: holds an export, which has no checkpoints; name the "
+            "run's own"
+        )
     raise UserError(
         f"{workdir} has no checkpoint yet; train it with --mode=train first"
     )
@@ -70,6 +76,7 @@ class Trained(NamedTuple):
       class_names: in the order of the logits.
       image_shape: (H, W, C).
       temperature: by which logits are divided before the softmax.
+      evaluation: of these weights on test, as evaluation.json has it; None without one.
     """
 
     model: DenseNet
@@ -77,6 +84,7 @@ class Trained(NamedTuple):
     class_names: tuple[str, ...]
     image_shape: tuple[int, ...]
     temperature: float
+    evaluation: dict[str, Any] | None = None
 
 
 def load_trained(
@@ -93,23 +101,39 @@ def load_trained(
       UserError: if there is no run, no checkpoint, or a file is damaged.
     """
     config = config or load_config(workdir)
-    # An evaluation of an earlier version lacks the shape: then the data are asked.
-    evaluation = read_json(workdir, "evaluation") or {}
-    if shape := evaluation.get("image_shape"):
-        names = tuple(row["name"] for row in evaluation["per_class"])
-    else:
+    evaluation, manifest = (read_json(workdir, n) for n in ("evaluation", "manifest"))
+    if manifest:
+        names, shape = manifest["class_names"], manifest["images"]["shape"][1:]
+    elif shape := evaluation and evaluation.get("image_shape"):
+        names = [row["name"] for row in evaluation["per_class"]]
+    else:  # An evaluation of an earlier version lacks the shape.
         dataset = load(config)
         names, shape = dataset.class_names, dataset.image_shape
-    if manifest := read_json(workdir, "manifest"):
+    if manifest:
         variables = _read_exported(workdir, manifest["files"])
     else:
         trained = restore(config, workdir, None)
+        evaluation = evaluation and _match(evaluation, workdir, int(trained["step"]))
         weights = trained["ema"] or trained
         # Of one device, however many it was trained on.
         variables = jax.device_get({n: weights[n] for n in ("params", "batch_stats")})
     model = create_model(config, len(names))
-    temperature = evaluation.get("temperature", 1.0)
-    return Trained(model, variables, names, tuple(shape), temperature)
+    temperature = (evaluation or {}).get("temperature", 1.0)
+    return Trained(
+        model, variables, tuple(names), tuple(shape), temperature, evaluation
+    )
+
+
+def _match(evaluation, workdir, step):
+    """Return the evaluation, or None where the run was trained further after it."""
+    epochs = {row["step"]: row["epoch"] for row in read_rows(workdir)}
+    if (epoch := epochs.get(step)) in (None, evaluation["epoch"]):
+        return evaluation
+    say(
+        f"{workdir}: evaluation.json is of epoch {evaluation['epoch']}, and the "
+        f"weights are of epoch {epoch}: it is left out; --mode=evaluate writes it again"
+    )
+    return None
 
 
 def load_pretrained(name: str) -> Trained:

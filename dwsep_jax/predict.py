@@ -46,9 +46,8 @@ def predict_workdir(
       ConfigError: if there are no such pictures, or the output is of another kind.
       UserError: at the end, if some could not be read; or if there is no checkpoint.
     """
-    encode = output and choose("--output", os.path.splitext(output)[1], _ENCODE)
-    if output and not os.path.isdir(os.path.dirname(output) or "."):
-        raise ConfigError(f"--output={output}: its folder is missing; create it first")
+    output = output and os.path.expanduser(output)
+    encode = output and _check_output(output)
     paths = _find_pictures(images)
     trained = load_trained(workdir, config)
     names, shape = trained.class_names, trained.image_shape
@@ -72,13 +71,31 @@ def predict_workdir(
                     classes = (f"{name} {share:.2%}" for name, share in rows[-1][1:])
                     say("  ".join([without_controls(path), *classes]))
     if output:
-        write_atomically(output, encode(rows).encode(errors="surrogateescape"))
+        try:
+            write_atomically(output, encode(rows).encode(errors="surrogateescape"))
+        except OSError as error:
+            raise UserError(
+                f"--output={output}: cannot be written ({error.strerror}); name another"
+            ) from error
         say(f"predictions: {output}")
     if len(rows) < len(paths):
         raise UserError(
             f"{len(paths) - len(rows):,} of {len(paths):,} pictures cannot be read; "
             "those named above are left out"
         )
+
+
+def _check_output(output):
+    """Return how rows are encoded; raise `ConfigError` unless they may be written."""
+    encode = choose("--output", os.path.splitext(output)[1], _ENCODE)
+    folder, name = os.path.split(output)
+    if not os.path.isdir(folder or "."):
+        raise ConfigError(f"--output={output}: its folder is missing; create it first")
+    is_theirs = os.path.exists(os.path.join(folder, "config.json"))
+    if os.path.isdir(output) or (is_theirs and name in ("metrics.jsonl", "trials.csv")):
+        what = "a directory" if os.path.isdir(output) else "a file of the workdir"
+        raise ConfigError(f"--output={output}: is {what}; name another")
+    return encode
 
 
 def _find_pictures(images):
@@ -88,8 +105,9 @@ def _find_pictures(images):
     paths = [path]
     if os.path.isdir(path):
         paths = list_pictures(path)
-    elif path.endswith(".txt"):
-        with open(path, errors="surrogateescape") as file:
+    elif path.lower().endswith(".txt"):
+        # Without the mark that editors on Windows put first.
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             paths = [line.strip() for line in file if line.strip()]
     if not paths:
         kinds = ", ".join(pictures.SUFFIXES)

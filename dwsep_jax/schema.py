@@ -97,7 +97,8 @@ _OBJECTS = {
     "number:count num_trials:states overrides:{setting} validation:reached "
     "importance:{number}? refit_epochs?:count? finals:[final] "
     "environment:environment",
-    "manifest": "files:{text}",
+    "manifest": "files:{text} class_names:[text] images:images",
+    "images": "shape:[setting]",
     "states": "complete:count pruned:count failed:count",
     "reached": "accuracy:share epoch:count",
     "final": "number:count overrides:{setting} reasons:[text] runs:[run] "

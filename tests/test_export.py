@@ -4,6 +4,7 @@ import hashlib
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ import PIL.Image
 import pytest
 from safetensors.numpy import load
 
-from dwsep_jax import data
+from dwsep_jax import data, evaluate
 from dwsep_jax.__main__ import main
 from dwsep_jax.config import PRETRAINED, load_file
 from dwsep_jax.data.augment import normalize
@@ -25,7 +26,9 @@ from dwsep_jax.export import write
 from dwsep_jax.nn.densenet import create_model
 from dwsep_jax.train import loop
 from dwsep_jax.train.metrics import with_temperature
-from dwsep_jax.workdir import open_workdir, read_json
+from dwsep_jax.train.step import make_state
+from dwsep_jax.train.weights import load_weights
+from dwsep_jax.workdir import open_workdir, read_json, write_json
 from tests import tiny
 
 
@@ -171,6 +174,68 @@ def test_an_export_with_safetensors_is_loaded_as_the_run(run, tmp_path):
     assert export(run, "--format=stablehlo", f"--output={tmp_path}") == 0
     with pytest.raises(UserError, match="export again with --format=safetensors"):
         load_trained(tmp_path)
+
+
+def list_models(directory):
+    names = json.loads((directory / "manifest.json").read_text())["files"]
+    assert sorted(path.name for path in directory.glob("model.*")) == sorted(names)
+    return {name.removeprefix("model.") for name in names}
+
+
+def test_files_of_the_same_weights_stay_and_others_go(run, tmp_path):
+    there = shutil.copytree(PRETRAINED / "digits", tmp_path / "there")
+    assert export(there, "--format=stablehlo", f"--output={there}") == 0
+    assert list_models(there) == {"stablehlo", "safetensors"}
+    assert len(load_trained(there).class_names) == 10
+    (there / "manifest.json").unlink()  # Killed before it was written.
+    assert export(run, "--format=onnx", f"--output={there}") == 0
+    assert list_models(there) == {"onnx"}
+    assert export(run, "--format=safetensors", f"--output={there}") == 0
+    assert list_models(there) == {"onnx", "safetensors"}
+
+
+@pytest.mark.parametrize("manifest", ['{"name": "web"}', '{"files": {}}'])
+def test_somebodys_manifest_is_no_export(run, tmp_path, manifest):
+    for name, content in (("manifest.json", manifest), ("README.md", "mine")):
+        (tmp_path / name).write_text(content)
+    assert export(run, "--format=safetensors", f"--output={tmp_path}") == 2
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_an_export_is_enough_where_nothing_was_evaluated(run, tmp_path, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "evaluation.json").unlink()
+    monkeypatch.setattr(evaluate, "load", lambda config: tiny.make_dataset())
+    assert export(copy, "--format=safetensors") == 0
+    monkeypatch.setattr(evaluate, "load", None)
+    trained = load_trained(copy / "export")
+    assert trained.class_names == ("red", "green", "blue")
+    assert (trained.image_shape, trained.evaluation) == ((8, 8, 3), None)
+
+
+def test_an_evaluation_of_other_weights_is_left_out(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    write_json(copy / "evaluation.json", read_json(run, "evaluation") | {"epoch": 7})
+    assert export(copy, "--format=safetensors") == 0
+    assert "evaluation.json is of epoch 7, and the weights are of epoch 1" in (
+        capsys.readouterr().out
+    )
+    trained = load_trained(copy / "export")
+    assert (trained.temperature, trained.evaluation) == (1.0, None)
+    assert "has not been evaluated" in (copy / "export/README.md").read_text()
+
+
+def test_an_export_has_no_checkpoints(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "load", lambda config: tiny.make_dataset())
+    assert export(run, "--format=safetensors", f"--output={tmp_path}") == 0
+    assert main(["", "--mode=evaluate", f"--workdir={tmp_path}"]) == 1
+    assert "holds an export, which has no checkpoints" in capsys.readouterr().err
+    weights = []
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        config = tiny.make_resolved(init_from=str(path))
+        state = load_weights(config, make_state(config, tiny.make_dataset()))
+        weights.append(tiny.bits(state.params))
+    assert weights[0] == weights[1] != tiny.bits(tiny.make_state().params)
 
 
 def test_the_weights_of_the_package_have_their_accuracy(tmp_path, monkeypatch, capsys):

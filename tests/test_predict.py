@@ -110,12 +110,14 @@ def test_a_list_in_batches_of_another_size_to_csv(run, tmp_path, monkeypatch):
     paths = [f"{i},\u7eff.png" for i in range(5)]
     for path, image in zip(paths, images):
         write(tmp_path / path, encode(image))
-    write(tmp_path / "list.txt", "\n".join(["missing.png", *paths, ""]).encode())
+    lines = "\r\n".join([paths[0], "missing.png", *paths[1:], ""])
+    write(tmp_path / "list.TXT", lines.encode("utf-8-sig"))
+    (tmp_path / "home").mkdir()
     tables = []
     for size in (2, 8):
-        options = ("--output=o.csv", "--top=2", f"--config.eval_batch_size={size}")
-        assert call(run, "list.txt", *options) == 1
-        with open("o.csv", newline="") as file:
+        options = ("--output=~/o.csv", "--top=2", f"--config.eval_batch_size={size}")
+        assert call(run, "list.TXT", *options) == 1
+        with open(tmp_path / "home/o.csv", newline="") as file:
             tables.append(list(csv.reader(file)))
     header, *rows = tables[0]
     assert header == ["image", "class_1", "probability_1", "class_2", "probability_2"]
@@ -133,15 +135,29 @@ def test_a_list_in_batches_of_another_size_to_csv(run, tmp_path, monkeypatch):
         ("empty.txt", "--images=empty.txt: holds no picture"),
         ("x.png --output=o.txt", "--output='.txt' is unknown; choose one of .csv, .j"),
         ("x.png --output=a/o.csv", "--output=a/o.csv: its folder is missing; create"),
+        ("x.png --output=d.csv", "--output=d.csv: is a directory; name another"),
+        ("x.png --output=run/metrics.jsonl", "--output=run/metrics.jsonl: is a file"),
     ],
 )
 def test_a_mistake_is_one_line(run, tmp_path, monkeypatch, capsys, arguments, line):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "empty.txt", b"\n")
+    write(tmp_path / "d.csv/x", b"")
     assert call("run", *arguments.split()) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {line}")
     assert err.count("\n") == 1
+
+
+def test_what_cannot_be_written_is_one_line(run, tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    write(tmp_path / "x.png", encode(tiny.make_split(1, 0).images[0]))
+    monkeypatch.setattr(predict, "write_atomically", fail)
+    assert call(run, tmp_path / "x.png", f"--output={tmp_path}/o.csv") == 1
+    line = f"error: --output={tmp_path}/o.csv: cannot be written (Permission denied); "
+    assert capsys.readouterr().err == f"{line}name another\n"
 
 
 def test_a_run_without_a_checkpoint_is_one_line(run):

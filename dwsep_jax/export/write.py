@@ -20,9 +20,11 @@ from dwsep_jax.errors import ConfigError, UserError, choose
 from dwsep_jax.evaluate import Trained, load_trained
 from dwsep_jax.nn.summary import describe_network, summarize
 from dwsep_jax.statistics import wilson_interval
-from dwsep_jax.workdir import read_json, write_atomically, write_json
+from dwsep_jax.workdir import read_intact, write_atomically, write_json
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+_WEIGHTS = "model.safetensors"
+_DESCRIPTIONS = ("manifest.json", "README.md", "config.json", "evaluation.json")
 
 
 def export_workdir(
@@ -33,9 +35,10 @@ def export_workdir(
 ) -> None:
     """Write the weights that a run's evaluation describes, as programs and as arrays.
 
-    Beside model.<format> it writes manifest.json, a model card, README.md, and the
-    run's config.json and evaluation.json. Programs take uint8 images (N, H, W, C) and
-    return logits (N, K), both of any N, computed in float32.
+    Files of another export of the same weights stay beside them; those of other weights
+    are deleted. Beside model.<format> it writes manifest.json, a model card, README.md,
+    and the run's config.json and evaluation.json. Programs take uint8 images (N, H, W,
+    C) and return logits (N, K), both of any N, computed in float32.
 
     Args:
       config: the resolved configuration of the run.
@@ -53,16 +56,16 @@ def export_workdir(
     contents = {
         f"model.{name}": write(config, trained) for name, write in writers.items()
     }
+    digest = hashlib.sha256(make_safetensors(config, trained)).hexdigest()
     directory = pathlib.Path(output or os.path.join(workdir, "export")).expanduser()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        names = {path.name for path in directory.iterdir()}
-        if names and "manifest.json" not in names:
-            raise ConfigError(f"--output={directory}: holds other files; name another")
+        kept = _prepare(directory, contents, digest)
         for name, content in contents.items():
             write_atomically(directory / name, content)
-        _copy_descriptions(workdir, directory)
-        manifest = _describe(config, workdir, trained, contents)
+        _copy_descriptions(workdir, directory, trained.evaluation)
+        manifest = _describe(config, trained, contents)
+        manifest |= {"weights": digest, "files": kept | manifest["files"]}
         write_json(directory / "manifest.json", manifest)
         write_atomically(directory / "README.md", make_card(manifest))
     except OSError as error:
@@ -73,15 +76,41 @@ def export_workdir(
     say(f"exported {', '.join(contents)}: {directory}")
 
 
-def _copy_descriptions(workdir, directory):
+def _prepare(directory, contents, digest):
+    """Return the digests of files that stay, of the same weights; delete the others.
+
+    Raises:
+      ConfigError: if the directory has files that are not of an export.
+    """
+    names = {path.name for path in directory.iterdir()}
+    before = read_intact(directory, "manifest")
+    is_begun = any(n.startswith("model.") for n in names) and all(
+        n.startswith(("model.", *_DESCRIPTIONS)) for n in names
+    )
+    if names and not (before or is_begun):
+        raise ConfigError(f"--output={directory}: holds other files; name another")
+    there = before["files"] if before else {}
+    if not before or digest not in (before.get("weights"), there.get(_WEIGHTS)):
+        there = {}
+    is_kept = {name: (directory / name).is_file() for name in there}
+    kept = {n: d for n, d in there.items() if is_kept[n] and n not in contents}
+    for name in FORMATS:
+        if f"model.{name}" not in kept | contents:
+            (directory / f"model.{name}").unlink(missing_ok=True)
+    return kept
+
+
+def _copy_descriptions(workdir, directory, evaluation):
     """Copy what `load_trained` reads, without the place of the data."""
     config = json.loads((pathlib.Path(workdir) / "config.json").read_bytes())
     config.pop("sha256", None)
     for part in ("requested", "resolved"):
         config[part]["data_dir"] = None
     write_json(directory / "config.json", config)
-    if evaluation := read_json(workdir, "evaluation"):
+    if evaluation:
         write_json(directory / "evaluation.json", evaluation)
+    else:
+        (directory / "evaluation.json").unlink(missing_ok=True)
 
 
 def make_stablehlo(config: ConfigDict, trained: Trained) -> bytes:
@@ -122,13 +151,13 @@ FORMATS = {
 }
 
 
-def _describe(config, workdir, trained, contents):
+def _describe(config, trained, contents):
     """Return what manifest.json says of the files."""
     parts = summarize(config, len(trained.class_names), trained.image_shape)
     manifest = {
         "schema": 1,
         "network": describe_network(config, parts),
-        "dataset": os.path.basename(config.dataset),
+        "dataset": os.path.basename(os.path.normpath(config.dataset)),
         "class_names": list(trained.class_names),
         "images": {"dtype": "uint8", "shape": ["N", *trained.image_shape]},
         "logits": {"dtype": "float32", "shape": ["N", len(trained.class_names)]},
@@ -137,7 +166,7 @@ def _describe(config, workdir, trained, contents):
         "macs": sum(part.macs for part in parts),
         "files": {n: hashlib.sha256(c).hexdigest() for n, c in contents.items()},
     }
-    if evaluation := read_json(workdir, "evaluation"):
+    if evaluation := trained.evaluation:
         names = ("split", "weights", "epoch", "num_examples", "accuracy")
         manifest["evaluation"] = {name: evaluation[name] for name in names}
         share = (evaluation["accuracy"], evaluation["num_examples"])

@@ -20,8 +20,8 @@ from dwsep_jax.workdir import load_config
 def load_weights(config: ConfigDict, state: TrainState) -> TrainState:
     """Return the state with the weights and batch statistics of `init_from`.
 
-    Those of a run are the ones that its evaluation describes. The head stays as it is
-    where there is another number of classes.
+    Those of a run, or of an export, are the ones that its evaluation describes. The
+    head stays as it is where there is another number of classes.
 
     Args:
       config: resolved.
@@ -33,6 +33,8 @@ def load_weights(config: ConfigDict, state: TrainState) -> TrainState:
     """
     field = f"--config.init_from={config.init_from}"
     path = os.path.expanduser(config.init_from)
+    exported = os.path.join(path, "model.safetensors")
+    path = exported if os.path.isfile(exported) else path
     read = _read_file if os.path.isfile(path) else _read_run
     there = read(path, field)
     here = _flatten({"params": state.params, "batch_stats": state.batch_stats})

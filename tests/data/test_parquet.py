@@ -90,7 +90,7 @@ def test_a_file_is_of_the_split_that_its_folder_or_its_name_says(tmp_path):
     for path in place.rglob("train*.parquet"):
         path.unlink()
     write(place / "all.parquet", SPLITS["train"])
-    with pytest.raises(DataError, match="it has all.parquet, but no train-.*rename"):
+    with pytest.raises(DataError, match=r"it has all\.parquet, but no train-.*rename"):
         load(place)
 
 
