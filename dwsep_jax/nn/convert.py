@@ -23,9 +23,12 @@ def separable_from_keras(weights: Sequence[ArrayLike]) -> Params:
     Raises:
       ValueError: if the shapes are others.
     """
+    if len(weights) not in (2, 3):
+        raise ValueError(f"{len(weights)} arrays are not two kernels and a bias")
     depthwise, pointwise, *bias = map(np.asarray, weights)
-    depthwise = depthwise.reshape(*depthwise.shape[:2], 1, -1)
-    return _make_params(depthwise, pointwise, *bias)
+    if depthwise.ndim == 4:
+        depthwise = depthwise.reshape(*depthwise.shape[:2], 1, -1)
+    return _make_params(depthwise, pointwise, bias)
 
 
 def separable_from_torch(
@@ -50,17 +53,21 @@ def separable_from_torch(
     )
     kernel, mix = kernel.transpose(2, 3, 1, 0), mix.transpose(2, 3, 1, 0)
     bias = [mix[0, 0].T @ array for array in inner] + outer
-    return _make_params(kernel, mix, *([sum(bias)] if bias else []))
+    return _make_params(kernel, mix, bias)
 
 
-def _make_params(depthwise: Any, pointwise: Any, bias: Any = None) -> Params:
-    shapes = [array.shape for array in (depthwise, pointwise)]
-    if shapes[0][2] != 1 or shapes[1][:3] != (1, 1, shapes[0][3]):
+def _make_params(depthwise: Any, pointwise: Any, biases: list[Any]) -> Params:
+    """Return the parameters of two kernels, and of the sum of the biases."""
+    there = depthwise.shape, pointwise.shape
+    if there[0][2:-1] != (1,) or there[1][:-1] != (1, 1, there[0][-1]):
         raise ValueError(
-            f"kernels {shapes[0]} and {shapes[1]} are not a depthwise and a pointwise "
+            f"kernels {there[0]} and {there[1]} are not a depthwise and a pointwise "
             "one: (H, W, 1, C) and (1, 1, C, F)"
         )
+    for bias in biases:
+        if bias.shape != there[1][3:]:
+            raise ValueError(f"bias {bias.shape} is not that of {there[1][3]} outputs")
     params = {"depthwise": {"kernel": depthwise}, "pointwise": {"kernel": pointwise}}
-    if bias is not None:
-        params["pointwise"]["bias"] = bias
+    if biases:
+        params["pointwise"]["bias"] = sum(biases)
     return params

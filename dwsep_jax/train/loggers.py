@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from dwsep_jax.config import flatten
 from dwsep_jax.console import say
 from dwsep_jax.errors import UserError
-from dwsep_jax.workdir import Row
+from dwsep_jax.workdir import Row, write_atomically
 
 PROJECT = "dwsep_jax"
 # Prefixes of a row's names; `train_eval_loss` starts with two of them.
@@ -157,8 +157,11 @@ def open_loggers(
                     f"--noconfig.{name}"
                 ) from error
             except Exception as error:  # Of many types, as each package has its own.
+                place = workdir / logger.place
+                another = f"delete {place} to log to another run, " * place.is_file()
                 raise UserError(
-                    f"--config.{name}: {error}; log in there, or --noconfig.{name}"
+                    f"--config.{name}: {error}; log in there, {another}or "
+                    f"--noconfig.{name}"
                 ) from error
             say(f"logging to {name}")
 
@@ -175,8 +178,8 @@ def try_to(call: Callable[..., None], *arguments: Any) -> None:
 def _keep_id(path: pathlib.Path, make: Callable[[], str]) -> str:
     """Return the id that a file holds; make one where there is none."""
     if not path.exists():
-        path.write_text(make())
-    return path.read_text()
+        write_atomically(path, make())
+    return path.read_text().strip()
 
 
 def _make_scalars(row):

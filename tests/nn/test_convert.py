@@ -66,3 +66,16 @@ def test_other_shapes_are_refused():
         separable_from_torch(full[:1], full[1:])
     with pytest.raises(ValueError, match="are not a depthwise and a pointwise one"):
         separable_from_keras([np.ones((3, 3, 4, 1)), np.ones((1, 1, 5, 4))])
+    pair = np.ones((3, 3, 4, 1)), np.ones((1, 1, 4, 5))
+    for kernel in (np.ones(3), np.ones((3, 3, 4, 1, 1))):
+        with pytest.raises(ValueError, match="are not a depthwise and a pointwise one"):
+            separable_from_keras([kernel, pair[1]])
+    for size in (1, 6):
+        with pytest.raises(ValueError, match="is not that of 5 outputs"):
+            separable_from_keras([*pair, np.ones(size)])
+    for weights in (pair[:1], [*pair, np.ones(5), np.ones(5)]):
+        with pytest.raises(ValueError, match="arrays are not two kernels and a bias"):
+            separable_from_keras(weights)
+    depthwise, mix = np.ones((4, 1, 3, 3)), np.ones((5, 4, 1, 1))
+    with pytest.raises(ValueError, match="is not that of 5 outputs"):
+        separable_from_torch((depthwise, np.ones(4)), (mix, np.ones(1)))

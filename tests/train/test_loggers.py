@@ -81,6 +81,16 @@ def test_mlflow_has_each_row_once(tmp_path, monkeypatch):
     assert sorted(found) == sorted(SCALARS.items())
 
 
+def test_a_run_that_mlflow_has_lost_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    (tmp_path / "mlflow.id").write_text("lost")
+    config = tiny.make_resolved(mlflow=True)
+    with pytest.raises(
+        UserError, match=r"id=lost not found; .* delete .*mlflow\.id to"
+    ):
+        next(loggers.open_loggers(config, tmp_path, ROWS, is_finished=False))
+
+
 def test_wandb_gets_the_rows_of_one_run(tmp_path, monkeypatch):
     given = []
     monkeypatch.setenv("WANDB_MODE", "offline")
