@@ -92,10 +92,12 @@ def _hold_out(class_names, train, config, stream):
     num_train, num_classes = len(train.labels), len(class_names)
     size = config.validation_size
     if not num_classes <= size < num_train:
+        remedy = f"choose {num_classes} to {num_train - 1}"
+        if num_classes >= num_train:
+            remedy = "add some, of which to hold out"
         raise ConfigError(
-            f"validation_size={size} is out of range: the dataset has {num_train} "
-            f"training images of {num_classes} classes; choose {num_classes} to "
-            f"{num_train - 1}"
+            f"validation_size={size} is out of range: there are {num_train} training "
+            f"images of {num_classes} classes; {remedy}"
         )
     held_out = stratified_indices(train.labels, size, (config.split_seed, stream))
     rest = np.setdiff1d(np.arange(num_train), held_out)

@@ -57,8 +57,9 @@ def find(directory: pathlib.Path) -> dict[str, list[pathlib.Path]]:
         for split, some in found.items():
             places = sorted({path.parent.relative_to(directory) for path in some})
             if len(places) > 1:
+                names = ", ".join(map(str, places[:3]))
                 raise DataError(
-                    f"{split} is in {' and '.join(map(str, places))}; name one of these"
+                    f"{split} is in {len(places)} folders ({names}, ...); name one"
                 )
         return found
     if paths and not (directory / "train").is_dir():

@@ -366,3 +366,9 @@ def test_pictures_keep_their_pixels_where_the_size_fits():
     assert pictures.resize(images, 16) is images
     gray = pictures.resize(images[:, :8, :, :1], 8)
     np.testing.assert_array_equal(gray, images[:, :8, 4:12, :1])
+
+
+def test_too_few_images_are_told_to_become_more(tmp_path):
+    write_folder(tmp_path, {f"train/{c}/{i}.png": None for c in "ab" for i in (0, 1)})
+    with pytest.raises(ConfigError, match=r"there are 2 training .* classes; add some"):
+        load(tmp_path)

@@ -85,7 +85,9 @@ def test_a_file_is_of_the_split_that_its_folder_or_its_name_says(tmp_path):
     (place / "test.parquet").rename(place / "test" / "train-of-no-use.parquet")
     np.testing.assert_array_equal(load(place).test.images, SPLITS["test"].images)
     write(place / "b" / "train.parquet", SPLITS["train"])
-    with pytest.raises(DataError, match=r"train is in \. and b; name one of these"):
+    with pytest.raises(
+        DataError, match=r"train is in 2 folders \(\., b, \.\.\.\); name one"
+    ):
         load(place)
     for path in place.rglob("train*.parquet"):
         path.unlink()
