@@ -8,6 +8,7 @@ import contextlib
 import json
 import pathlib
 import re
+import sqlite3
 import time
 import warnings
 from functools import partial
@@ -78,14 +79,13 @@ def open_storage(storage: str | None, workdir: pathlib.Path) -> storages.BaseSto
     # Heartbeats, retries and TPE's constant liar are experimental in Optuna.
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     # A URL that cannot be parsed may contain a password.
-    shown = re.sub("://.*", "://...", storage or "study.db")
+    shown = re.sub("://.*", "://...", storage or "")
     try:
-        if storage is not None and is_file(storage):
+        if storage is None:
+            return _open_study_db(workdir / "study.db")
+        if is_file(storage):
             return _open_journal(pathlib.Path(storage).expanduser())
-        path = str(workdir.resolve() / "study.db")
-        url = sqlalchemy.URL.create("sqlite", database=path)  # It may have a %.
-        if storage is not None:
-            url = sqlalchemy.make_url(storage)
+        url = sqlalchemy.make_url(storage)
         shown = url.render_as_string(hide_password=True)
         return _open_database(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):
@@ -107,11 +107,58 @@ def open_storage(storage: str | None, workdir: pathlib.Path) -> storages.BaseSto
         ) from error
 
 
+def _open_study_db(path):
+    try:
+        if path.exists():  # SQLite would notice a damaged page when it reads that one.
+            place = f"{path.resolve().as_uri()}?mode=rw"
+            with contextlib.closing(
+                sqlite3.connect(place, timeout=60, uri=True)
+            ) as connection:
+                (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise RuntimeError(found.splitlines()[-1])
+        # Not parsed: it may have a %.
+        url = sqlalchemy.URL.create("sqlite", database=str(path.resolve()))
+        return _open_database(url)
+    except (sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
+        raise UserError(
+            f"{path} cannot be read: {describe_failure(error)}; restore it from a "
+            "copy, or choose another --workdir"
+        ) from error
+
+
 def _open_journal(path):
-    if path.exists() and path.stat().st_size > 0:
-        with path.open(encoding="utf-8") as file:
-            json.loads(next(file))  # Raises ValueError for another program's log.
-    return storages.JournalStorage(JournalFileBackend(str(path)))
+    number = _find_damaged_line(path) if path.exists() else None
+    if number:  # Perhaps another worker is just writing it.
+        time.sleep(POLL_SECONDS / 2)
+        number = _find_damaged_line(path)
+    if number == 1:
+        raise ValueError("it is another program's log")
+    if number:  # Optuna would add to it.
+        raise UserError(
+            f"--config.sweep.storage={path}: line {number} is damaged; delete it and "
+            "those below, restore the file from a copy, or choose another --workdir"
+        )
+    try:
+        return storages.JournalStorage(JournalFileBackend(str(path)))
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"--config.sweep.storage={path}: is damaged ({error!r}); restore it from a "
+            "copy, or choose another --workdir"
+        ) from error
+
+
+def _find_damaged_line(path):
+    """Return the number of the first line that is not Optuna's, or None."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                is_whole = line.endswith(b"\n") and "op_code" in json.loads(line)
+            except (ValueError, TypeError, RecursionError):
+                is_whole = False
+            if not is_whole:
+                return number
+    return None
 
 
 def _open_database(url):
@@ -164,6 +211,11 @@ def check_study(config: ConfigDict, workdir: pathlib.Path) -> None:
             return
     trials = workdir / "trials"
     if trials.is_dir() and any(trials.iterdir()):
+        if config.sweep.storage is None and (workdir / "study.db").exists():
+            raise UserError(
+                f"{workdir}/study.db lacks the study of the trials there; restore it "
+                "from a copy, or choose another --workdir"
+            )
         raise UserError(
             f"--workdir={workdir}: has trials, but the storage has no study of them; "
             "choose another --workdir, or its original --config.sweep.storage"

@@ -1,6 +1,7 @@
 """Sweeps that are refused before anything is written, and whose study it is."""
 
 import contextlib
+import re
 import sqlite3
 
 import optuna
@@ -137,3 +138,34 @@ def test_a_worker_in_another_workdir_joins_by_the_storage(tmp_path, quick):
     assert len(read_trials(tmp_path / "b")) == 3
     # The storage may contain a password.
     assert load_config(tmp_path / "b" / "trials" / "1").sweep.storage is None
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2 + 7],
+    "other": lambda content: b"something else " * 99,
+    "middle": lambda content: content[:9000] + b"{\xff" * 4096 + content[17192:],
+}
+
+
+@pytest.mark.parametrize("name", ["study.db", "a.journal"])
+def test_a_damaged_study_is_one_line_and_stays(tmp_path, name):
+    workdir = tmp_path / "sweep"
+    storage = str(tmp_path / name) if name == "a.journal" else None
+    path = tmp_path / name if storage else workdir / name
+    run(workdir, storage=storage)
+    intact = path.read_bytes()
+    for damage, change in DAMAGES.items():
+        path.write_bytes(content := change(intact))
+        with pytest.raises(UserError) as error:
+            run(workdir, storage=storage, num_trials=5)
+        line = str(error.value)
+        assert "\n" not in line
+        assert damage == "empty" or path.read_bytes() == content
+        if storage is None:
+            assert line.startswith(f"{path} ")
+            assert line.endswith(
+                "; restore it from a copy, or choose another --workdir"
+            )
+        elif damage in ("cut", "middle"):
+            assert re.search(r"a\.journal: line \d+ is damaged; delete it and", line)
