@@ -69,10 +69,9 @@ def read_json(directory: str | os.PathLike, name: str) -> dict[str, Any] | None:
       UserError: if it is damaged.
     """
     path = pathlib.Path(directory) / f"{name}.json"
-    try:
-        content = parse(path.read_bytes(), path)
-    except (FileNotFoundError, NotADirectoryError):
+    if (found := _read_bytes(path)) is None:
         return None
+    content = parse(found, path)
     if content.pop("sha256", None) not in (None, _checksum(content)):
         raise damaged(path, "it is not as it was written: its checksum differs")
     if content.get("schema") != 1:
@@ -80,6 +79,16 @@ def read_json(directory: str | os.PathLike, name: str) -> dict[str, Any] | None:
     if name == "config":
         content = _check_config(content, path)
     return content
+
+
+def _read_bytes(path):
+    """Return what a file holds, or None where there is none."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise damaged(path, error.strerror) from error
 
 
 def _check_config(content: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
@@ -306,7 +315,7 @@ def write_rows(workdir: str | os.PathLike, rows: list[Row]) -> None:
       UserError: if it has rows already, and there are none to continue from.
     """
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    old = path.read_bytes() if path.exists() else None
+    old = _read_bytes(path)
     if old and not rows:
         raise UserError(
             f"{workdir} has results in metrics.jsonl but no checkpoint to continue "
@@ -375,12 +384,14 @@ def read_rows(workdir: str | os.PathLike) -> list[Row]:
     """Return the rows of metrics.jsonl; none where there is no such file.
 
     Raises:
-      UserError: if a row is damaged.
+      UserError: if a row is damaged, or one before the last is missing.
     """
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    lines = path.read_bytes().splitlines() if path.exists() else []
+    lines = (_read_bytes(path) or b"").splitlines()
     rows = [parse(line, path, number) for number, line in enumerate(lines, start=1)]
     for number, row in enumerate(rows, start=1):
         if row.pop("crc32", None) not in (None, _crc32(row)):
             raise damaged(path, f"the checksum of row {number} differs")
+        if row["epoch"] > number:
+            raise damaged(path, f"the row of epoch {number} is missing")
     return rows

@@ -113,16 +113,29 @@ def read_run(directory: pathlib.Path) -> Run:
     """Return the files of a run's workdir; raise `UserError` if one is damaged."""
     evaluations = read_evaluations(directory)
     evaluation = next((e for e in evaluations if e["split"] == "test"), None)
+    diagnosis, rows = read_json(directory, "diagnosis"), read_rows(directory)
+    _check_last_row(directory / "metrics.jsonl", rows, evaluation, diagnosis)
     return Run(
         directory=directory,
         config=read_json(directory, "config"),
-        rows=read_rows(directory),
+        rows=rows,
         evaluation=evaluation,
         others=[e for e in evaluations if e["split"] != "test"],
         predictions=evaluation and _read_predictions(directory, evaluation),
-        diagnosis=read_json(directory, "diagnosis"),
+        diagnosis=diagnosis,
         efficiency=read_json(directory, "efficiency"),
     )
+
+
+def _check_last_row(path, rows, evaluation, diagnosis):
+    """Raise `UserError` where other files are of an epoch after the last row."""
+    num_rows = rows[-1]["epoch"] if rows else 0
+    last = max(
+        evaluation["epoch"] if evaluation else 0,
+        (diagnosis["evidence"].get("num_epochs") if diagnosis else None) or 0,
+    )
+    if path.exists() and num_rows < last:
+        raise damaged(path, f"its last row is of epoch {num_rows}, and {last} are done")
 
 
 def read_evaluations(workdir: str | os.PathLike) -> list[dict[str, Any]]:

@@ -43,7 +43,11 @@ class Checkpoints:
         read_only: bool = False,
         name: str = "checkpoints",
     ):
-        """Open `workdir`/`name`; unless `read_only`, create it if missing."""
+        """Open `workdir`/`name`; unless `read_only`, create it if missing.
+
+        Raises:
+          UserError: if what orbax reads first is damaged.
+        """
         self._directory = pathlib.Path(workdir).resolve() / name
         if read_only and not self._directory.is_dir():
             self._manager = None
@@ -51,11 +55,17 @@ class Checkpoints:
         if not read_only:
             for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(unfinished)
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            item_names=("arrays", "metadata"),
-            options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False),
-        )
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+        names = ("arrays", "metadata")
+        try:
+            self._manager = ocp.CheckpointManager(
+                self._directory, item_names=names, options=options
+            )
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self._directory} has a damaged _CHECKPOINT_METADATA ({error}); "
+                "delete the checkpoint of that epoch"
+            ) from error
 
     def __enter__(self):
         return self

@@ -101,8 +101,9 @@ class Member:
                 console.say(f"starting from the weights of {self.config.init_from}")
             write_rows(self.workdir, self.history)
             self.checkpoints.discard_after(len(self.history))
-            if not self.is_finished:  # --mode=evaluate may have evaluated before.
-                (self.workdir / "evaluation.json").unlink(missing_ok=True)
+            if not self.is_finished:  # Those of earlier epochs, before it goes on.
+                for name in ("evaluation.json", "diagnosis.json"):
+                    (self.workdir / name).unlink(missing_ok=True)
             run = (self.config, self.workdir, self.history, self.is_finished)
             for logger in open_loggers(*run):
                 self._loggers.append(logger)

@@ -123,6 +123,7 @@ def write_run(
     write_json(directory / "evaluation.json", evaluation)
     if verdict:
         diagnosis = {"verdict": verdict, "evidence": {"gap": 0.02, "slope": None}}
+        diagnosis["evidence"]["num_epochs"] = num_epochs
         diagnosis["advice"] = "Raise num_epochs, and dropout_rate with it."
         write_json(directory / "diagnosis.json", diagnosis)
     if efficiency:

@@ -406,6 +406,23 @@ def test_a_damaged_file_is_one_line_that_names_it(
     assert (workdir / "report.html").read_bytes() == before
 
 
+@pytest.mark.parametrize("witness", ["evaluation.json", "diagnosis.json"])
+def test_rows_that_are_lost_are_noticed(run, witness):
+    for name in {"evaluation.json", "diagnosis.json"} - {witness}:
+        (run / name).unlink()
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    last = f"its last row is of epoch {len(lines) - 1}, and {len(lines)} are done"
+    for kept, problem in (
+        (lines[:-1], last),
+        (lines[:1] + lines[2:], "the row of epoch 2 is missing"),
+        ([], f"its last row is of epoch 0, and {len(lines)} are done"),
+    ):
+        path.write_bytes(b"".join(kept))
+        with pytest.raises(UserError, match=f"damaged .{problem}.; --mode=train on"):
+            write.write_report([run])
+
+
 def test_predictions_that_contradict_the_evaluation_are_refused(run):
     with np.load(run / "predictions.npz") as arrays:
         changed = dict(arrays)

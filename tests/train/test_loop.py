@@ -224,6 +224,14 @@ def test_an_evaluation_beside_the_training_is_not_trusted(tmp_path, monkeypatch)
     assert drawn == [tmp_path]
 
 
+def test_what_is_said_of_earlier_epochs_is_deleted(tmp_path, dataset):
+    files = [tmp_path / name for name in ("evaluation.json", "diagnosis.json")]
+    for path in files:
+        path.touch()
+    with loop.Member(tiny.make_resolved(), tmp_path, dataset):
+        assert not any(path.exists() for path in files)
+
+
 def test_a_stopped_run_stays_stopped_and_its_best_epoch_is_evaluated(
     tmp_path, monkeypatch, capsys
 ):
