@@ -1,14 +1,11 @@
 """--mode=evaluate: evaluate a run that is finished or still training."""
 
-import hashlib
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
-from safetensors.numpy import load as load_safetensors
 
 from dwsep_jax.config import PRETRAINED
 from dwsep_jax.console import say
@@ -20,6 +17,7 @@ from dwsep_jax.report.figures import draw_run
 from dwsep_jax.train.checkpoint import Checkpoints
 from dwsep_jax.train.evaluation import evaluate_and_write, restore_to_evaluate
 from dwsep_jax.train.step import TrainState, make_state
+from dwsep_jax.train.weights import read_exported
 from dwsep_jax.workdir import load_config, read_json, read_rows
 
 
@@ -110,7 +108,7 @@ def load_trained(
         dataset = load(config)
         names, shape = dataset.class_names, dataset.image_shape
     if manifest:
-        variables = _read_exported(workdir, manifest["files"])
+        variables = unflatten_dict(read_exported(workdir), sep="/")
     else:
         trained = restore(config, workdir, None)
         evaluation = evaluation and _match(evaluation, workdir, int(trained["step"]))
@@ -147,16 +145,3 @@ def load_pretrained(name: str) -> Trained:
     """
     places = {path.name: path for path in sorted(PRETRAINED.iterdir())}
     return load_trained(choose("name", name, places))
-
-
-def _read_exported(directory, digests):
-    path = pathlib.Path(directory) / "model.safetensors"
-    if path.name not in digests:
-        raise UserError(f"{path} is missing; export again with --format=safetensors")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}); export it again") from error
-    if hashlib.sha256(content).hexdigest() != digests[path.name]:
-        raise UserError(f"{path} is damaged: its checksum differs; export it again")
-    return unflatten_dict(load_safetensors(content), sep=".")

@@ -236,6 +236,10 @@ def test_an_export_has_no_checkpoints(run, tmp_path, capsys, monkeypatch):
         state = load_weights(config, make_state(config, tiny.make_dataset()))
         weights.append(tiny.bits(state.params))
     assert weights[0] == weights[1] != tiny.bits(tiny.make_state().params)
+    with open(tmp_path / "model.safetensors", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match="is damaged: its checksum differs"):
+        tiny.make_resolved(init_from=str(tmp_path))
 
 
 def test_the_weights_of_the_package_have_their_accuracy(tmp_path, monkeypatch, capsys):

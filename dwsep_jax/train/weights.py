@@ -1,20 +1,24 @@
 """Starts a run from the weights of another one."""
 
+import hashlib
 import os
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.flax import load_file
+from safetensors.numpy import load as load_arrays
 
-from dwsep_jax.errors import ConfigError
+from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.train.checkpoint import Checkpoints
 from dwsep_jax.train.evaluation import restore_to_evaluate
 from dwsep_jax.train.step import TrainState
-from dwsep_jax.workdir import load_config
+from dwsep_jax.workdir import load_config, read_json
 
 
 def load_weights(config: ConfigDict, state: TrainState) -> TrainState:
@@ -33,10 +37,12 @@ def load_weights(config: ConfigDict, state: TrainState) -> TrainState:
     """
     field = f"--config.init_from={config.init_from}"
     path = os.path.expanduser(config.init_from)
-    exported = os.path.join(path, "model.safetensors")
-    path = exported if os.path.isfile(exported) else path
-    read = _read_file if os.path.isfile(path) else _read_run
-    there = read(path, field)
+    if os.path.exists(os.path.join(path, "manifest.json")):
+        there = {name: jnp.asarray(x) for name, x in read_exported(path).items()}
+    elif os.path.isfile(path):
+        there = _read_file(path, field)
+    else:
+        there = _read_run(path, field)
     here = _flatten({"params": state.params, "batch_stats": state.batch_stats})
     for name in sorted(there.keys() | here.keys()):
         shapes = [
@@ -57,6 +63,26 @@ def load_weights(config: ConfigDict, state: TrainState) -> TrainState:
         average = jax.tree.map(jnp.copy, weights)
         state = state.replace(ema=state.ema.replace(**average))
     return state.replace(**weights)
+
+
+def read_exported(directory: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Return the weights of a directory of --mode=export, by their paths with slashes.
+
+    Raises:
+      UserError: if they are missing or damaged.
+    """
+    path = pathlib.Path(directory) / "model.safetensors"
+    digests = read_json(directory, "manifest")["files"]
+    if path.name not in digests:
+        raise UserError(f"{path} is missing; export again with --format=safetensors")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}); export it again") from error
+    if hashlib.sha256(content).hexdigest() != digests[path.name]:
+        raise UserError(f"{path} is damaged: its checksum differs; export it again")
+    arrays = load_arrays(content)
+    return {name.replace(".", "/"): array for name, array in arrays.items()}
 
 
 def _read_run(workdir, field):
