@@ -61,7 +61,7 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(
                 self._directory, item_names=names, options=options
             )
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
             raise UserError(
                 f"{self._directory} has a damaged _CHECKPOINT_METADATA ({error}); "
                 "delete the checkpoint of that epoch"
