@@ -139,8 +139,14 @@ def set_program(c: ml_collections.ConfigDict) -> None:
     c.remat = False
     # Parts of a batch that are computed one after the other, to save memory.
     c.accumulate = 1
-    # Devices that share each batch; unset: all of an accelerator, one of a CPU.
+    # Devices that share each batch, of all processes; unset: all accelerators, one CPU
+    # of each process.
     c.num_devices = config_dict.placeholder(int)
+    # host:port of process 0, the number of processes that train together, and which of
+    # them this is, from 0; unset: as SLURM, Open MPI or a TPU pod says, else one alone.
+    c.coordinator_address = config_dict.placeholder(str)
+    c.num_processes = config_dict.placeholder(int)
+    c.process_id = config_dict.placeholder(int)
     # cpu, gpu or tpu; unset: the best that JAX finds.
     c.platform = config_dict.placeholder(str)
     # Reproduce results bit for bit on a GPU, more slowly; a CPU always does.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dwsep_jax import signals
+from dwsep_jax import launch, signals
 from dwsep_jax.config import (
     PRETRAINED,
     default_workdir,
@@ -85,6 +85,7 @@ def run(
             sys.unraisablehook = lambda error: None
         command = make_command(values, rest)
         if command.mode != "report":  # It reads files, and computes nothing.
+            launch.start(command.config, command.mode, values.debug)
             prepare_process(command.config.platform)
         with signals.handled():
             modes[command.mode](command)
@@ -93,8 +94,7 @@ def run(
         if values["debug"].value:
             traceback.print_exc()
         text, exit_code = _describe_error(error)
-        print(" ".join(text.split()), file=sys.stderr)
-        return exit_code
+        return launch.end(error, " ".join(text.split()), exit_code)
 
 
 def make_command(values: flags.FlagValues, rest: list[str]) -> Command:

@@ -23,7 +23,7 @@ def describe_environment(dtype: str, seed: int) -> dict[str, Any]:
 
     The commit is None if this package is not in a git checkout.
     """
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     return {
         "device_kind": device.device_kind,
         **describe_parallelism(),
@@ -88,7 +88,7 @@ def keep_freed_memory() -> None:
 
 def memory_bytes() -> int:
     """Return the memory of the device in bytes, or of the machine if they share it."""
-    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     return limit or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -20,6 +20,14 @@ class DivergedError(UserError):
     """A loss or a parameter is no longer finite."""
 
 
+class ToldError(UserError):
+    """An error of process 0, which prints it; the other processes just end."""
+
+    def __init__(self, exit_code: int):
+        super().__init__("process 0 has failed")
+        self.exit_code = exit_code
+
+
 class DataError(UserError):
     """A dataset is missing, damaged, or not of the kind that this program reads."""
 

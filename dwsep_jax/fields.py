@@ -203,6 +203,16 @@ FIELDS = {
     "remat": _flag("true"),
     "accumulate": _integer("4", 1, 10**4),
     "num_devices": _optional(_integer("2", 1, 10**4)),
+    "coordinator_address": _optional(
+        Field(
+            "host:port of process 0",
+            "host0:12345",
+            lambda v: isinstance(v, str) and re.fullmatch(r".+:\d+", v) is not None,
+            str,
+        )
+    ),
+    "num_processes": _optional(_integer("2", 1, 10**4)),
+    "process_id": _optional(_integer("0", 0, 10**4 - 1)),
     "platform": _optional(_text("gpu")),
     "deterministic": _flag("true"),
     "tensorboard": _flag("true"),
@@ -247,6 +257,9 @@ ADDED: dict[str, Any] = {
     "freeze": None,
     "checkpoint_minutes": 10.0,
     "num_devices": None,
+    "coordinator_address": None,
+    "num_processes": None,
+    "process_id": None,
     "remat": False,
     "accumulate": 1,
     "wandb": False,
@@ -269,13 +282,14 @@ CHANGE_NOTHING = frozenset(
     {
         *("data_dir", "progress", "eval_batch_size", "checkpoint_minutes"),
         *("tensorboard", "wandb", "mlflow"),
+        *("coordinator_address", "process_id"),
     }
 )
 # These may differ when a workdir is continued: a comparison then has more seeds or
 # another answer, a sweep more trials or other finals. With other devices, or members in
 # another program, numbers are the same up to the last digits.
 MAY_CHANGE = CHANGE_NOTHING | {
-    "num_devices",
+    *("num_devices", "num_processes"),
     *("compare.num_seeds", "compare.margin", "compare.members_at_once"),
     *("sweep.num_trials", "sweep.num_seeds", "sweep.refit_epochs", "sweep.storage"),
     "sweep.members_at_once",

@@ -195,9 +195,9 @@ def test_eval_batch_size_and_deterministic_reach_the_evaluation(dataset, monkeyp
 def test_deterministic_reaches_the_last_evaluation(dataset, monkeypatch, tmp_path):
     seen, jit_eval_step = [], evaluation._jit_eval_step
 
-    def spy(deterministic):
+    def spy(deterministic, mesh):
         seen.append(deterministic)
-        return jit_eval_step(deterministic)
+        return jit_eval_step(deterministic, mesh)
 
     monkeypatch.setattr(evaluation, "_jit_eval_step", spy)
     state = loop.make_state(tiny.make_resolved(), dataset)
@@ -288,6 +288,8 @@ IN_THE_LOOP = {
     *("tensorboard", "wandb", "mlflow"),  # tests/train/test_loggers.py
     "checkpoint_minutes",  # tests/train/test_stopping.py
     "num_devices",  # tests/train/test_devices.py
+    # tests/train/test_processes.py
+    *("coordinator_address", "num_processes", "process_id"),
     "init_from",  # tests/train/test_weights.py
     "sweep.members_at_once",  # tests/sweep/test_search.py
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dwsep_jax import processes
 from dwsep_jax.console import say
 from dwsep_jax.data import read
 from dwsep_jax.data.read import Decoded, Split
@@ -54,6 +55,8 @@ def cached(
                 return decoded
         say(f"decoding {directory}; later starts will load the decoded images")
         decoded = decode()
+        if not processes.is_first():
+            return decoded
         for path in places:
             try:
                 _store(path, source, decoded)

@@ -1,5 +1,6 @@
 """Checkpoints on disk: the latest and the best. The only module that imports orbax."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -22,6 +23,20 @@ _SUMS = "SHA256SUMS.json"
 _NOT_ITS_FAULT = (UserError, MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 
+@contextlib.contextmanager
+def _alone():
+    """Let orbax believe that process 0, which has whole arrays, is the only one.
+
+    Otherwise it waits for the others, even if it is told not to, and expects them to
+    save a part of each array.
+    """
+    process_count, jax.process_count = jax.process_count, lambda *_: 1
+    try:
+        yield
+    finally:
+        jax.process_count = process_count
+
+
 class Restored(NamedTuple):
     """A checkpoint: its epoch, the arrays, and what was saved beside them."""
 
@@ -37,6 +52,7 @@ class Checkpoints:
     itself restores a flipped bit in silence. Use as a context manager.
     """
 
+    @_alone()
     def __init__(
         self,
         workdir: str | os.PathLike,
@@ -70,10 +86,12 @@ class Checkpoints:
     def __enter__(self):
         return self
 
+    @_alone()
     def __exit__(self, *exception):
         if self._manager is not None:
             self._manager.close()
 
+    @_alone()
     def save(
         self,
         epoch: int,
@@ -102,6 +120,7 @@ class Checkpoints:
             if other not in (epoch, best):
                 self._manager.delete(other)
 
+    @_alone()
     def epochs(self) -> list[int]:
         """Return the epochs that have a complete checkpoint, even a damaged one."""
         steps = self._manager.all_steps() if self._manager else []
@@ -154,6 +173,7 @@ class Checkpoints:
             )
         return None
 
+    @_alone()
     def discard_after(self, epoch: int) -> None:
         """Delete the checkpoints of later epochs, damaged or incomplete.
 
@@ -163,6 +183,7 @@ class Checkpoints:
             if later > epoch:
                 self._manager.delete(later)
 
+    @_alone()
     def _restore(self, epoch, like):
         directory = self._directory / str(epoch)
         expected, found = json.loads((directory / _SUMS).read_bytes()), _sums(directory)

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from dwsep_jax import processes
 from dwsep_jax.console import print_evaluation, say
 from dwsep_jax.data import Dataset, Split
 from dwsep_jax.data.augment import normalize
@@ -31,12 +32,16 @@ from dwsep_jax.workdir import Row, read_intact, score, write_atomically, write_j
 
 
 @functools.cache
-def _jit_eval_step(deterministic):
+def _jit_eval_step(deterministic, mesh):
     def step(state, images, labels, mask):
         batch = {"image": normalize(images), "label": labels, "mask": mask}
         return eval_step(state, batch)
 
-    return jax.jit(step, compiler_options=compiler_options(deterministic))
+    return jax.jit(
+        step,
+        out_shardings=mesh and NamedSharding(mesh, PartitionSpec()),
+        compiler_options=compiler_options(deterministic),
+    )
 
 
 def evaluate(
@@ -56,8 +61,10 @@ def evaluate(
     Returns:
       {loss (nats), accuracy}, and the probabilities of the classes, float32 (N, K).
     """
-    step = _jit_eval_step(deterministic)
-    sharding = _share_batches(state, batch_size)
+    mesh = _find_mesh(state)
+    step = _jit_eval_step(deterministic, mesh)
+    if mesh is not None:
+        batch_size = -(-batch_size // mesh.size) * mesh.size
     total, probabilities = None, []
     for start in range(0, len(split.labels), batch_size):
         images = split.images[start : start + batch_size]
@@ -66,7 +73,10 @@ def evaluate(
         mask = np.arange(batch_size) < len(labels)
         images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
         labels = np.pad(labels, (0, missing))
-        arrays = jax.device_put((images, labels, mask), sharding)
+        arrays = images, labels, mask
+        if mesh is not None:
+            sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
+            arrays = processes.place(arrays, sharding)
         metrics, batch_probabilities = step(state, *arrays)
         total = metrics if total is None else total.merge(metrics)
         probabilities.append(batch_probabilities)
@@ -74,13 +84,11 @@ def evaluate(
     return values, np.concatenate(jax.device_get(probabilities))[: len(split.labels)]
 
 
-def _share_batches(state, batch_size):
-    """Return how a batch is spread over the devices of a state; None if it is not."""
+def _find_mesh(state):
+    """Return the devices of a state that share batches; None if there is only one."""
     sharding = state.step.sharding
     mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
-    if mesh is None or mesh.axis_names != (BATCH_AXIS,) or batch_size % mesh.size:
-        return None
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
+    return mesh if mesh and mesh.axis_names == (BATCH_AXIS,) else None
 
 
 def compile_evaluation(config: ConfigDict, dataset: Dataset, state: TrainState) -> None:
@@ -175,7 +183,8 @@ def evaluate_and_write(
         "environment": describe_environment(config.dtype, config.seed),
     }
     print_evaluation(evaluation, network)
-    _write(pathlib.Path(workdir), evaluation, split, probabilities)
+    if processes.is_first():
+        _write(pathlib.Path(workdir), evaluation, split, probabilities)
     return evaluation
 
 

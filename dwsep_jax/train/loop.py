@@ -14,10 +14,12 @@ from functools import partial
 import jax
 from ml_collections import ConfigDict
 
-from dwsep_jax import console, data, signals
+from dwsep_jax import console, data, processes, signals
+from dwsep_jax.config import flatten, from_dict
 from dwsep_jax.diagnose import write_diagnosis
 from dwsep_jax.environment import memory_bytes
 from dwsep_jax.errors import ConfigError
+from dwsep_jax.fields import CHANGE_NOTHING
 from dwsep_jax.report.figures import LAST_FIGURE, draw_run
 from dwsep_jax.train import optim, output
 from dwsep_jax.train.evaluation import (
@@ -26,7 +28,7 @@ from dwsep_jax.train.evaluation import (
     read_evaluation,
     restore_to_evaluate,
 )
-from dwsep_jax.train.programs import EpochPrograms, count_devices
+from dwsep_jax.train.programs import EpochPrograms, count_devices, make_batch_mesh
 from dwsep_jax.train.running import Member
 from dwsep_jax.train.step import make_state, static_fields
 from dwsep_jax.train.weights import load_weights
@@ -49,12 +51,27 @@ def train_and_evaluate(
       UserError: if the workdir belongs to another configuration or is in use by another
         process, data are missing, or training diverges.
     """
-    with open_member(config, workdir, data.load(config)) as member:
+    # Process 0 prepares and decodes the data for all that share its disk.
+    dataset = processes.in_turn(partial(data.load, config))
+    _check_same(config, workdir, dataset)
+    with open_member(config, workdir, dataset) as member:
         train([member])
         if member.error is not None:
             raise member.error
         if on_test:
             evaluate_on_test(member)
+
+
+def _check_same(config, workdir, dataset):
+    """Raise `ConfigError` if the processes were not started for the same run."""
+    fields = {n: v for n, v in flatten(config).items() if n not in CHANGE_NOTHING}
+    remedy = "give all the same fields, but for process_id, or train each alone with "
+    remedy += "--config.num_processes=1"
+    processes.check_same("configurations or workdirs", remedy, [fields, str(workdir)])
+    remedy = "give all the same files"
+    processes.check_same(
+        f"images or labels in dataset={config.dataset}", remedy, dataset.checksum
+    )
 
 
 def train_members(
@@ -103,11 +120,17 @@ def train(members: Sequence[Member]) -> None:
         signals.deferred() as stop,
         console.EpochProgress(config, num_steps) as progress,
     ):
+        vote = processes.Vote(make_batch_mesh(config))
 
         def must_save():
-            return len(members) == 1 and bool(stop or members[0].is_due())
+            if len(members) > 1:
+                return False
+            return vote.later(stop[0] if stop else int(members[0].is_due())) > 0
 
-        while not stop and (active := [m for m in members if m.is_active]):
+        # The number of a signal, by which all processes stop, or 0.
+        while not (signal := vote.now(stop[0] if stop else 0)) and (
+            active := [m for m in members if m.is_active]
+        ):
             progress.start_epoch(min(len(member.history) for member in active))
             epoch_start = time.perf_counter()
             results = programs.train_epoch(
@@ -122,7 +145,8 @@ def train(members: Sequence[Member]) -> None:
             for member, result in zip(members, results, strict=True):
                 if member.is_active:
                     member.save(result, seconds, start)
-        if stop:
+        if signal:
+            stop[:] = [signal]
             console.say("stopped; the same command resumes")
 
 
@@ -134,9 +158,15 @@ def open_member(
     log: pathlib.Path | None = None,
 ) -> Iterator[Member]:
     """Open the run of a requested configuration, for this process alone."""
-    config = open_workdir(workdir, config, partial(resolve, dataset=dataset))
-    with claimed(workdir), Member(config, workdir, dataset, log) as member:
-        yield member
+    with contextlib.ExitStack() as stack:
+
+        def open_files():
+            found = open_workdir(workdir, config, partial(resolve, dataset=dataset))
+            stack.enter_context(claimed(workdir))
+            return found.to_dict()
+
+        resolved = from_dict(processes.from_first(open_files))
+        yield stack.enter_context(Member(resolved, workdir, dataset, log))
 
 
 def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
@@ -193,17 +223,25 @@ def evaluate_on_test(member: Member) -> None:
     """Evaluate a trained member on test; write, draw, diagnose and print the result."""
     config, workdir, state = member.config, member.workdir, member.state
     if config.early_stopping:
-        state = restore_to_evaluate(config, member.checkpoints, state)
+        like = processes.localize(state)
+        state = processes.tree_from_first(
+            lambda: restore_to_evaluate(config, member.checkpoints, like), like
+        )
     epoch = int(state.step) // member.dataset.steps_per_epoch(config.batch_size)
     if config.early_stopping:
         output.print_stop(config, member.history, epoch)
     # If this process has trained, what is there may be of an earlier epoch.
     has_trained = len(member.history) > member.num_resumed
-    evaluation = None if has_trained else read_evaluation(workdir, epoch)
+    evaluation = None
+    if not has_trained:
+        evaluation = processes.from_first(partial(read_evaluation, workdir, epoch))
     last_figure = workdir / LAST_FIGURE
     if evaluation is None:
         arguments = (member.dataset, state, "test", member.network)
         evaluate_and_write(config, workdir, *arguments)
+    if not processes.is_first():
+        return
+    if evaluation is None:
         last_figure.unlink(missing_ok=True)
     else:
         console.print_evaluation(evaluation, member.network)

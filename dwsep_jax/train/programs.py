@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from dwsep_jax import console, data
+from dwsep_jax import console, data, processes
 from dwsep_jax.data.augment import make_augment
 from dwsep_jax.environment import compiler_options, memory_bytes
 from dwsep_jax.errors import ConfigError, DivergedError, UserError
@@ -65,7 +65,9 @@ class EpochPrograms:
         start, n = time.perf_counter(), len(states)
         self._mesh = make_mesh(n) if n > 1 else make_batch_mesh(config)
         images, labels = dataset.train.images, dataset.train.labels
-        arrays = {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
+        arrays = {"image": images, "label": labels}
+        if self._mesh is None:
+            arrays = jax.tree.map(jnp.asarray, arrays)
         self._arrays = self._place(arrays, _SHARED)
         order = jnp.zeros(len(labels), jnp.int32)
         totals = [Metrics.empty()] * n
@@ -164,7 +166,7 @@ class EpochPrograms:
     def _place(self, tree, spec):
         if self._mesh is None:
             return tree
-        return jax.device_put(tree, NamedSharding(self._mesh, spec))
+        return processes.place(tree, NamedSharding(self._mesh, spec))
 
     def _describe(self, array):
         sharding = self._mesh and array.sharding
@@ -198,18 +200,24 @@ def _augment_shares(augment, sharding, *arguments):
 
 
 def count_devices(config: ConfigDict) -> int:
-    """Return how many devices share the batches of a lone run.
+    """Return how many devices, of all processes, share the batches of a lone run.
 
     Raises:
-      ConfigError: if there are fewer, or the batch cannot be divided among them.
+      ConfigError: if there are fewer, or not the same number of each process, or the
+        batch cannot be divided among them.
     """
-    found = jax.local_device_count()
+    found, num_processes = jax.device_count(), jax.process_count()
     # A CPU is one device, unless somebody wants to try several.
-    default = 1 if jax.default_backend() == "cpu" else found
+    default = num_processes if jax.default_backend() == "cpu" else found
     size, n = config.batch_size, config.num_devices or default
     if n > found:
         raise ConfigError(
             f"--config.num_devices={n}: there are {found}; take at most that many"
+        )
+    if n % num_processes:
+        raise ConfigError(
+            f"--config.num_devices={n}: cannot be divided among {num_processes} "
+            f"processes; take a multiple, at most {found}"
         )
     if size % n:
         sizes = " or ".join(str(s) for s in (size // n * n, -(-size // n) * n) if s)
@@ -223,7 +231,7 @@ def count_devices(config: ConfigDict) -> int:
 def make_batch_mesh(config: ConfigDict) -> Mesh | None:
     """Return the devices that share the batches of a lone run; None if it has one."""
     n = count_devices(config)
-    return Mesh(jax.local_devices()[:n], BATCH_AXIS) if n > 1 else None
+    return Mesh(processes.first_devices(n), BATCH_AXIS) if n > 1 else None
 
 
 def make_mesh(num_members: int) -> Mesh:

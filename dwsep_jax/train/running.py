@@ -6,12 +6,13 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from dwsep_jax import console, data
+from dwsep_jax import console, data, processes
 from dwsep_jax.data import order
 from dwsep_jax.environment import describe_parallelism
 from dwsep_jax.errors import ConfigError, DivergedError, UserError
@@ -86,40 +87,48 @@ class Member:
         """
         with contextlib.ExitStack() as stack, self._logged():
             self.network = output.print_start(self.config, self.dataset, self.state)
-            self.checkpoints = stack.enter_context(Checkpoints(self.workdir))
-            saved = self.checkpoints.restore_latest(self.state)
-            if saved:
-                self.state, self.history = saved.tree, saved.metadata["history"]
-            part = self._restore_part()
-            if saved := part or saved:
-                what = "finished" if self.is_finished else "resuming"
-                n, step = len(self.history), int(self.state.step)
-                console.say(f"{what} after epoch {n}, step {step:,}")
-                self._compare_with(saved.metadata)
-            elif self.config.init_from:
-                self.state = load_weights(self.config, self.state)
-                console.say(f"starting from the weights of {self.config.init_from}")
-            write_rows(self.workdir, self.history)
-            self.checkpoints.discard_after(len(self.history))
-            if not self.is_finished:  # Those of earlier epochs, before it goes on.
-                for name in ("evaluation.json", "diagnosis.json"):
-                    (self.workdir / name).unlink(missing_ok=True)
-            run = (self.config, self.workdir, self.history, self.is_finished)
-            for logger in open_loggers(*run):
-                self._loggers.append(logger)
-                stack.callback(try_to, logger.close)
+            self.history, part = processes.from_first(partial(self._open_files, stack))
+            self.state, self.total = processes.tree_from_first(
+                lambda: (self.state, self.total), (self.state, self.total)
+            )
             self._close = stack.pop_all().close
         n = self.num_resumed = len(self.history)
         self._seconds_before = self.history[-1]["elapsed_seconds"] if n else 0.0
         if part:
-            self._epoch_seconds = part.metadata["epoch_seconds"]
-            self._seconds_before = part.metadata["elapsed_seconds"]
+            self._epoch_seconds = part["epoch_seconds"]
+            self._seconds_before = part["elapsed_seconds"]
         self._saved_at = time.monotonic()
         self.is_pruned = any(self._prune(self.history[: i + 1]) for i in range(n))
         return self
 
     def __exit__(self, *exception):
         self._close()
+
+    def _open_files(self, stack):
+        """Restore what was saved; return the rows, and metadata of a part or None."""
+        self.checkpoints = stack.enter_context(Checkpoints(self.workdir))
+        saved = self.checkpoints.restore_latest(self.state)
+        if saved:
+            self.state, self.history = saved.tree, saved.metadata["history"]
+        part = self._restore_part()
+        if saved := part or saved:
+            what = "finished" if self.is_finished else "resuming"
+            n, step = len(self.history), int(self.state.step)
+            console.say(f"{what} after epoch {n}, step {step:,}")
+            self._compare_with(saved.metadata)
+        elif self.config.init_from:
+            self.state = load_weights(self.config, self.state)
+            console.say(f"starting from the weights of {self.config.init_from}")
+        write_rows(self.workdir, self.history)
+        self.checkpoints.discard_after(len(self.history))
+        if not self.is_finished:  # Those of earlier epochs, before it goes on.
+            for name in ("evaluation.json", "diagnosis.json"):
+                (self.workdir / name).unlink(missing_ok=True)
+        run = (self.config, self.workdir, self.history, self.is_finished)
+        for logger in open_loggers(*run):
+            self._loggers.append(logger)
+            stack.callback(try_to, logger.close)
+        return self.history, part and part.metadata
 
     @property
     def is_finished(self) -> bool:
@@ -169,9 +178,15 @@ class Member:
         self.state = lower_rate_on_plateau(self.config, result.state, row["val_loss"])
         self.total, self._epoch_seconds = Metrics.empty(), 0.0
         self.history.append(row)
+        if processes.is_first():
+            self._write_epoch(row)
+        self.is_pruned = self._prune(self.history)
+
+    def _write_epoch(self, row):
         scores = {row["epoch"]: score(row) for row in self.history}
         metadata = {"history": self.history, **self._describe_circumstances()}
-        self.checkpoints.save(row["epoch"], self.state, metadata, scores)
+        state = processes.localize(self.state)
+        self.checkpoints.save(row["epoch"], state, metadata, scores)
         shutil.rmtree(self.workdir / _PART, ignore_errors=True)
         append_row(self.workdir, row)
         for logger in self._loggers:
@@ -180,7 +195,6 @@ class Member:
         left = seconds_left(self.history, self.num_resumed, num_epochs)
         with self._logged():
             console.say(console.format_epoch(row, num_epochs, left))
-        self.is_pruned = self._prune(self.history)
 
     def _save_part(self, result, elapsed):
         """Save an epoch in the middle, to go on from there with the same bits."""
@@ -189,10 +203,13 @@ class Member:
             result.total,
             int(result.state.step),
         )
+        if not processes.is_first():
+            return
         metadata = {"elapsed_seconds": elapsed, "epoch_seconds": self._epoch_seconds}
         metadata |= self._describe_circumstances()
         with Checkpoints(self.workdir, name=_PART) as parts:
-            parts.save(step, (self.state, self.total), metadata, {step: 1.0})
+            tree = processes.localize((self.state, self.total))
+            parts.save(step, tree, metadata, {step: 1.0})
         with self._logged():
             console.say(f"saved in epoch {len(self.history) + 1}, after step {step:,}")
 

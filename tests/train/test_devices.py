@@ -75,6 +75,17 @@ def test_devices_compute_their_shares_of_the_parts_of_a_batch(tmp_path):
         tiny.make_resolved(num_devices=2, accumulate=8)
 
 
+def test_each_process_gives_as_many_devices(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert programs.count_devices(tiny.make_config()) == 2
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    message = "num_devices=3: cannot be divided among 2 processes; take a multiple"
+    with pytest.raises(ConfigError, match=message):
+        programs.count_devices(tiny.make_config(num_devices=3))
+    with pytest.raises(ConfigError, match="batch_size=6 cannot be divided among 4"):
+        programs.count_devices(tiny.make_config(num_devices=4, batch_size=6))
+
+
 def test_accelerators_are_all_used(monkeypatch):
     assert programs.count_devices(tiny.make_config()) == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -34,7 +34,7 @@ def test_every_example_counts_once_whatever_the_batch_size(state, dataset):
         assert values["loss"] == pytest.approx(loss, rel=1e-5)
         assert values["accuracy"] == pytest.approx(accuracy, rel=1e-6)
     # All splits share the compiled step of a batch size.
-    jitted = evaluation._jit_eval_step(False)
+    jitted = evaluation._jit_eval_step(False, None)
     before = jitted._cache_size()
     for other in (dataset.train, dataset.validation):
         evaluation.evaluate(state, other, 5)

@@ -1,0 +1,180 @@
+"""Starts a process of several that train one run together, and ends it.
+
+Nothing here uses jax before `start`.
+"""
+
+import io
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+from ml_collections import ConfigDict
+
+from dwsep_jax import condense
+from dwsep_jax.errors import (
+    ConfigError,
+    DivergedError,
+    ToldError,
+    is_out_of_memory,
+)
+
+# As long as jax waits for all to come.
+START_SECONDS = 300
+# A process that is not heard of for so long is lost.
+HEARTBEAT_SECONDS = 30
+
+_FIELDS = ("coordinator_address", "num_processes", "process_id")
+_process_id: int | None = None  # Once several have started.
+
+
+def start(config: ConfigDict, mode: str, debug: bool) -> None:
+    """Start jax in this process of several, if the config or the environment says so.
+
+    Raises:
+      ConfigError: for fields that do not fit together, an address that cannot be used,
+        or a mode other than train.
+    """
+    global _process_id
+    address, n, process_id = fields = [config[name] for name in _FIELDS]
+    if n == 1 or (fields == [None] * 3 and mode == "sweep"):
+        return  # A sweep's workers are processes of their own.
+    if fields == [None] * 3:
+        source, n = _ask_environment()
+        if n == 1:
+            return
+    else:
+        source = f"--config.num_processes={n}"
+        _check(address, n, process_id)
+    if mode != "train":
+        raise ConfigError(
+            f"--mode={mode} is for one process, and {source} has {n}; start it once, "
+            "with --config.num_processes=1"
+        )
+    if address is not None:
+        _reach(address, process_id)
+    _condense_stderr(address or source, debug)
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # See `signals`.
+    arguments = (address, n, process_id) if address else ()
+    jax.distributed.initialize(
+        *arguments,
+        initialization_timeout=START_SECONDS,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+    )
+    _process_id = jax.process_index()
+    os.write(2, condense.STARTED)
+    _silence_stdout()
+
+
+def _ask_environment() -> tuple[str, int]:
+    """Return what started this process, and how many of them, as jax recognizes it."""
+    from jax._src.clusters import ClusterEnv
+
+    for kind in ClusterEnv._cluster_types:
+        if not kind.opt_in_only_method and kind.is_env_present():
+            try:
+                return f"the environment ({kind.name})", kind.get_process_count()
+            except Exception as error:  # Of many types.
+                raise ConfigError(
+                    f"--config.num_processes: {kind.name} does not tell it ({error}); "
+                    f"give {', '.join(_FIELDS)}, or 1"
+                ) from error
+    return "", 1
+
+
+def _check(address, n, process_id):
+    values = dict(zip(_FIELDS, (address, n, process_id), strict=True))
+    for name, value in values.items():
+        if value is None:
+            given = ", ".join(f"{k}={v}" for k, v in values.items() if v is not None)
+            raise ConfigError(
+                f"--config.{name}: is missing beside {given}; give all three, or none"
+            )
+    if process_id >= n:
+        raise ConfigError(
+            f"--config.process_id={process_id}: must be below --config.num_processes="
+            f"{n}; the first is 0"
+        )
+
+
+def _reach(address, process_id):
+    """Wait until process 0 can be reached, or see whether it could be, there."""
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            if process_id == 0:
+                socket.create_server(("", int(port))).close()
+            else:
+                socket.create_connection((host.strip("[]"), int(port)), 10).close()
+            return
+        except OSError as error:
+            is_final = process_id == 0 or isinstance(error, socket.gaierror)
+            if is_final or time.monotonic() > end:
+                raise ConfigError(
+                    f"--config.coordinator_address={address}: cannot be "
+                    f"{'used' if process_id == 0 else 'reached'} "
+                    f"({error.strerror or error}); give the host of process 0, which "
+                    "must be running, and a port that is free there"
+                ) from error
+            time.sleep(0.2)
+
+
+def _condense_stderr(address, debug):
+    """Let another process make one line of the many with which jax aborts."""
+    script = pathlib.Path(__file__).with_name("condense.py")
+    argument = ["debug"] if debug else []
+    command = [sys.executable, "-IS", str(script), address, *argument]
+    # In a session of its own, Ctrl-C does not reach it.
+    condenser = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    os.dup2(condenser.stdin.fileno(), 2)
+    condenser.stdin.close()
+    condenser.returncode = 0  # It ends after this process, which need not wait.
+
+
+def _silence_stdout():
+    """Let only Python's lines of process 0 through: Gloo writes some of its own."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    own = os.dup(1) if _process_id == 0 else nowhere
+    os.dup2(nowhere, 1)
+    sys.stdout = io.TextIOWrapper(
+        io.FileIO(own, "w"),
+        errors="backslashreplace",
+        line_buffering=True,
+    )
+
+
+def end(error: BaseException, line: str, exit_code: int) -> int:
+    """Print the line of an error, and return the exit code.
+
+    A process of several ends at once, which jax in the others notices, unless all have
+    the error; then process 0 prints it.
+    """
+    if _process_id is None:
+        print(line, file=sys.stderr)
+        return exit_code
+    of_all = KeyboardInterrupt | DivergedError | ToldError
+    if isinstance(error, of_all) or getattr(error, "is_told", False):
+        if _process_id == 0:
+            print(line, file=sys.stderr)
+        return exit_code
+    if "Gloo" in str(error) or (
+        isinstance(error, RuntimeError) and not is_out_of_memory(error)
+    ):
+        os.write(2, condense.LOST)
+    else:
+        print(f"process {_process_id}: {line}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

@@ -1,0 +1,37 @@
+"""The command line on the tiny dataset, as one process of several, in its own program.
+
+It sends itself a signal during a step: `one_process.py SIGNAL STEP FLAGS...`, 0 0 for
+none. Steps are counted from one, in this process.
+"""
+
+import itertools
+import os
+import sys
+from functools import partial
+
+import main
+from dwsep_jax import data
+from dwsep_jax.train import loop
+from dwsep_jax.train.programs import EpochPrograms
+from tests import tiny
+
+number, at, *flags = sys.argv[1:]
+count, init = itertools.count(1), EpochPrograms.__init__
+
+
+def spy(program, *inputs):
+    outputs = program(*inputs)
+    if next(count) == int(at):
+        os.kill(os.getpid(), int(number))
+    return outputs
+
+
+def spied(self, *arguments):
+    init(self, *arguments)
+    self.programs = [(n, partial(spy, program)) for n, program in self.programs]
+
+
+EpochPrograms.__init__ = spied
+data.load = lambda config: tiny.make_dataset()
+loop.draw_run = lambda workdir: None
+sys.exit(main.main([sys.argv[0], *flags]))
