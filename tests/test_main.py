@@ -108,6 +108,7 @@ def test_names_are_separated_by_commas(run, argument, names):
 @pytest.mark.parametrize("name", FIELDS)
 def test_the_example_in_a_message_is_valid(run, monkeypatch, name):
     monkeypatch.setattr(cli, "prepare_process", lambda platform: None)
+    monkeypatch.setattr(cli.launch, "start", lambda *arguments: None)
     result = run(DIGITS, f"--config.{name}={FIELDS[name].example}")
     assert (result.code, result.err) == (0, "")
 

@@ -38,6 +38,13 @@ def assert_equal(a, b):
             np.testing.assert_array_equal(x, y)
 
 
+def test_of_several_processes_the_first_alone_writes(version_dir, monkeypatch):
+    (version_dir / "arrays.npz").unlink()
+    monkeypatch.setattr(cache.processes, "is_first", lambda: False)
+    assert_equal(cache.load(version_dir), read.read(version_dir))
+    assert not (version_dir / "arrays.npz").exists()
+
+
 def test_damaged_cache_is_rebuilt(version_dir, decodings, capsys):
     before, path = cache.load(version_dir), version_dir / "arrays.npz"
     assert not decodings

@@ -1,7 +1,8 @@
 """The command line on the tiny dataset, as one process of several, in its own program.
 
 It sends itself a signal during a step: `one_process.py SIGNAL STEP FLAGS...`, 0 0 for
-none. Steps are counted from one, in this process.
+none. Steps are counted from one, in this process. With --config.data_dir, the dataset
+is missing.
 """
 
 import itertools
@@ -16,7 +17,7 @@ from dwsep_jax.train.programs import EpochPrograms
 from tests import tiny
 
 number, at, *flags = sys.argv[1:]
-count, init = itertools.count(1), EpochPrograms.__init__
+count, init, load = itertools.count(1), EpochPrograms.__init__, data.load
 
 
 def spy(program, *inputs):
@@ -32,6 +33,6 @@ def spied(self, *arguments):
 
 
 EpochPrograms.__init__ = spied
-data.load = lambda config: tiny.make_dataset()
+data.load = lambda config: tiny.make_dataset() if not config.data_dir else load(config)
 loop.draw_run = lambda workdir: None
 sys.exit(main.main([sys.argv[0], *flags]))

@@ -125,6 +125,16 @@ def test_processes_of_different_runs_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_error_of_one_ends_all(tmp_path):
+    directory = f"--config.data_dir={tmp_path}"
+    first, second = start(tmp_path / "run", fields=("", directory))
+    assert second[:2] == (2, "")
+    assert second[2].startswith("process 1: error: dataset='tiny' is unknown to TFDS; ")
+    assert second[2].count("\n") == 1
+    assert first[2] == LOST
+    assert first[0] != 0
+
+
 THREE = (
     "coordinator_address=localhost:{port}",
     "num_processes=2",
