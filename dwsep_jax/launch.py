@@ -65,7 +65,7 @@ def start(config: ConfigDict, mode: str, debug: bool) -> None:
         *arguments,
         initialization_timeout=START_SECONDS,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=START_SECONDS,
     )
     _process_id = jax.process_index()
     os.write(2, condense.STARTED)
@@ -164,8 +164,8 @@ def end(error: BaseException, line: str, exit_code: int) -> int:
     if _process_id is None:
         print(line, file=sys.stderr)
         return exit_code
-    of_all = KeyboardInterrupt | DivergedError | ToldError
-    if isinstance(error, of_all) or getattr(error, "is_told", False):
+    is_of_all = isinstance(error, DivergedError | ToldError)
+    if is_of_all or getattr(error, "is_told", False):
         if _process_id == 0:
             print(line, file=sys.stderr)
         return exit_code

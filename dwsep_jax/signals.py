@@ -13,7 +13,13 @@ _deferred: list[int] | None = None  # Within `deferred`, the signal that has com
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal, whose number is the argument, asked the program to stop."""
+    """A signal, whose number is the argument, asked the program to stop.
+
+    Attributes:
+      is_told: whether all processes of several have agreed to.
+    """
+
+    is_told = False
 
 
 @contextlib.contextmanager

@@ -146,8 +146,10 @@ def train(members: Sequence[Member]) -> None:
                 if member.is_active:
                     member.save(result, seconds, start)
         if signal:
-            stop[:] = [signal]
             console.say("stopped; the same command resumes")
+            stopped = signals.Stopped(signal)
+            stopped.is_told = True
+            raise stopped
 
 
 @contextlib.contextmanager

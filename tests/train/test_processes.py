@@ -61,9 +61,13 @@ def start(workdir, number=0, at=0, slurm=False, fields=("", "")):
             )
         )
     done = []
-    for process in running:
-        out, error = process.communicate(timeout=100)
-        done.append((process.returncode, out, error))
+    try:
+        for process in running:
+            out, error = process.communicate(timeout=100)
+            done.append((process.returncode, out, error))
+    finally:
+        for process in running:
+            process.kill()
     return done
 
 
