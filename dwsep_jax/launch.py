@@ -72,6 +72,12 @@ def start(config: ConfigDict, mode: str, debug: bool) -> None:
     _silence_stdout()
 
 
+def is_first() -> bool:
+    """Return whether this is process 0, which writes the files, or the only one."""
+    jax = sys.modules.get("jax")  # Without it there are no others.
+    return jax is None or jax.process_index() == 0
+
+
 def _ask_environment() -> tuple[str, int]:
     """Return what started this process, and how many of them, as jax recognizes it."""
     from jax._src.clusters import ClusterEnv

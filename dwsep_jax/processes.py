@@ -18,13 +18,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from dwsep_jax.errors import ConfigError, ToldError
+from dwsep_jax.launch import is_first
 
 Tree = Any
-
-
-def is_first() -> bool:
-    """Return whether this is process 0, which writes the files."""
-    return jax.process_index() == 0
 
 
 def first_devices(num_devices: int) -> list[jax.Device]:

@@ -2,8 +2,9 @@
 
     python -m results.collect WORKDIR results/compare-cpu
 
-Of each run the files and the last checkpoint are copied, so that the same command on a
-copy of the result goes on from there. Predictions are kept in a comparison alone.
+Of each run the files are copied, and the last checkpoint of those that are not finished
+or have seed 0, so that the same command on a copy of the result goes on from there.
+Predictions are kept in a comparison alone.
 """
 
 import hashlib
@@ -31,8 +32,10 @@ def collect(source: pathlib.Path, destination: pathlib.Path) -> None:
             )
             shutil.copyfile(path, place / path.relative_to(directory))
         steps = [p for p in (directory / "checkpoints").glob("*") if p.name.isdigit()]
-        # Where seeds are trained, the trials of rates are done with.
+        # Where seeds are trained, the trials of rates are done with. Of finished seeds,
+        # the weights of the first are kept.
         is_done = directory.name.startswith("rate") and any(directory.glob("../seed*"))
+        is_done |= directory.name != "seed0" and (place / LAST_FIGURE).exists()
         if is_done:
             shutil.rmtree(place / "checkpoints", ignore_errors=True)
         elif steps:

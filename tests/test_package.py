@@ -130,19 +130,8 @@ def imported_modules(path):
 # Each may import those before it.
 ROOMS = [
     *("errors", "lock", "places", "signals", "statistics", "console", "fields"),
-    *(
-        "space",
-        "schema",
-        "condense",
-        "launch",
-        "processes",
-        "environment",
-        "config",
-        "workdir",
-        "trials",
-        "nn",
-        "data",
-    ),
+    *("space", "schema", "condense", "launch", "processes", "environment", "config"),
+    *("workdir", "trials", "nn", "data"),
     *("diagnose", "report", "train", "evaluate", "predict", "export", "efficiency"),
     *("compare", "sweep"),
     *("cli", "__main__"),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dwsep_jax import processes
+from dwsep_jax import launch
 from dwsep_jax.console import say
 from dwsep_jax.data import read
 from dwsep_jax.data.read import Decoded, Split
@@ -55,7 +55,7 @@ def cached(
                 return decoded
         say(f"decoding {directory}; later starts will load the decoded images")
         decoded = decode()
-        if not processes.is_first():
+        if not launch.is_first():
             return decoded
         for path in places:
             try:

@@ -11,7 +11,7 @@ import zlib
 import ml_collections
 import numpy as np
 
-from dwsep_jax import processes
+from dwsep_jax import launch
 from dwsep_jax.console import say
 from dwsep_jax.data import cache, digits, own, pictures
 from dwsep_jax.data.read import Decoded, Split, find_data_dir, find_version_dir
@@ -175,7 +175,7 @@ def load_official(
         found = find_official(name, data_dir, image_size, label)
         if found is not None:
             return found
-    if name == "cifar10" and processes.is_first():
+    if name == "cifar10" and launch.is_first():
         # TFDS takes a second to import, and is not needed once data are prepared.
         from dwsep_jax.data import cifar10
 

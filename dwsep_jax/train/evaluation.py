@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from dwsep_jax import processes
+from dwsep_jax import launch, processes
 from dwsep_jax.console import print_evaluation, say
 from dwsep_jax.data import Dataset, Split
 from dwsep_jax.data.augment import normalize
@@ -183,7 +183,7 @@ def evaluate_and_write(
         "environment": describe_environment(config.dtype, config.seed),
     }
     print_evaluation(evaluation, network)
-    if processes.is_first():
+    if launch.is_first():
         _write(pathlib.Path(workdir), evaluation, split, probabilities)
     return evaluation
 

@@ -14,7 +14,7 @@ from functools import partial
 import jax
 from ml_collections import ConfigDict
 
-from dwsep_jax import console, data, processes, signals
+from dwsep_jax import console, data, launch, processes, signals
 from dwsep_jax.config import flatten, from_dict
 from dwsep_jax.diagnose import write_diagnosis
 from dwsep_jax.environment import memory_bytes
@@ -241,7 +241,7 @@ def evaluate_on_test(member: Member) -> None:
     if evaluation is None:
         arguments = (member.dataset, state, "test", member.network)
         evaluate_and_write(config, workdir, *arguments)
-    if not processes.is_first():
+    if not launch.is_first():
         return
     if evaluation is None:
         last_figure.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dwsep_jax import console, data, processes
+from dwsep_jax import console, data, launch, processes
 from dwsep_jax.data import order
 from dwsep_jax.environment import describe_parallelism
 from dwsep_jax.errors import ConfigError, DivergedError, UserError
@@ -178,7 +178,7 @@ class Member:
         self.state = lower_rate_on_plateau(self.config, result.state, row["val_loss"])
         self.total, self._epoch_seconds = Metrics.empty(), 0.0
         self.history.append(row)
-        if processes.is_first():
+        if launch.is_first():
             self._write_epoch(row)
         self.is_pruned = self._prune(self.history)
 
@@ -203,7 +203,7 @@ class Member:
             result.total,
             int(result.state.step),
         )
-        if not processes.is_first():
+        if not launch.is_first():
             return
         metadata = {"elapsed_seconds": elapsed, "epoch_seconds": self._epoch_seconds}
         metadata |= self._describe_circumstances()

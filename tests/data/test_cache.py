@@ -40,7 +40,7 @@ def assert_equal(a, b):
 
 def test_of_several_processes_the_first_alone_writes(version_dir, monkeypatch):
     (version_dir / "arrays.npz").unlink()
-    monkeypatch.setattr(cache.processes, "is_first", lambda: False)
+    monkeypatch.setattr(cache.launch, "is_first", lambda: False)
     assert_equal(cache.load(version_dir), read.read(version_dir))
     assert not (version_dir / "arrays.npz").exists()
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn import datasets as sklearn_datasets
 
-from dwsep_jax import data, processes
+from dwsep_jax import data, launch
 from dwsep_jax.data import digits, order, read
 from dwsep_jax.data.dataset import stratified_indices
 from dwsep_jax.errors import ConfigError, DataError
@@ -193,7 +193,7 @@ def test_only_the_first_start_imports_tfds(tmp_path):
     code = """
 import sys, ml_collections
 sys.path.insert(0, sys.argv[1])
-from dwsep_jax import data, processes
+from dwsep_jax import data
 for name in ("digits", "toy"):
     size = {"digits": 180, "toy": 4}[name]
     config = {"dataset": name, "data_dir": sys.argv[1], "validation_size": size}
@@ -204,7 +204,7 @@ for name in ("digits", "toy"):
 
 
 def test_of_several_processes_the_first_alone_prepares(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "is_first", lambda: False)
+    monkeypatch.setattr(launch, "is_first", lambda: False)
     with pytest.raises(DataError, match="cifar10 is not prepared in"):
         load(tmp_path, dataset="cifar10")
     assert list(tmp_path.iterdir()) == []
