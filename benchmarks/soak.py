@@ -63,13 +63,20 @@ BROKEN = {
     "optimizer": lambda m: _replace(m, opt_state=m.state.tx.init(m.state.params)),
     "key": lambda m: _replace(m, key=_fold(m.state.key)),
     "order": lambda m: setattr(m, "_order_key", _fold(m._order_key)),
-    "average": lambda m: _replace(m, ema=m.state.ema.replace(params=m.state.params)),
+    "average": lambda m: _replace(m, ema=_forget(m.state)),
     "plateau": lambda m: _replace(m, plateau=type(m.state.plateau)(*_plateau())),
 }
 
 
 def _replace(member, **changes):
     member.state = member.state.replace(**changes)
+
+
+def _forget(state):
+    import jax
+
+    # Copied, as a buffer can be donated only once.
+    return state.ema.replace(params=jax.tree.map(lambda x: x.copy(), state.params))
 
 
 def _fold(key):
