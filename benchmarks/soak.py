@@ -109,10 +109,13 @@ def run(
     from dwsep_jax.train import checkpoint, loop
 
     with open(f"{workdir}.log", "ab") as log:
-        # What is printed must not count as a file of this process: see "full disk".
-        cat = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
-    os.dup2(cat.stdin.fileno(), 1)
-    os.dup2(cat.stdin.fileno(), 2)
+        output = log
+        if fault_in_save is not None:  # Through a process whose files may grow.
+            cat = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
+            output = cat.stdin
+        for number in (1, 2):
+            os.dup2(output.fileno(), number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
     save, enter = checkpoint.Checkpoints.save, loop.Member.__enter__
 
     def save_in_fault(*arguments, **options):
