@@ -183,6 +183,7 @@ class Member:
         self.is_pruned = self._prune(self.history)
 
     def _write_epoch(self, row):
+        self._check_workdir()
         scores = {row["epoch"]: score(row) for row in self.history}
         metadata = {"history": self.history, **self._describe_circumstances()}
         state = processes.localize(self.state)
@@ -205,6 +206,7 @@ class Member:
         )
         if not launch.is_first():
             return
+        self._check_workdir()
         metadata = {"elapsed_seconds": elapsed, "epoch_seconds": self._epoch_seconds}
         metadata |= self._describe_circumstances()
         with Checkpoints(self.workdir, name=_PART) as parts:
@@ -231,6 +233,14 @@ class Member:
             return found
         shutil.rmtree(self.workdir / _PART, ignore_errors=True)
         return None
+
+    def _check_workdir(self):
+        """Raise `UserError` if somebody has removed it; part of it would be saved."""
+        if not self.workdir.is_dir():
+            raise UserError(
+                f"{self.workdir} was removed while it was trained; the same command "
+                "starts anew"
+            )
 
     def _describe_circumstances(self):
         return {"parallelism": describe_parallelism(), "data": self.dataset.checksum}

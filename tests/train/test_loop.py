@@ -299,6 +299,19 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("minutes", [0.0, 1e-9])
+def test_a_run_ends_where_its_workdir_was_removed(tmp_path, monkeypatch, minutes):
+    def remove(*arguments, save=running.Member.save):
+        shutil.rmtree(tmp_path / "run")
+        save(*arguments)
+
+    monkeypatch.setattr(running.Member, "save", remove)
+    config = tiny.make_config(checkpoint_minutes=minutes)
+    with pytest.raises(UserError, match="run was removed while it was trained"):
+        run(config, tmp_path / "run")
+    assert list(tmp_path.glob("run/*")) == []
+
+
 def test_a_run_does_not_go_on_with_other_images(everything, tmp_path, monkeypatch):
     workdir = shutil.copytree(everything[0], tmp_path / "run")
     changed = tiny.make_dataset()
