@@ -140,16 +140,16 @@ class Checkpoints:
     def restore(self, epochs: Sequence[int], like: Tree | None) -> Restored | None:
         """Return the first intact checkpoint of some epochs; None if there are none.
 
-          Damaged ones are reported and passed over; missing ones are ignored.
+        Damaged ones are reported and passed over; missing ones are ignored.
 
-          Args:
-            epochs: of the checkpoints, in order of preference.
-            like: a tree of the structure, shapes and dtypes to restore; if None, nested
-              dicts and lists of what there is.
+        Args:
+          epochs: of the checkpoints, in order of preference.
+          like: a tree of the structure, shapes and dtypes to restore; if None, nested
+            dicts and lists of what there is.
 
-          Raises:
-            ConfigError: if one belongs to another network.
-        UserError: if all are damaged.
+        Raises:
+          ConfigError: if one belongs to another network.
+          UserError: if all are damaged.
         """
         reasons = []
         for epoch in epochs:
