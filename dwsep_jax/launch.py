@@ -6,6 +6,7 @@ Nothing here uses jax before `start`.
 import io
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -14,18 +15,15 @@ import time
 from ml_collections import ConfigDict
 
 from dwsep_jax import condense
-from dwsep_jax.errors import (
-    ConfigError,
-    DivergedError,
-    ToldError,
-    is_out_of_memory,
-)
+from dwsep_jax.errors import ConfigError, DivergedError, ToldError
 
 # As long as jax waits for all to come.
 START_SECONDS = 300
 # A process that is not heard of for so long is lost.
 HEARTBEAT_SECONDS = 30
 
+# In the errors of what waits for another process.
+_OF_A_LOST_PROCESS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 _FIELDS = ("coordinator_address", "num_processes", "process_id")
 _process_id: int | None = None  # Once several have started.
 
@@ -42,7 +40,7 @@ def start(config: ConfigDict, mode: str, debug: bool) -> None:
     if n == 1 or (fields == [None] * 3 and mode == "sweep"):
         return  # A sweep's workers are processes of their own.
     if fields == [None] * 3:
-        source, n = _ask_environment()
+        source, n, process_id = _ask_environment()
         if n == 1:
             return
     else:
@@ -61,13 +59,16 @@ def start(config: ConfigDict, mode: str, debug: bool) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # See `signals`.
     arguments = (address, n, process_id) if address else ()
+    # Otherwise Ctrl-C would wait, too.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     jax.distributed.initialize(
         *arguments,
         initialization_timeout=START_SECONDS,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         shutdown_timeout_seconds=START_SECONDS,
     )
-    _process_id = jax.process_index()
+    signal.signal(signal.SIGINT, before)
+    _process_id = process_id
     os.write(2, condense.STARTED)
     _silence_stdout()
 
@@ -78,20 +79,21 @@ def is_first() -> bool:
     return jax is None or jax.process_index() == 0
 
 
-def _ask_environment() -> tuple[str, int]:
-    """Return what started this process, and how many of them, as jax recognizes it."""
+def _ask_environment() -> tuple[str, int, int]:
+    """Return what started this process, how many of them, and which one this is."""
     from jax._src.clusters import ClusterEnv
 
     for kind in ClusterEnv._cluster_types:
         if not kind.opt_in_only_method and kind.is_env_present():
             try:
-                return f"the environment ({kind.name})", kind.get_process_count()
+                source = f"the environment ({kind.name})"
+                return source, kind.get_process_count(), kind.get_process_id()
             except Exception as error:  # Of many types.
                 raise ConfigError(
                     f"--config.num_processes: {kind.name} does not tell it ({error}); "
                     f"give {', '.join(_FIELDS)}, or 1"
                 ) from error
-    return "", 1
+    return "", 1, 0
 
 
 def _check(address, n, process_id):
@@ -175,9 +177,7 @@ def end(error: BaseException, line: str, exit_code: int) -> int:
         if _process_id == 0:
             print(line, file=sys.stderr)
         return exit_code
-    if "Gloo" in str(error) or (
-        isinstance(error, RuntimeError) and not is_out_of_memory(error)
-    ):
+    if any(word in str(error) for word in _OF_A_LOST_PROCESS):
         os.write(2, condense.LOST)
     else:
         print(f"process {_process_id}: {line}", file=sys.stderr)

@@ -122,16 +122,20 @@ def tree_from_first(make: Callable[[], Tree], like: Tree) -> Tree:
     return jax.tree.map(lambda d, leaf: _wrap(jnp.asarray(d), leaf), data, tree)
 
 
-def check_same(name: str, remedy: str, value: Any) -> None:
-    """Raise `ConfigError` unless all processes have the same value, fit for JSON."""
+def check_same(*values: Any) -> None:
+    """Raise `ConfigError` unless all processes have these values, fit for JSON."""
     if jax.process_count() == 1:
         return
-    crc = np.uint32(zlib.crc32(json.dumps(value, sort_keys=True).encode()))
+    crc = np.uint32(zlib.crc32(json.dumps(values, sort_keys=True).encode()))
     crcs = multihost_utils.process_allgather(crc)
 
     def compare():
         if (crcs != crc).any():
-            raise ConfigError(f"the processes have different {name}; {remedy}")
+            raise ConfigError(
+                "the processes have different fields, workdirs or images; give all the "
+                "same, but for process_id, or let each train alone, with "
+                "--config.num_processes=1"
+            )
 
     from_first(compare)
 

@@ -53,25 +53,14 @@ def train_and_evaluate(
     """
     # Process 0 prepares and decodes the data for all that share its disk.
     dataset = processes.in_turn(partial(data.load, config))
-    _check_same(config, workdir, dataset)
+    fields = {n: v for n, v in flatten(config).items() if n not in CHANGE_NOTHING}
+    processes.check_same(fields, str(workdir), dataset.checksum)
     with open_member(config, workdir, dataset) as member:
         train([member])
         if member.error is not None:
             raise member.error
         if on_test:
             evaluate_on_test(member)
-
-
-def _check_same(config, workdir, dataset):
-    """Raise `ConfigError` if the processes were not started for the same run."""
-    fields = {n: v for n, v in flatten(config).items() if n not in CHANGE_NOTHING}
-    remedy = "give all the same fields, but for process_id, or train each alone with "
-    remedy += "--config.num_processes=1"
-    processes.check_same("configurations or workdirs", remedy, [fields, str(workdir)])
-    remedy = "give all the same files"
-    processes.check_same(
-        f"images or labels in dataset={config.dataset}", remedy, dataset.checksum
-    )
 
 
 def train_members(

@@ -10,8 +10,10 @@ import os
 import sys
 from functools import partial
 
+from jax._src import xla_bridge
+
 import main
-from dwsep_jax import data
+from dwsep_jax import cli, data
 from dwsep_jax.train import loop
 from dwsep_jax.train.programs import EpochPrograms
 from tests import tiny
@@ -32,7 +34,14 @@ def spied(self, *arguments):
     self.programs = [(n, partial(spy, program)) for n, program in self.programs]
 
 
+def check_and_prepare(platform):
+    # Otherwise the choice of the platform would come too late.
+    assert not xla_bridge.backends_are_initialized()
+    prepare(platform)
+
+
 EpochPrograms.__init__ = spied
+prepare, cli.prepare_process = cli.prepare_process, check_and_prepare
 data.load = lambda config: tiny.make_dataset() if not config.data_dir else load(config)
 loop.draw_run = lambda workdir: None
 sys.exit(main.main([sys.argv[0], *flags]))

@@ -122,7 +122,7 @@ def test_one_process_goes_on_after_another_was_killed(alone, tmp_path, capsys):
 
 def test_processes_of_different_runs_are_refused(tmp_path):
     first, second = start(tmp_path / "run", fields=("", "--config.seed=1"))
-    assert first[2].startswith("error: the processes have different configurations")
+    assert first[2].startswith("error: the processes have different fields, ")
     assert first[2].count("\n") == 1
     assert first[0] == 2
     assert second == (2, "", "")
