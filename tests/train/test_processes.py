@@ -63,7 +63,7 @@ def start(workdir, number=0, at=0, slurm=False, fields=("", "")):
     done = []
     try:
         for process in running:
-            out, error = process.communicate(timeout=100)
+            out, error = process.communicate(timeout=300)
             done.append((process.returncode, out, error))
     finally:
         for process in running:
