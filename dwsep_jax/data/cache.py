@@ -82,7 +82,8 @@ def _describe_files(version_dir: pathlib.Path) -> list[str]:
 def _restore(path: pathlib.Path, source: list[str]) -> Decoded | None:
     """Read the arrays; return None, and say why, if they cannot be trusted."""
     try:
-        with np.load(path) as arrays:  # Each array has a checksum of its own.
+        # Each array has a checksum of its own.
+        with path.open("rb") as file, np.load(file) as arrays:
             if arrays["source"].tolist() != source:
                 say(f"{path} was decoded from other files; decoding again")
                 return None
