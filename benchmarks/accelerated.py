@@ -32,7 +32,8 @@ WIDTHS = (32, 64, 128, 128, 256, 256)
 
 def make_keras(name: str) -> tuple[Callable, list]:
     """Return (parameters, images) -> outputs, and the parameters."""
-    model = getattr(keras.applications, name)(weights=None, input_shape=(None, None, 3))
+    options = dict(weights=None, include_top=False, pooling="avg")
+    model = getattr(keras.applications, name)(**options)
     state = [v.value for v in model.non_trainable_variables]
 
     def apply(parameters, images):
