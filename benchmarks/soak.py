@@ -17,6 +17,7 @@ and draws its report: both must come out the same, or be refused.
 
 import argparse
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -94,7 +95,7 @@ def _plateau():
 
 def run(
     workdir: pathlib.Path,
-    fault_in_save: tuple[str, float] | None = None,
+    fault_in_save: tuple[str, float, int] | None = None,
     broken: str | None = None,
     with_report: bool = False,
 ) -> None:
@@ -102,7 +103,8 @@ def run(
 
     Args:
       workdir: of the run; what is printed is appended to its `log` beside it.
-      fault_in_save: "kill" or "full disk", and how many seconds into the first save.
+      fault_in_save: "kill" or "full disk", how many seconds into a save, and into which
+        one, from 0.
       broken: of `BROKEN`.
       with_report: draw the report afterwards.
     """
@@ -118,12 +120,14 @@ def run(
             os.dup2(output.fileno(), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
     save, enter = checkpoint.Checkpoints.save, loop.Member.__enter__
+    saves = itertools.count()
 
     def save_in_fault(*arguments, **options):
-        kind, delay = fault_in_save
-        timer = threading.Timer(delay, FAULTS_IN_A_SAVE[kind])
-        timer.daemon = True
-        timer.start()
+        kind, delay, number = fault_in_save
+        if next(saves) == number:
+            timer = threading.Timer(delay, FAULTS_IN_A_SAVE[kind])
+            timer.daemon = True
+            timer.start()
         save(*arguments, **options)
 
     def enter_broken(member):
@@ -218,7 +222,9 @@ def hit(workdir, number, seconds, broken) -> dict[str, Any]:
     in_save = IN_A_SAVE.get(kind)
     moment = float(rng.uniform(0, 0.1 if in_save else seconds))
     row = {"number": number, "fault": kind, "moment": moment}
-    process = start(workdir, (in_save, moment) if in_save else None, broken)
+    row["save"] = int(rng.integers(FIELDS["num_epochs"]))  # Each epoch has one or more.
+    fault_in_save = (in_save, moment, row["save"]) if in_save else None
+    process = start(workdir, fault_in_save, broken)
     if rng.random() < 0.9:  # The others may be hit before they train.
         wait_for_training(workdir, process)
     process.join(None if in_save else moment)
@@ -273,8 +279,9 @@ def judge(row: dict[str, Any], workdir: pathlib.Path, expected: dict[str, Any]) 
         found = read_end(workdir)
     except zipfile.BadZipFile:  # Of predictions.npz, by a reader that verifies it.
         return "refused" if row.get("file") else "failed"
-    differing = [name for name in found if expected[name] != found[name]]
-    return "same" if not differing else f"differs: {', '.join(differing)}"
+    names = expected.keys() - ({"report"} - found.keys())  # Where it was not drawn.
+    differing = [name for name in names if expected[name] != found.get(name)]
+    return "same" if not differing else f"differs: {', '.join(sorted(differing))}"
 
 
 def summarize(rows: list[dict[str, Any]]) -> None:

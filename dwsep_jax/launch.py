@@ -81,9 +81,13 @@ def is_first() -> bool:
 
 def _ask_environment() -> tuple[str, int, int]:
     """Return what started this process, how many of them, and which one this is."""
-    from jax._src.clusters import ClusterEnv
+    try:
+        from jax._src.clusters import ClusterEnv
 
-    for kind in ClusterEnv._cluster_types:
+        kinds = ClusterEnv._cluster_types
+    except (ImportError, AttributeError):  # Private: another jax may lack it.
+        return "", 1, 0
+    for kind in kinds:
         if not kind.opt_in_only_method and kind.is_env_present():
             try:
                 source = f"the environment ({kind.name})"

@@ -83,8 +83,7 @@ def make_graph(
         weights = [conv["depthwise"]["kernel"]]
         if config.inner_norm:
             weights = _fold(*weights, conv["norm"], inner_stats["conv"]["norm"])
-        groups = weights[0].shape[-1]
-        x = graph.convolve(x, *weights, groups=groups)
+        x = graph.convolve(x, *weights, groups=weights[0].shape[-1])
         if config.inner_activation:
             x = graph.activate(x, config.activation)
         return graph.convolve(x, conv["pointwise"]["kernel"])

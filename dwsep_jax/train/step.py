@@ -4,7 +4,6 @@
 makes another program, a static field of it or of the model and the optimizer.
 """
 
-import difflib
 import functools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -22,10 +20,9 @@ from dwsep_jax.config import run_fields
 from dwsep_jax.data import Dataset
 from dwsep_jax.data.augment import Augment
 from dwsep_jax.data.order import batch_indices
-from dwsep_jax.errors import ConfigError
-from dwsep_jax.fields import read_class_weights
 from dwsep_jax.nn.densenet import create_model
 from dwsep_jax.nn.shifted import per_channel
+from dwsep_jax.train.class_weights import make_class_weights
 from dwsep_jax.train.metrics import Metrics, measure
 from dwsep_jax.train.optim import Plateau, make_optimizer, make_plateau, make_schedule
 
@@ -165,34 +162,6 @@ def make_state(
     state = jax.eval_shape(init, *arguments) if abstract else init(*arguments)
     weights = make_class_weights(config.class_weights, dataset)
     return state.replace(class_weights=weights, accumulate=config.accumulate)
-
-
-def make_class_weights(text: str, dataset: Dataset) -> tuple[float, ...] | None:
-    """Return the weight of each class, from `config.class_weights`; None for "none".
-
-    "balanced" is the mean count of the classes that occur in `train`, divided by the
-    class's own, as in scikit-learn; a class without images has weight 1.
-
-    Raises:
-      ConfigError: if a name is not one of the classes.
-    """
-    names = dataset.class_names
-    if text == "none":
-        return None
-    weights = np.ones(len(names))
-    if text == "balanced":
-        occurring, counts = np.unique(dataset.train.labels, return_counts=True)
-        weights[occurring] = counts.mean() / counts
-        return tuple(weights.tolist())
-    for name, weight in read_class_weights(text).items():
-        if name not in names:
-            nearest = difflib.get_close_matches(name, names, n=3, cutoff=0)
-            raise ConfigError(
-                f"--config.class_weights={text}: {name!r} is no class of "
-                f"{dataset.name}; did you mean {' or '.join(nearest)}?"
-            )
-        weights[names.index(name)] = weight
-    return tuple(weights.tolist())
 
 
 def static_fields(config: ConfigDict) -> tuple[tuple[str, Any], ...]:

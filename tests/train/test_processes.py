@@ -233,3 +233,10 @@ def test_the_dump_of_jax_becomes_one_line():
     assert shown.count("\n") == 1
     # What is no dump is not lost.
     assert run(before + DUMP[:80]).encode() == before + DUMP[:80]
+
+
+def test_without_jaxs_detection_a_process_is_alone(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setitem(sys.modules, "jax._src.clusters", None)
+    assert launch._ask_environment() == ("", 1, 0)

@@ -19,6 +19,7 @@ from dwsep_jax.errors import ConfigError
 from dwsep_jax.nn import ops
 from dwsep_jax.nn.densenet import create_model
 from dwsep_jax.train import optim, step
+from dwsep_jax.train.class_weights import make_class_weights
 from dwsep_jax.train.metrics import Metrics
 from tests import tiny
 
@@ -144,9 +145,9 @@ def test_class_weights_are_those_of_the_training_images(dataset):
     split = tiny.make_split(6, 0)._replace(labels=labels)
     dataset = dataclasses.replace(dataset, class_names=names, train=split)
     want = compute_class_weight("balanced", classes=np.array([0, 2, 3]), y=labels)
-    got = step.make_class_weights("balanced", dataset)
+    got = make_class_weights("balanced", dataset)
     np.testing.assert_allclose(got, np.insert(want, 1, 1), rtol=1e-6)
-    got = step.make_class_weights("c=2.5, d, e=f=0.5,a=1e3", dataset)
+    got = make_class_weights("c=2.5, d, e=f=0.5,a=1e3", dataset)
     assert got == (1000, 1, 2.5, 0.5)
     with pytest.raises(ConfigError, match="'reed' is no class of tiny; did you"):
         tiny.make_resolved(class_weights="reed=2")
