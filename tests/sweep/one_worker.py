@@ -19,9 +19,8 @@ def open_study(storage, workdir):
     config.sweep.update(space=("mixup=0..1",), sampler="random")
     config.sweep.storage = None if storage == "study.db" else storage
     workdir.mkdir(exist_ok=True)
-    return study.open_study(
-        config, parse_space(config.sweep.space), workdir, NUM_TRIALS
-    )
+    axes = parse_space(config.sweep.space)
+    return study.open_study(config, axes, workdir, NUM_TRIALS)
 
 
 def main(storage, workdir, name, seconds):
