@@ -70,9 +70,7 @@ def test_the_test_images_get_their_probabilities(trained, run, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("has_shape", [True, False])
-def test_an_evaluation_of_an_earlier_version_has_temperature_1(
-    trained, run, tmp_path, has_shape
-):
+def test_an_evaluation_of_old_has_temperature_1(trained, run, tmp_path, has_shape):
     evaluation = read_json(run, "evaluation")
     for key in ("temperature", "calibrated", *(() if has_shape else ["image_shape"])):
         del evaluation[key]
@@ -125,23 +123,20 @@ def test_a_list_in_batches_of_another_size_to_csv(run, tmp_path, monkeypatch):
         assert 1 >= float(row[2]) >= float(row[4]) > 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
+def test_a_mistake_is_one_line(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "empty.txt", b"\n")
+    for arguments, line in (
         ("nowhere", "--images=nowhere: no such file or folder"),
         ("run/checkpoints", "--images=run/checkpoints: holds no picture (.png, .jpg"),
         ("empty.txt", "--images=empty.txt: holds no picture"),
         ("x.png --output=o.txt", "--output='.txt' is unknown; choose one of .csv, .j"),
         ("x.png --output=a/o.csv", "--output=a/o.csv: its folder is missing; create"),
-    ],
-)
-def test_a_mistake_is_one_line(run, tmp_path, monkeypatch, capsys, arguments, line):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "empty.txt", b"\n")
-    assert call("run", *arguments.split()) == 2
-    err = capsys.readouterr().err
-    assert err.startswith(f"error: {line}")
-    assert err.count("\n") == 1
+    ):
+        assert call("run", *arguments.split()) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {line}")
+        assert err.count("\n") == 1
 
 
 def test_a_run_without_a_checkpoint_is_one_line(run):
