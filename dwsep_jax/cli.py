@@ -283,8 +283,8 @@ def _describe_error(error: BaseException) -> tuple[str, int]:
     text = type(error).__name__ + (f": {message.splitlines()[0]}" if message else "")
     # Orbax and XLA wrap what the system reports in errors of their own.
     numbers = (ENOSPC, EDQUOT, EFBIG)
-    is_full = isinstance(error, OSError) and error.errno in numbers
-    if is_full or any(os.strerror(number) in message for number in numbers):
+    signs = [sign for n in numbers for sign in (os.strerror(n), f"os_error_code='{n}'")]
+    if any(sign in message for sign in signs):
         text += "; free some space and repeat the command"
     elif is_out_of_memory(error):
         text += (

@@ -11,13 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-VERDICTS = (
-    "overfitting",
-    "underfitting",
-    "well_fitted",
-    "still_improving",
-    "diverged",
-)
+VERDICTS = ("overfitting", "underfitting", "well_fitted", "still_improving", "diverged")
 
 
 class Curve(NamedTuple):

@@ -4,18 +4,14 @@ import copy
 import json
 import os
 import pathlib
+import re
 import sys
+from functools import partial
 
 import pytest
 from ml_collections import ConfigDict
 
-from dwsep_jax.config import (
-    default_workdir,
-    flatten,
-    from_dict,
-    load_file,
-    validate,
-)
+from dwsep_jax.config import default_workdir, flatten, from_dict, load_file, validate
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.fields import ADDED, COMPARISON, FIELDS, MAY_CHANGE, RUN, SWEEP
 from dwsep_jax.workdir import load_config, load_requested, open_workdir
@@ -139,9 +135,8 @@ def test_invalid_value_is_refused_by_name(field, value):
     assert f"e.g. --config.{field}={FIELDS[field].example}" in line
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_limits_are_part_of_what_is_valid():
+    for changes in (
         {"validation_size": 1, "split_seed": 2**32 - 1001, "seed": 0},
         {"shift": 0, "cutout": 0, "mixup": 0, "bottleneck": 0},
         {"growth_rate": 1, "block_sizes": (1,), "kernel_size": 2},
@@ -150,29 +145,25 @@ def test_invalid_value_is_refused_by_name(field, value):
         {"learning_rate": 1, "weight_decay": 0.0, "data_dir": "/data"},
         {"warmup_epochs": 0, "num_epochs": 1, "batch_size": 1, "platform": "gpu"},
         {"warmup_epochs": 9.0, "num_epochs": 2, "schedule": "constant"},
-    ],
-)
-def test_limits_are_part_of_what_is_valid(changes):
-    validate(make_config(**changes))
+    ):
+        validate(make_config(**changes))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "onecycle", "step", "exponential"])
-@pytest.mark.parametrize("warmup_epochs", [5.0, 6.0])
-def test_warmup_leaves_room_for_decay(warmup_epochs, schedule):
-    config = make_config(warmup_epochs=warmup_epochs, num_epochs=5, schedule=schedule)
+def test_warmup_leaves_room_for_decay(schedule):
     message = rf"warmup_epochs=.*num_epochs=5 with the {schedule} schedule.*=0\.5$"
     with pytest.raises(ConfigError, match=message):
-        validate(config)
+        validate(make_config(warmup_epochs=5.0, num_epochs=5, schedule=schedule))
 
 
-@pytest.mark.parametrize("early_stopping", [1, 5])
-def test_early_stopping_leaves_time_for_the_plateau(early_stopping):
-    changes = {"schedule": "plateau", "early_stopping": early_stopping}
-    with pytest.raises(ConfigError, match=r"plateau_patience=5, or 0; e\.g\. .*=15$"):
-        validate(make_config(**changes))
-    validate(make_config(**changes | {"early_stopping": 6}))
-    validate(make_config(**changes | {"early_stopping": 0}))
-    validate(make_config(early_stopping=early_stopping))
+def test_early_stopping_leaves_time_for_the_plateau():
+    for early_stopping in (1, 5):
+        config = make_config(schedule="plateau", early_stopping=early_stopping)
+        with pytest.raises(ConfigError, match=r"plateau_patience=5, or 0; e\.g\. .*5$"):
+            validate(config)
+        validate(make_config(early_stopping=early_stopping))
+    for early_stopping in (0, 6):
+        validate(make_config(schedule="plateau", early_stopping=early_stopping))
 
 
 def test_unknown_and_missing_fields_are_named():
@@ -196,16 +187,14 @@ def test_json_gives_back_the_same_config():
     assert again.get_type("platform") is str
 
 
-@pytest.mark.parametrize(
-    ("path", "kind", "name"),
-    [
+def test_default_workdir_names_file_and_argument():
+    for path, kind, name in (
         ("/elsewhere/separable.py:wide", RUN, "separable@wide"),
         ("configs/compare.py:digits", COMPARISON, "compare@digits"),
         ("configs/sweep.py:digits", SWEEP, "sweep@digits"),
-    ],
-)
-def test_default_workdir_names_file_and_argument(path, kind, name):
-    assert default_workdir(path, make_config(), make_config(), kind) == f"runs/{name}"
+    ):
+        workdir = default_workdir(path, make_config(), make_config(), kind)
+        assert workdir == f"runs/{name}"
 
 
 def test_different_runs_have_different_workdirs():
@@ -293,39 +282,34 @@ def test_a_sweep_keeps_its_space_and_may_gain_trials(tmp_path):
             open_workdir(tmp_path, make_config(**change), never_resolve, SWEEP)
     # A comparison reads none of these.
     open_workdir(tmp_path / "a", make_config(), resolve, COMPARISON)
-    open_workdir(
-        tmp_path / "a", make_config(**{"sweep.space": space}), never_resolve, COMPARISON
-    )
+    other = make_config(**{"sweep.space": space})
+    open_workdir(tmp_path / "a", other, never_resolve, COMPARISON)
 
 
 def test_a_workdir_of_the_other_kind_is_refused(tmp_path):
     for kind in (RUN, COMPARISON, SWEEP):
         open_workdir(tmp_path / kind, make_config(), resolve, kind)
-    with pytest.raises(ConfigError) as error:
-        load_config(tmp_path / COMPARISON)
-    assert str(error.value) == (
-        f"--workdir={tmp_path}/comparison: holds a comparison, and a run is asked for; "
-        "name one of the runs below it, or give --mode=compare"
-    )
-    with pytest.raises(ConfigError) as error:
-        load_requested(tmp_path / RUN, COMPARISON)
-    assert str(error.value) == (
-        f"--workdir={tmp_path}/run: holds a run, and a comparison is asked for; choose "
-        "another --workdir, or --mode=train"
-    )
-    with pytest.raises(ConfigError, match=r"holds a sweep, .* or give --mode=sweep"):
+    for held, asked, remedy in (
+        (COMPARISON, RUN, "name one of the runs below it, or give --mode=compare"),
+        (RUN, COMPARISON, "choose another --workdir, or --mode=train"),
+        (SWEEP, RUN, "name one of the runs below it, or give --mode=sweep"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            load_requested(tmp_path / held, asked)
+        assert str(error.value) == (
+            f"--workdir={tmp_path / held}: holds a {held}, and a {asked} is asked for; "
+            f"{remedy}"
+        )
+    with pytest.raises(ConfigError, match="holds a sweep, and a run is asked for; "):
         load_config(tmp_path / SWEEP)
 
 
 def test_differing_config_is_refused_by_name(tmp_path):
     open_workdir(tmp_path, make_config(), resolve)
     other = make_config(growth_rate=12, block_sizes=(2, 2), learning_rate=0.125)
-    for reopen in (
-        lambda: open_workdir(tmp_path, other, resolve),
-        lambda: load_config(tmp_path, other),
-    ):
+    for reopen in (load_config, partial(open_workdir, resolve=resolve)):
         with pytest.raises(ConfigError) as error:
-            reopen()
+            reopen(tmp_path, other)
         assert str(error.value) == (
             f"--workdir={tmp_path} belongs to another run: "
             "block_sizes=6,6,6,6 there, 2,2 here; growth_rate=24 there, 12 here; "
@@ -370,25 +354,27 @@ def test_broken_off_first_start_is_started_again(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["config.json"]
 
 
-@pytest.mark.parametrize("path", ["file", "file/below"])
-def test_file_in_the_way_is_one_line(tmp_path, path):
+def test_what_cannot_be_a_workdir_is_one_line(tmp_path, monkeypatch):
+    def refuse(name, message, error=UserError):
+        with pytest.raises(error, match=message) as raised:
+            open_workdir(tmp_path / name, make_config(), never_resolve)
+        assert type(raised.value) is error
+
+    # Checkpoints below these could not be read.
+    for name in ("run[1]", "what?/run", "a*b", "a\\b"):
+        message = f"^--workdir={re.escape(f'{tmp_path}/{name}')}: .* another --workdir"
+        refuse(name, message, ConfigError)
+    refuse("gr\udcc3\udcbcn", "is not text in this locale; set PYTHONUTF8")
+    assert not any(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=f"{path}: cannot be used: not a directory"):
-        open_workdir(tmp_path / path, make_config(), resolve)
+    for name in ("file", "file/below"):
+        refuse(name, f"{name}: cannot be used: not a directory")
 
-
-def test_unwritable_workdir_is_one_line(tmp_path, monkeypatch):
     def deny(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(pathlib.Path, "mkdir", deny)
-    with pytest.raises(UserError, match="a: cannot be used: Permission denied"):
-        open_workdir(tmp_path / "a", make_config(), resolve)
-
-
-def test_a_name_that_is_no_text_is_refused_before_training(tmp_path):
-    with pytest.raises(UserError, match="is not text in this locale; set PYTHONUTF8"):
-        open_workdir(tmp_path / "gr\udcc3\udcbcn", make_config(), resolve)
+    refuse("a", "a: cannot be used: Permission denied")
 
 
 def test_only_a_directory_of_logs_becomes_a_workdir(tmp_path):
@@ -416,7 +402,10 @@ def test_no_flipped_bit_of_a_number_goes_unnoticed(tmp_path):
                 load_config(tmp_path)
 
 
-SHA256 = 64 * "0"
+def update(content, part, **changes):
+    return content | {part: content[part] | changes}
+
+
 DAMAGES = {
     "Expecting value": lambda content: b"",
     "can't decode": lambda content: b"\xff\xfe\x00",
@@ -424,14 +413,10 @@ DAMAGES = {
     "its schema is 2, not 1": lambda content: content | {"schema": 2},
     "its schema is None": lambda content: content.pop("schema") and content,
     "lacks seed": lambda content: content["resolved"].pop("seed") + 1 and content,
-    "seed=x: must be": lambda content: content["resolved"].update(seed="x") or content,
-    "momentum is resolved as 0.8, not 0.9": lambda content: (
-        content["resolved"].update(momentum=0.8) or content
-    ),
-    "its checksum differs": lambda content: (
-        content["resolved"].update(learning_rate=0.5) or content | {"sha256": SHA256}
-    ),
-    "unknown field": lambda content: content["requested"].update(nest=1) or content,
+    "seed=x: must be": lambda content: update(content, "resolved", seed="x"),
+    "m is resolved as 0.8, not 0.9": lambda c: update(c, "resolved", momentum=0.8),
+    "its checksum differs": lambda content: content | {"sha256": 64 * "0"},
+    "unknown field": lambda content: update(content, "requested", nest=1),
     "kind must be one of run,": lambda content: content | {"kind": "ensemble"},
     "requested must be an object": lambda content: content | {"requested": 3},
 }
@@ -446,28 +431,14 @@ def test_damaged_config_json_is_one_line(tmp_path, problem):
     content = DAMAGES[problem](content)
     is_bytes = isinstance(content, bytes)
     path.write_bytes(content if is_bytes else json.dumps(content).encode())
-    for read in (
-        lambda: load_config(tmp_path),
-        lambda: open_workdir(tmp_path, make_config(), resolve),
-    ):
-        with pytest.raises(
-            UserError, match=rf"config\.json is damaged .*{problem}"
-        ) as error:
-            read()
+    for read in (load_config, partial(open_workdir, resolve=resolve)):
+        with pytest.raises(UserError, match=rf"\.json is damaged .*{problem}") as error:
+            read(tmp_path, make_config())
         assert not isinstance(error.value, ConfigError)
 
 
-@pytest.mark.parametrize("name", ["absent", "empty", "file"])
-def test_workdir_without_a_run_is_one_line(tmp_path, name):
-    (tmp_path / "empty").mkdir()
+def test_workdir_without_a_run_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="no run was started there"):
-        load_config(tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["run[1]", "what?/run", "a*b", "a\\b"])
-def test_a_workdir_whose_checkpoints_could_not_be_read_is_refused(tmp_path, name):
-    with pytest.raises(ConfigError, match=r"choose another --workdir") as error:
-        open_workdir(tmp_path / name, make_config(), never_resolve)
-    assert str(error.value).startswith(f"--workdir={tmp_path / name}: ")
-    assert not any(tmp_path.iterdir())
+    for path in (tmp_path, tmp_path / "absent", tmp_path / "file"):
+        with pytest.raises(UserError, match="no run was started there"):
+            load_config(path)

@@ -5,11 +5,11 @@ import re
 import shlex
 
 import pytest
-from ml_collections import ConfigDict
 
 from configs import default
 from dwsep_jax import cli
 from dwsep_jax.__main__ import MODES, define_flags
+from dwsep_jax.config import flatten
 
 ROOT = pathlib.Path(__file__).parents[1]
 GLOBS = ("README.md", "CHANGELOG.md", "docs/*.md", "benchmarks/*.md")
@@ -49,16 +49,8 @@ def test_flag_parses(page, flag):
     cli.override(default.get_config(), ["main.py", flag])
 
 
-def list_fields(config, prefix=""):
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from list_fields(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
 def test_fields_and_modes_are_those_that_exist():
-    fields = set(list_fields(default.get_config()))
+    fields = set(flatten(default.get_config()))
     assert set(re.findall(r"--(?:no)?config\.([a-z][\w.]*\w)", CURRENT)) <= fields
     assert fields <= set(re.findall(r"`([\w.]+)`", CURRENT))
     assert set(re.findall(r"--mode=([a-z]+)", CURRENT)) <= set(MODES)

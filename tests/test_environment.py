@@ -17,10 +17,8 @@ from dwsep_jax.workdir import read_rows
 from tests.test_package import MAIN, python, tiny_run
 
 ROOT = pathlib.Path(__file__).parents[1]
-CACHE, XLA_CACHES = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_enable_xla_caches",
-)
+CACHE = "jax_compilation_cache_dir"
+XLA_CACHES = "jax_persistent_cache_enable_xla_caches"
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +39,9 @@ def test_compiled_programs_are_kept_in_the_users_cache(monkeypatch, tmp_path):
     assert user_cache() == user_home() / ".cache" / "dwsep_jax"
     # Else moving the directory would make all that is in it useless.
     assert getattr(jax.config, XLA_CACHES) == "none"
+    jax.config.update(CACHE, "/elsewhere")
+    environment.use_compilation_cache()
+    assert getattr(jax.config, CACHE) == "/elsewhere"
 
 
 def test_a_user_without_a_home_has_a_temporary_one(monkeypatch, tmp_path):
@@ -68,10 +69,8 @@ CACHES = dict.fromkeys(("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"))
 HOMELESS = dict(HOME=None, MPLBACKEND="module://nowhere", PYTHONOPTIMIZE="2")
 READ_ONLY = dict(HOME="/proc", PYTHONWARNINGS="error", JAX_ENABLE_X64="1")
 STRICT = dict(JAX_NUMPY_DTYPE_PROMOTION="strict", JAX_NUMPY_RANK_PROMOTION="raise")
-DEBUG = dict.fromkeys(
-    ("JAX_DEBUG_NANS", "JAX_DEBUG_INFS", "JAX_DEBUG_KEY_REUSE", "JAX_ENABLE_CHECKS"),
-    "1",
-)
+DEBUG = dict(JAX_DEBUG_NANS="1", JAX_DEBUG_INFS="1", JAX_DEBUG_KEY_REUSE="1")
+DEBUG |= dict(JAX_ENABLE_CHECKS="1")
 # As if somebody set the clock back again and again.
 CLOCK = "import time; clock = time.time; time.time = lambda: 3e9 - clock()\n"
 
@@ -90,12 +89,6 @@ def test_a_run_and_its_report_take_the_environment_as_it_is(tmp_path, changes):
     assert (workdir / "report.html").exists()
     (row,) = read_rows(workdir)
     assert 0 < row["elapsed_seconds"] < 1000
-
-
-def test_another_compilation_cache_is_left_alone():
-    jax.config.update(CACHE, "/elsewhere")
-    environment.use_compilation_cache()
-    assert getattr(jax.config, CACHE) == "/elsewhere"
 
 
 # A thread touches every page of 64 MiB, twice; prints how many were new at last.

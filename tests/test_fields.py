@@ -1,20 +1,17 @@
 """Every field of the configuration changes what it says: a program, a state, a file."""
 
-import io
-
 import jax
 import numpy as np
 import pytest
 
-from dwsep_jax import console, data
-from dwsep_jax.data.augment import make_augment
+from dwsep_jax import data
 from dwsep_jax.fields import FIELDS
 from dwsep_jax.train import evaluation, loop, programs, running
 from dwsep_jax.train.metrics import Metrics
-from dwsep_jax.train.step import train_many
 from tests import quick, tiny
 from tests.compare import comparing
 from tests.sweep import sweeping
+from tests.train.test_programs import arrays_of, make_steps
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +23,8 @@ def program(dataset, **changes):
     """Return the program of a training step as text; its inputs hold no values."""
     config = tiny.make_resolved(**changes)
     state = loop.make_state(config, dataset, abstract=True)
-    arrays = {"image": dataset.train.images, "label": dataset.train.labels}
-    augment = make_augment(config, tiny.NUM_CLASSES)
-    options = {"augment": augment, "batch_size": config.batch_size, "num_steps": 1}
-    permutation = jax.ShapeDtypeStruct((44,), np.int32)
-
-    def take(state, arrays, permutation):
-        return train_many(state, Metrics.empty(), arrays, permutation, **options)
-
-    return str(jax.make_jaxpr(take)(state, arrays, permutation))
+    rest = Metrics.empty(), arrays_of(dataset), np.arange(44, dtype=np.int32)
+    return str(jax.make_jaxpr(make_steps(config, num_steps=1))(state, *rest))
 
 
 IN_THE_PROGRAM = {
@@ -97,14 +87,8 @@ def test_the_state_before_the_first_step_changes(dataset, field):
     assert program(dataset, **above_0 | change) == program(dataset, **above_0)
 
 
-IN_THE_DATA = {
-    "dataset": "other",
-    "label": "coarse",
-    "image_size": 16,
-    "data_dir": "/elsewhere",
-    "validation_size": 6,
-    "split_seed": 1,
-}
+IN_THE_DATA = dict(dataset="other", label="coarse", image_size=16, split_seed=1)
+IN_THE_DATA |= dict(data_dir="/elsewhere", validation_size=6)
 
 
 @pytest.mark.parametrize("field", IN_THE_DATA)
@@ -156,8 +140,7 @@ def test_the_plateau_waits_and_lowers_as_it_is_told(dataset):
 
 @pytest.mark.usefixtures("recompiled")
 def test_steps_per_dispatch_and_deterministic_reach_the_programs(dataset, monkeypatch):
-    seen = []
-    jit = jax.jit
+    seen, jit = [], jax.jit
 
     def spy(*args, compiler_options=None, **options):
         seen.append(compiler_options)
@@ -208,23 +191,9 @@ def test_deterministic_reaches_the_last_evaluation(dataset, monkeypatch, tmp_pat
     assert seen == [False, True]
 
 
-@pytest.mark.parametrize("progress", [True, False])
-def test_progress_shows_a_bar(monkeypatch, progress):
-    output = io.StringIO()
-    terminal = console._make_console(file=output, force_terminal=True)
-    monkeypatch.setattr(console, "_console", terminal)
-    with console.EpochProgress(tiny.make_config(progress=progress), 5) as bar:
-        bar.start_epoch(0)
-    assert ("epoch 1/2" in output.getvalue()) == progress
-
-
-IN_THE_COMPARISON = {
-    "compare.variants": ("separable", "standard", "separable_macs"),
-    "compare.num_seeds": 3,
-    "compare.rate_factors": (1.0, 2.0),
-    "compare.margin": 60.0,
-    "compare.members_at_once": 2,
-}
+IN_THE_COMPARISON = dict(variants=("separable", "standard", "separable_macs"))
+IN_THE_COMPARISON |= dict(num_seeds=3, rate_factors=(1.0, 2.0), margin=60.0)
+IN_THE_COMPARISON |= dict(members_at_once=2)
 
 
 @pytest.mark.parametrize("field", IN_THE_COMPARISON)
@@ -240,20 +209,12 @@ def test_a_comparison_changes(monkeypatch, tmp_path, field):
         return comparison["margin"], runs, len(trained.groups)
 
     default = compare("default")
-    change = {field.removeprefix("compare."): IN_THE_COMPARISON[field]}
-    assert compare("changed", **change) != default
+    assert compare("changed", **{field: IN_THE_COMPARISON[field]}) != default
 
 
-IN_THE_SWEEP = {
-    "sweep.space": ("optimizer=adam|sgd", "mixup=0..1"),
-    "sweep.sampler": "grid",
-    "sweep.pruner": "none",
-    "sweep.num_trials": 5,
-    "sweep.storage": "kept.journal",
-    "sweep.study": "other",
-    "sweep.num_seeds": 3,
-    "sweep.refit_epochs": 3,
-}
+IN_THE_SWEEP = dict(space=("optimizer=adam|sgd", "mixup=0..1"), sampler="grid")
+IN_THE_SWEEP |= dict(pruner="none", num_trials=5, storage="kept.journal", study="other")
+IN_THE_SWEEP |= dict(num_seeds=3, refit_epochs=3)
 
 
 @pytest.mark.parametrize("field", IN_THE_SWEEP)
@@ -273,8 +234,8 @@ def test_a_sweep_changes(monkeypatch, tmp_path, field):
         epochs = [run["epoch"] for run in final["runs"]]
         return drawn, states, best["study"], epochs
 
-    changed = sweep("changed", **{field.removeprefix("sweep."): IN_THE_SWEEP[field]})
-    if field == "sweep.storage":
+    changed = sweep("changed", **{field: IN_THE_SWEEP[field]})
+    if field == "storage":
         assert (tmp_path / "kept.journal").exists()
         assert not (tmp_path / "changed" / "study.db").exists()
     else:
@@ -284,7 +245,8 @@ def test_a_sweep_changes(monkeypatch, tmp_path, field):
 IN_THE_LOOP = {
     *("early_stopping", "min_change", "plateau_factor", "plateau_patience"),
     *("steps_per_dispatch", "deterministic", "eval_batch_size"),
-    *("progress", "platform"),
+    "platform",  # tests/test_main.py
+    "progress",  # tests/test_console.py
     *("tensorboard", "wandb", "mlflow"),  # tests/train/test_loggers.py
     "checkpoint_minutes",  # tests/train/test_stopping.py
     "num_devices",  # tests/train/test_devices.py
@@ -297,5 +259,6 @@ IN_THE_LOOP = {
 
 def test_no_field_is_left_out():
     tested = [*IN_THE_PROGRAM, *IN_THE_STATE, *IN_THE_DATA, *IN_THE_LOOP]
-    tested += [*IN_THE_COMPARISON, *IN_THE_SWEEP]
+    tested += [f"compare.{field}" for field in IN_THE_COMPARISON]
+    tested += [f"sweep.{field}" for field in IN_THE_SWEEP]
     assert sorted(tested) == sorted(FIELDS)

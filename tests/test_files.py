@@ -4,21 +4,15 @@ import os
 
 import pytest
 
+from dwsep_jax import workdir
 from dwsep_jax.errors import UserError
 from dwsep_jax.space import parse_space
 from dwsep_jax.trials import Trial, read_trials, write_trials
-from dwsep_jax.workdir import (
-    read_json,
-    read_rows,
-    write_atomically,
-    write_json,
-    write_rows,
-)
 
 
 def test_text_and_bytes_are_written_and_nothing_else_is_left(tmp_path):
-    write_atomically(tmp_path / "a", "grün\n")
-    write_atomically(str(tmp_path / "b"), b"\0")
+    workdir.write_atomically(tmp_path / "a", "grün\n")
+    workdir.write_atomically(str(tmp_path / "b"), b"\0")
     assert (tmp_path / "a").read_text(encoding="utf-8") == "grün\n"
     assert (tmp_path / "b").read_bytes() == b"\0"
     assert len(list(tmp_path.iterdir())) == 2
@@ -26,14 +20,14 @@ def test_text_and_bytes_are_written_and_nothing_else_is_left(tmp_path):
 
 def test_what_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a"
-    write_atomically(path, "old")
+    workdir.write_atomically(path, "old")
 
     def fail(*args):
         raise OSError("killed here")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="killed here"):
-        write_atomically(path, "new")
+        workdir.write_atomically(path, "new")
     assert path.read_text() == "old"
 
 
@@ -42,7 +36,7 @@ def test_two_processes_write_under_different_names(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda old, new: seen.append(str(old)))
     for pid in (1, 2):
         monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
-        write_atomically(tmp_path / "a", "x")
+        workdir.write_atomically(tmp_path / "a", "x")
     assert len(set(seen)) == 2
 
 
@@ -61,12 +55,12 @@ def pick(content, names):
 
 FILES = {
     "diagnosis.json": (
-        lambda path: write_json(path, DIAGNOSIS),
-        lambda path: pick(read_json(path.parent, "diagnosis"), DIAGNOSIS),
+        lambda path: workdir.write_json(path, DIAGNOSIS),
+        lambda path: pick(workdir.read_json(path.parent, "diagnosis"), DIAGNOSIS),
     ),
     "metrics.jsonl": (
-        lambda path: write_rows(path.parent, [ROW]),
-        lambda path: [pick(row, ROW) for row in read_rows(path.parent)],
+        lambda path: workdir.write_rows(path.parent, [ROW]),
+        lambda path: [pick(row, ROW) for row in workdir.read_rows(path.parent)],
     ),
     "trials.csv": (
         lambda path: write_trials(path, TRIALS, AXES),

@@ -70,9 +70,7 @@ def test_the_test_images_get_their_probabilities(trained, run, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("has_shape", [True, False])
-def test_an_evaluation_of_an_earlier_version_has_temperature_1(
-    trained, run, tmp_path, has_shape
-):
+def test_an_evaluation_of_old_has_temperature_1(trained, run, tmp_path, has_shape):
     evaluation = read_json(run, "evaluation")
     for key in ("temperature", "calibrated", *(() if has_shape else ["image_shape"])):
         del evaluation[key]
@@ -127,9 +125,11 @@ def test_a_list_in_batches_of_another_size_to_csv(run, tmp_path, monkeypatch):
         assert 1 >= float(row[2]) >= float(row[4]) > 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
+def test_a_mistake_is_one_line(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "empty.txt", b"\n")
+    write(tmp_path / "d.csv/x", b"")
+    for arguments, line in (
         ("nowhere", "--images=nowhere: no such file or folder"),
         ("run/checkpoints", "--images=run/checkpoints: holds no picture (.png, .jpg"),
         ("empty.txt", "--images=empty.txt: holds no picture"),
@@ -137,16 +137,11 @@ def test_a_list_in_batches_of_another_size_to_csv(run, tmp_path, monkeypatch):
         ("x.png --output=a/o.csv", "--output=a/o.csv: its folder is missing; create"),
         ("x.png --output=d.csv", "--output=d.csv: is a directory; name another"),
         ("x.png --output=run/metrics.jsonl", "--output=run/metrics.jsonl: is a file"),
-    ],
-)
-def test_a_mistake_is_one_line(run, tmp_path, monkeypatch, capsys, arguments, line):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "empty.txt", b"\n")
-    write(tmp_path / "d.csv/x", b"")
-    assert call("run", *arguments.split()) == 2
-    err = capsys.readouterr().err
-    assert err.startswith(f"error: {line}")
-    assert err.count("\n") == 1
+    ):
+        assert call("run", *arguments.split()) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {line}")
+        assert err.count("\n") == 1
 
 
 def test_what_cannot_be_written_is_one_line(run, tmp_path, monkeypatch, capsys):

@@ -33,9 +33,8 @@ def workdirs(tmp_path_factory):
     efficiency = report_files.make_efficiency(1000, 2000, 1.0)
     report_files.write_run(directory / "run", efficiency=efficiency, **few)
     variants = {k: report_files.VARIANTS[k] for k in ("separable", "standard")}
-    report_files.write_comparison(
-        directory / "comparison", num_seeds=1, variants=variants, **few
-    )
+    few |= {"num_seeds": 1, "variants": variants}
+    report_files.write_comparison(directory / "comparison", **few)
     sweep_files.write_sweep(directory / "sweep", num_seeds=2)
     for path in directory.rglob("predictions.npz"):  # They would take time, as does
         path.unlink()

@@ -54,9 +54,8 @@ def test_kinds_and_values():
 
 def test_the_default_space_has_five_axes():
     fields = ["activation", "optimizer", "learning_rate", "batch_size", "dropout_rate"]
-    assert [
-        axis.field for axis in parse_space(default.get_config().sweep.space)
-    ] == fields
+    axes = parse_space(default.get_config().sweep.space)
+    assert [axis.field for axis in axes] == fields
 
 
 DATA = {"dataset", "label", "image_size"}

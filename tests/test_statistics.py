@@ -3,23 +3,19 @@
 import numpy as np
 import pytest
 
-from dwsep_jax.statistics import (
-    answer,
-    bootstrap_images,
-    compare_pairs,
-    summarize_sample,
-)
+from dwsep_jax.statistics import answer, bootstrap_images, compare_pairs
+from dwsep_jax.statistics import summarize_sample as summarize
 
 
 def test_the_interval_is_students():
-    summary = summarize_sample([1.0, 2.0, 3.0, 4.0, 5.0])
+    summary = summarize([1.0, 2.0, 3.0, 4.0, 5.0])
     # std is sqrt(10 / 4); the 97.5 % quantile of t with 4 degrees of freedom 2.776445.
     half = 2.776445 * np.sqrt(2.5) / np.sqrt(5)
     assert (summary["n"], summary["mean"]) == (5, 3.0)
     assert summary["std"] == pytest.approx(np.sqrt(2.5))
     assert summary["ci95"] == pytest.approx([3 - half, 3 + half], abs=1e-5)
-    assert summarize_sample([0.9]) == {"n": 1, "mean": 0.9, "std": None, "ci95": None}
-    equal = summarize_sample([0.5, 0.5, 0.5])
+    assert summarize([0.9]) == {"n": 1, "mean": 0.9, "std": None, "ci95": None}
+    equal = summarize([0.5, 0.5, 0.5])
     assert (equal["std"], equal["ci95"]) == (0.0, [0.5, 0.5])
 
 

@@ -8,12 +8,9 @@ from dwsep_jax.errors import UserError
 from dwsep_jax.space import parse_space
 from dwsep_jax.trials import Trial, latest, read_trials, write_trials
 
-AXES = parse_space(
-    [
-        *("flip=true|false", "block_sizes=3,3|6,6", "reduction=0.5|1"),
-        *("growth_rate=8..24", "mixup=0..1", "learning_rate=x0.1..x10 log"),
-    ]
-)
+SPACE = ["flip=true|false", "block_sizes=3,3|6,6", "reduction=0.5|1", "mixup=0..1"]
+SPACE += ["growth_rate=8..24", "learning_rate=x0.1..x10 log"]
+AXES = parse_space(SPACE)
 SETTINGS = {"flip": False, "block_sizes": "3,3", "reduction": 1.0, "growth_rate": 9}
 SETTINGS |= {"mixup": 1 / 3, "learning_rate": 0.1, "learning_rate_factor": 0.7}
 TRIALS = [
@@ -28,7 +25,7 @@ def test_what_is_written_is_read(tmp_path):
     write_trials(path, TRIALS[::-1], AXES)
     assert read_trials(path, AXES) == TRIALS
     assert path.read_text().splitlines()[0] == (
-        "number,state,value,epochs,flip,block_sizes,reduction,growth_rate,mixup,"
+        "number,state,value,epochs,flip,block_sizes,reduction,mixup,growth_rate,"
         "learning_rate,learning_rate_factor,seconds,retry_of,note,crc32"
     )
 

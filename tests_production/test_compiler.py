@@ -6,7 +6,7 @@ import pytest
 from flax import linen as nn
 
 from dwsep_jax.nn import layers
-from tests_production.test_ops import relative_error
+from tests.nn.numerics import relative_error
 
 ONES = nn.initializers.ones
 

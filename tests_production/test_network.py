@@ -9,21 +9,11 @@ import optax
 import pytest
 from flax import linen as nn
 
-from benchmarks.plain import (
-    PlainDenseNet,
-    consumer_stats,
-    plain_params,
-    plain_variables,
-)
+from benchmarks import plain
 from dwsep_jax.nn.densenet import DenseNet
 from dwsep_jax.nn.layers import SeparableConv, StandardConv
+from dwsep_jax.train import step
 from dwsep_jax.train.optim import make_plateau
-from dwsep_jax.train.step import (
-    create_train_state,
-    eval_step,
-    make_run_keys,
-    train_step,
-)
 
 # Images, and pixels a side: 40,960 and 32,768 pixels in the first block.
 CASES = [
@@ -45,8 +35,8 @@ def distance(got, want):
 
 def make_state(model, tx, image_shape):
     """Return a state whose parameters NumPy draws: jax's draws take long to compile."""
-    keys, rng = make_run_keys(0), np.random.default_rng(1)
-    make = partial(create_train_state, model, tx, image_shape, keys)
+    keys, rng = step.make_run_keys(0), np.random.default_rng(1)
+    make = partial(step.create_train_state, model, tx, image_shape, keys)
     state = jax.eval_shape(make)
 
     def draw(path, leaf):
@@ -55,58 +45,43 @@ def make_state(model, tx, image_shape):
         draws = rng.normal(center, 1 / fan_in**0.5 if fan_in > 1 else 0.1, leaf.shape)
         return jnp.asarray(draws, leaf.dtype)
 
-    params = jax.tree.map_with_path(draw, state.params)
-    return state.replace(
-        step=jnp.int32(0),
-        params=params,
-        batch_stats=jax.tree.map_with_path(draw, state.batch_stats),
-        opt_state=tx.init(params),
-        key=keys.steps,
-        plateau=make_plateau(),
-    )
+    parts = {"params": state.params, "batch_stats": state.batch_stats}
+    parts = jax.tree.map_with_path(draw, parts)
+    parts |= {"step": jnp.int32(0), "opt_state": tx.init(parts["params"])}
+    return state.replace(**parts, key=keys.steps, plateau=make_plateau())
 
 
 @pytest.mark.parametrize(("conv", "n", "size", "changes"), CASES)
-def test_a_training_step_and_an_evaluation_are_those_of_plain_flax(
-    conv, n, size, changes
-):
+def test_a_training_step_and_evaluation_are_those_of_plain_flax(conv, n, size, changes):
     model = DenseNet(conv, num_classes=5, growth_rate=8, block_sizes=(2, 2), **changes)
     tx = optax.sgd(0.1, momentum=0.9)
     state = make_state(model, tx, (size, size, 3))
     rng = np.random.default_rng(0)
     images = rng.normal(0.2, 1, (n, size, size, 3)).astype(np.float32)
     batch = {"image": images, "label": np.arange(n) % 5, "mask": np.ones(n, bool)}
-    after, metrics = jax.jit(train_step)(state, batch)
-    _, probabilities = jax.jit(eval_step)(state, batch)
+    after, metrics = jax.jit(step.train_step)(state, batch)
+    _, probabilities = jax.jit(step.eval_step)(state, batch)
 
     with jax.enable_x64(True):
         like = model.clone(dtype=jnp.float64)
-        plain = PlainDenseNet(like, conv is SeparableConv)
+        theirs = plain.PlainDenseNet(like, conv is SeparableConv)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        wide = jax.tree.map(
-            lambda a: jnp.asarray(a, jnp.float64), plain_variables(like, variables)
-        )
+        arrays = plain.plain_variables(like, variables), images
+        wide, images = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), arrays)
 
         def loss(params):
-            logits, updated = plain.apply(
-                {**wide, "params": params},
-                jnp.asarray(images, jnp.float64),
-                train=True,
-                mutable=["batch_stats"],
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(
-                logits, batch["label"]
-            )
-            return losses.mean(), updated["batch_stats"]
+            options = {"train": True, "mutable": ["batch_stats"]}
+            logits, updated = theirs.apply(wide | {"params": params}, images, **options)
+            log_p = jax.nn.log_softmax(logits)
+            return -log_p[np.arange(n), batch["label"]].mean(), updated["batch_stats"]
 
         run = jax.jit(jax.value_and_grad(loss, has_aux=True))
         (want_loss, want_stats), want_gradients = run(wide["params"])
-        logits = jax.jit(plain.apply)(wide, jnp.asarray(images, jnp.float64))
-        want_probabilities = jax.nn.softmax(logits)
+        want_probabilities = jax.nn.softmax(jax.jit(theirs.apply)(wide, images))
 
     # The first momentum is the gradient.
-    gradients = plain_params(after.opt_state[0].trace)
-    stats = consumer_stats(model, after.batch_stats)
+    gradients = plain.plain_params(after.opt_state[0].trace)
+    stats = plain.consumer_stats(model, after.batch_stats)
     # A ReLU's gradient jumps where float32 sees the other side of zero.
     tolerance = 1e-3 if model.act is nn.relu else 1e-5
     assert distance(gradients, want_gradients) < tolerance

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dwsep_jax.nn import layers, ops
+from tests.nn.numerics import relative_error
 from tests_production import reference
 
 # Images, and pixels a side. Images x pixels are from 16,385 to 131,072, and the images
@@ -14,12 +15,6 @@ from tests_production import reference
 SHAPES = [(20, 32), (41, 32), (129, 16), (128, 32)]
 CHANNELS, FEATURES = 48, 24
 RELU = jax.nn.relu
-
-
-def relative_error(got, want):
-    got = np.asarray(got, np.float64)
-    assert got.shape == want.shape
-    return np.linalg.norm(got - want) / np.linalg.norm(want)
 
 
 def make_inputs(n, size, *kernels):

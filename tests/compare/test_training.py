@@ -258,21 +258,15 @@ def test_members_at_once_limits_the_runs_of_a_program(tmp_path, quick, capsys):
     assert "was trained before" not in shown
     entry = comparison["variants"]["standard"]
     assert entry["learning_rate"] == 0.1
-    assert entry["rates"][2] == {
-        "factor": 3.0,
-        "learning_rate": pytest.approx(0.3),
-        "val_accuracy": None,
-        "val_loss": None,
-        "workdir": "standard/rate3",
-    }
+    rate = {"factor": 3.0, "learning_rate": pytest.approx(0.3), "val_accuracy": None}
+    rate |= {"val_loss": None, "workdir": "standard/rate3"}
+    assert entry["rates"][2] == rate
     quick.groups.clear()
     assert run(tmp_path, members_at_once=4, **changes) == comparison
     assert quick.groups == []
 
 
-def test_a_finished_comparison_is_kept_and_gains_seeds(
-    tmp_path, quick, capsys, written
-):
+def test_a_finished_comparison_is_kept_or_gains_seeds(tmp_path, quick, capsys, written):
     changes = {"rate_factors": (1.0,), "num_seeds": 1}
     first = run(tmp_path, **changes)
     assert first["answer"] == "undecided"
@@ -283,17 +277,13 @@ def test_a_finished_comparison_is_kept_and_gains_seeds(
     assert run(tmp_path, **changes) == first
     assert quick.runs == []
     assert written == [[tmp_path]]
-    assert "validation accuracy 90.00%, loss 0.1000  was trained before" in (
-        capsys.readouterr().out
-    )
+    shown = capsys.readouterr().out
+    assert "validation accuracy 90.00%, loss 0.1000  was trained before" in shown
     more = run(tmp_path, **changes | {"num_seeds": 3, "margin": 9.0})
-    assert trained(quick) == [
-        (conv, 0.1, seed, True) for seed in (1, 2) for conv in TWO
-    ]
+    assert trained(quick) == [(conv, 0.1, s, True) for s in (1, 2) for conv in TWO]
     # Both networks were made to err alike.
-    assert (more["answer"], more["seeds"], more["margin"]) == (
-        *("not_worse", [0, 1, 2], 0.09),
-    )
+    expected = {"answer": "not_worse", "seeds": [0, 1, 2], "margin": 0.09}
+    assert more.items() >= expected.items()
     requested = read(tmp_path / "config.json")["requested"]["compare"]
     assert (requested["num_seeds"], requested["margin"]) == (3, 9.0)
 
@@ -334,50 +324,30 @@ def test_a_workdir_of_something_else_is_refused(tmp_path, quick):
         run(tmp_path, rate_factors=(1.0,))
 
 
-@pytest.mark.parametrize(
-    ("scores", "best"),
-    [
-        ([(0.9, 0.3), (0.9, 0.2), (0.8, 0.1), (None, None)], 1),
-        ([(0.9, 0.1), (0.8, 0.1), (0.95, 0.9), (None, None)], 2),
-    ],
-)
-def test_validation_accuracy_decides_and_then_the_loss(scores, best):
-    rates = [
-        {"val_accuracy": accuracy, "val_loss": loss, "learning_rate": 0.1}
-        for accuracy, loss in scores
-    ]
-    assert choose_rate("it", rates) is rates[best]
+def test_validation_accuracy_decides_and_then_the_loss():
+    scores = [(0.9, 0.3), (0.9, 0.2), (0.8, 0.1), (None, None)]
+    rates = [{"val_accuracy": a, "val_loss": loss} for a, loss in scores]
+    assert choose_rate("it", rates) is rates[1]
+    rates[2]["val_accuracy"] = 0.95
+    assert choose_rate("it", rates) is rates[2]
     with pytest.raises(UserError, match=r"it diverges at every rate, 0\.1;"):
-        choose_rate("it", rates[-1:])
+        choose_rate("it", [rates[-1] | {"learning_rate": 0.1}])
 
 
-MISTAKES = {
-    "variants": (
-        {"variants": ("separable", "x")},
-        "variants='x' is unknown; choose one of separable, standard, separable_p",
-    ),
-    "no baseline": (
-        {"variants": ("separable", "separable_macs")},
-        r"--config\.compare\.variants=separable,separable_macs lacks standard; the",
-    ),
-    "conv": ({"conv": "standard"}, r"--config\.conv=standard: a comparison starts"),
-    "rates": (
-        {"rate_factors": (1.0, 1000.0), "learning_rate": 2.0},
-        r"--config\.learning_rate=2000\.0: must be",
-    ),
-}
-
-
-@pytest.mark.parametrize(("changes", "line"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_line_and_leaves_no_workdir(tmp_path, changes, line):
-    with pytest.raises(ConfigError, match=line):
-        run(tmp_path / "run", **changes)
-    assert list(tmp_path.iterdir()) == []
+def test_a_mistake_is_one_line_and_leaves_no_workdir(tmp_path):
+    rates = {"rate_factors": (1.0, 1000.0), "learning_rate": 2.0}
+    variants, choices = ("separable", "separable_macs"), "separable, standard, separabl"
+    for changes, line in (
+        ({"variants": ("separable", "x")}, f"variants='x' is unk.* one of {choices}"),
+        ({"variants": variants}, r"re\.variants=\w+,\w+ lacks standard; the"),
+        ({"conv": "standard"}, r"--config\.conv=standard: a comparison starts"),
+        (rates, r"--config\.learning_rate=2000\.0: must be"),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            run(tmp_path / "run", **changes)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_two_processes_do_not_share_a_comparison(tmp_path):
-    with (
-        loop.claimed(tmp_path),
-        pytest.raises(UserError, match="another process is at work"),
-    ):
+    with loop.claimed(tmp_path), pytest.raises(UserError, match="another process is"):
         run(tmp_path)

@@ -19,9 +19,8 @@ def make(**changes):
 
 def test_variants_differ_in_their_overrides_and_in_nothing_else():
     variants = make()
-    assert list(variants) == [
-        *("separable", "standard", "separable_parameters", "separable_macs")
-    ]
+    names = ["separable", "standard", "separable_parameters", "separable_macs"]
+    assert list(variants) == names
     assert variants["separable"].overrides == {}
     assert variants["standard"].overrides == {"conv": "standard"}
     for name in ("separable_parameters", "separable_macs"):
@@ -71,9 +70,8 @@ def test_the_closest_width_is_found():
 
 def test_where_no_growth_rate_is_near_the_stem_is_widened_too():
     config = digits.get_config()
-    low, high = (
-        measure_size(config, *SHAPES, growth_rate=rate).parameters for rate in (16, 17)
-    )
+    sizes = [measure_size(config, *SHAPES, growth_rate=rate) for rate in (16, 17)]
+    low, high = (size.parameters for size in sizes)
     target = (low + high) // 2
     assert high / low > 1.05
     fields = match_size(config, "parameters", target, *SHAPES)
@@ -90,12 +88,9 @@ def test_the_bootstrap_pairs_images_by_id(tmp_path):
         (tmp_path / name).mkdir()
         predicted = np.where(correct, labels, 1 - labels)
         order = np.array([3, 1, 0, 2]) if name == "standard" else np.arange(4)
-        np.savez(
-            tmp_path / name / "predictions.npz",
-            id=ids[order],
-            label=labels[order],
-            probabilities=np.eye(2)[predicted][order],
-        )
+        arrays = {"id": ids, "label": labels, "probabilities": np.eye(2)[predicted]}
+        arrays = {key: array[order] for key, array in arrays.items()}
+        np.savez(tmp_path / name / "predictions.npz", **arrays)
         entries[name] = {"runs": [{"accuracy": np.mean(correct), "workdir": name}]}
     paired = compare_with_baseline(entries, tmp_path, 0.005)
     # They differ in one image of four. Paired wrongly, they would differ in three.

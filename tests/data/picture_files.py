@@ -71,7 +71,7 @@ def many_frames(kind):
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-TEXT_BOMB = b"a\0\0" + zlib.compress(bytes(2 << 20))
+BOMB = b"a\0\0" + zlib.compress(bytes(2 << 20))  # Of text.
 DEEP = struct.pack(">HHHH", 40000, 255, 256, 65535)
 RGB16 = {"row": DEEP[:6] * 4, "depth": 16, "color_type": 2}
 
@@ -119,10 +119,7 @@ UNREADABLE = {
     "cut.webp": (encode(NOISE, "WEBP")[:-9], ""),
     "flipped.png": (flip(encode(NOISE), 200), "broken"),
     "bomb.png": (png(30000, 30000, 8, 0, b"\0"), "limit"),
-    "bomb of text.png": (
-        png(4, 4, chunks=[(b"zTXt", TEXT_BOMB)], **RGB16),
-        "too large",
-    ),
+    "bomb of text.png": (png(4, 4, chunks=[(b"zTXt", BOMB)], **RGB16), "too large"),
     "dangling.png": (lambda path: path.symlink_to("nowhere"), "no such file"),
     "pipe.png": (os.mkfifo, "no such file"),
 }

@@ -10,6 +10,8 @@ import pytest
 
 from dwsep_jax.data import cache, read
 from dwsep_jax.lock import locked
+from tests import tiny
+from tests.data.picture_files import flip
 from tests.data.tfds_files import write_dataset
 
 
@@ -32,10 +34,7 @@ def decodings(version_dir, monkeypatch):
 
 def assert_equal(a, b):
     assert a[0] == b[0]
-    for split in ("train", "test"):
-        for x, y in zip(a[1][split], b[1][split], strict=True):
-            assert x.dtype == y.dtype
-            np.testing.assert_array_equal(x, y)
+    assert tiny.bits(a[1]) == tiny.bits(b[1])
 
 
 def test_of_several_processes_the_first_alone_writes(version_dir, monkeypatch):
@@ -56,12 +55,8 @@ def test_damaged_cache_is_rebuilt(version_dir, decodings, capsys):
     values = [start + 128 for start in starts]
     flips = [0, len(content) - 20, *range(30, len(content), len(content) // 40)]
     for damage in [*values, *flips, slice(0), slice(len(content) // 2)]:
-        damaged = bytearray(content)
-        if isinstance(damage, slice):
-            damaged = damaged[damage]
-        else:
-            damaged[damage] ^= 1
-        path.write_bytes(damaged)
+        is_cut = isinstance(damage, slice)
+        path.write_bytes(content[damage] if is_cut else flip(content, damage))
         assert_equal(cache.load(version_dir), before)
         loads += bool(decodings)
         assert bool(decodings) or damage not in values

@@ -1,23 +1,16 @@
 """Datasets as TFDS lays them out on disk, written by hand."""
 
-import io
 import json
 import struct
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
+
+from tests.data.picture_files import encode
 
 IMAGE = tfds.features.Image(shape=(8, 6, 3))
 LABEL = tfds.features.ClassLabel(num_classes=4)
-
-
-def encode_image(array):
-    """Return a PNG of an array (H, W) or (H, W, C)."""
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def write_dataset(
@@ -50,7 +43,7 @@ def write_dataset(
     shape = image.shape if image and image.shape in ((7, 7, 1),) else (8, 6, 3)
     arrays = np.random.default_rng(0).integers(0, 256, (num_examples, *shape), np.uint8)
     examples = [
-        {"image": encode_image(array.squeeze()), "label": i % 4, "coarse_label": i % 2}
+        {"image": encode(array.squeeze()), "label": i % 4, "coarse_label": i % 2}
         for i, array in enumerate(arrays)
     ]
     for i, id_ in enumerate(ids or []):
@@ -67,14 +60,9 @@ def write_dataset(
             path = version_dir / f"{name}-{split}.{file_format}-{i:05d}-of-00002"
             path.write_bytes(b"".join(map(_to_record, shard)))
     info = {"name": name, "version": version_dir.name, "fileFormat": file_format}
-    info["splits"] = [
-        {
-            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-            "name": split,
-            "shardLengths": [str(count) for count in counts],
-        }
-        for split in splits
-    ]
+    shards = {"filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"}
+    shards["shardLengths"] = [str(count) for count in counts]
+    info["splits"] = [{"name": split, **shards} for split in splits]
     (version_dir / "dataset_info.json").write_text(json.dumps(info))
     return arrays
 

@@ -169,9 +169,8 @@ def test_the_file_is_written_where_training_can_continue(monkeypatch, tmp_path, 
     config = tiny.make_config()
     for _ in range(2):  # The second time in the workdir of an existing run.
         cost.measure_workdir(config, tmp_path / "run")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        *("config.json", "efficiency.json")
-    }
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"config.json", "efficiency.json"}
     assert read(tmp_path / "run" / "efficiency.json") == content
     assert printed == [content, content]
     assert f"files: {tmp_path / 'run'}" in capsys.readouterr().out

@@ -1,7 +1,9 @@
 """Weights of other libraries: against their definitions, in float64."""
 
+import jax
 import numpy as np
 import pytest
+from jax import lax
 
 from dwsep_jax import SeparableConv, separable_from_keras, separable_from_torch
 
@@ -10,37 +12,26 @@ C, M, F = 3, 2, 5
 
 
 def convolve(x, kernel, groups, stride, pads):
-    """Return what a grouped convolution is defined to be, for one NHWC batch.
+    """Convolve NHWC by a kernel (F, C / groups, H, W), as PyTorch has it, in float64.
 
-    `kernel` (F, C / groups, H, W) as PyTorch has it; output f reads group f // (F /
-    groups).
+    Output f reads group f // (F / groups).
     """
-    x = np.pad(x, ((0, 0), pads, pads, (0, 0)))
-    num_outputs, num_inputs, height, width = kernel.shape
-    rows = range(0, x.shape[1] - height + 1, stride)
-    y = np.zeros((x.shape[0], len(rows), len(rows), num_outputs))
-    for f in range(num_outputs):
-        first = f // (num_outputs // groups) * num_inputs
-        for i, row in enumerate(rows):
-            for j, column in enumerate(rows):
-                patch = x[:, row : row + height, column : column + width]
-                patch = patch[..., first : first + num_inputs]
-                y[:, i, j, f] = np.einsum("nhwc,chw->n", patch, kernel[f])
-    return y
+    options = dict(window_strides=(stride, stride), padding=(pads, pads))
+    options["dimension_numbers"] = ("NHWC", "OIHW", "NHWC")
+    with jax.enable_x64(True):
+        y = lax.conv_general_dilated(x, kernel, feature_group_count=groups, **options)
+        return np.asarray(y)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("bias", [True, False])
 def test_pytorchs_pair_of_convolutions(stride, bias):
-    depthwise, mix = (
-        RNG.normal(size=(C * M, 1, 3, 3)),
-        RNG.normal(size=(F, C * M, 1, 1)),
-    )
-    biases = (RNG.normal(size=C * M), RNG.normal(size=F)) if bias else (None, None)
-    x = RNG.normal(size=(2, 8, 8, C))
-    want = convolve(x, depthwise, C, stride, (1, 1)) + (biases[0] if bias else 0)
-    want = want @ mix[:, :, 0, 0].T + (biases[1] if bias else 0)
-    params = separable_from_torch((depthwise, biases[0]), (mix, biases[1]))
+    shapes = (C * M, 1, 3, 3), (F, C * M, 1, 1), C * M, F, (2, 8, 8, C)
+    depthwise, mix, inner, outer, x = (RNG.normal(size=shape) for shape in shapes)
+    want = convolve(x, depthwise, C, stride, (1, 1)) + bias * inner
+    want = want @ mix[:, :, 0, 0].T + bias * outer
+    pairs = [(depthwise, inner), (mix, outer)]
+    params = separable_from_torch(*((k, b if bias else None) for k, b in pairs))
     layer = SeparableConv(F, 3, stride, padding=1, channel_multiplier=M, use_bias=bias)
     got = layer.apply({"params": params}, x.astype(np.float32))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

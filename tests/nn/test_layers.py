@@ -199,9 +199,8 @@ def check_norms(arguments, x, masked=False, average=False, transform=lambda f: f
         return transform(apply)(x)
 
     arguments = {"momentum": 0.8, **arguments}
-    got, updated = run(
-        layers.BatchNorm(**arguments), {"normalize": affine}, {"statistics": stats}
-    )
+    ours = {"normalize": affine}, {"statistics": stats}
+    got, updated = run(layers.BatchNorm(**arguments), *ours)
     with jax.numpy_dtype_promotion("standard"):
         want, expected = run(nn.BatchNorm(**arguments), affine, stats)
     assert got.dtype == want.dtype

@@ -8,18 +8,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dwsep_jax.config import CONFIGS, load_file
+from dwsep_jax.environment import describe_environment
 
-ENVIRONMENT = {
-    "device_kind": "cpu",
-    "device_count": 1,
-    "platform": "cpu",
-    "machine": "Linux",
-    "python": "3.11.7",
-    "versions": {"jax": "0.10.2", "flax": "0.12.7", "dwsep_jax": None},
-    "dtype": "float32",
-    "seed": 0,
-    "git_commit": "0123456789abcdef0123456789abcdef01234567",
-}
+ENVIRONMENT = describe_environment("float32", 0)
+ENVIRONMENT["git_commit"] = "0123456789abcdef0123456789abcdef01234567"
+ENVIRONMENT["versions"]["dwsep_jax"] = None  # It is not installed.
 # Name: parameters, MACs, milliseconds for an image, accuracy above `standard`'s.
 VARIANTS = {
     "separable": (223_000, 62_000_000, 1.0, 0.0),
@@ -29,17 +22,9 @@ VARIANTS = {
 }
 BATCHES = (1, 8, 32, 128)
 # Names that a format might take for markup, one for each digit.
-NASTY = [
-    *(
-        "<script>alert(1)</script>",
-        "a|b :tada:",
-        'say "hi" & $x$',
-        "$5 to $10",
-        "{{ x }} %s",
-    ),
-    *("_[x](y)_", "100 % ~~a~~ `b` # \\ &lt;", "\N{GRINNING FACE}", "\u05d0\u05d1"),
-    "n" * 200,
-]
+NASTY = ["<script>alert(1)</script>", "a|b :tada:", 'say "hi" & $x$', "$5 to $10"]
+NASTY += ["{{ x }} %s", "_[x](y)_", "100 % ~~a~~ `b` # \\ &lt;", "\N{GRINNING FACE}"]
+NASTY += ["\u05d0\u05d1", "n" * 200]
 
 
 def write_json(path: pathlib.Path, content: dict) -> None:

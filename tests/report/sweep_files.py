@@ -51,9 +51,8 @@ def make_trials(num_trials: int = 16, num_complete: int = 10, **winner) -> list[
         if number == 2:
             trial = trial._replace(value=0.985)
         elif number == num_trials - 1:
-            trial = trial._replace(
-                state="failed", value=None, epochs=1, note="diverged"
-            )
+            failed = {"state": "failed", "value": None, "epochs": 1}
+            trial = trial._replace(**failed, note="diverged")
         elif number > num_complete:
             trial = trial._replace(state="pruned", value=value - 0.2, epochs=3)
         made.append(trial)

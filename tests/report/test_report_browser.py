@@ -50,9 +50,8 @@ def browser(tmp_path_factory):
 def show(browser, page, width, theme="light"):
     """Open the page at a width in a theme; wait until its charts are drawn."""
     size = {"width": width, "height": 900, "deviceScaleFactor": 1}
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", size | {"mobile": width < 500}
-    )
+    size["mobile"] = width < 500
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     features = [{"name": "prefers-color-scheme", "value": theme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     browser.get(page)
@@ -98,9 +97,8 @@ def test_every_chart_is_drawn_and_fits(browser, page, width, theme, background, 
         " > place.getBoundingClientRect().width + 1).length"
     )
     assert read(browser, script) == 0
-    assert read(browser, "getComputedStyle(document.body).backgroundColor") == (
-        background
-    )
+    color = read(browser, "getComputedStyle(document.body).backgroundColor")
+    assert color == background
     script = "[...document.querySelectorAll('.chart svg path')].flatMap((path) => "
     script += "[getComputedStyle(path).fill, getComputedStyle(path).stroke])"
     assert series in read(browser, script)

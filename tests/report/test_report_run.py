@@ -89,9 +89,8 @@ def test_the_answer_comes_first(tmp_path, changes, verdict, tone, opening):
     assert reason in found.text
 
 
-@pytest.mark.parametrize(
-    ("result", "saves", "speed", "verdict"),
-    [
+def test_the_verdict_weighs_accuracy_size_and_speed():
+    for result, saves, speed, verdict in (
         ("better", True, 1.5, "Worth it"),
         ("better", False, 0.9, "Worth it"),
         ("not_worse", True, 0.8, "Worth it for its size, not for speed"),
@@ -101,31 +100,22 @@ def test_the_answer_comes_first(tmp_path, changes, verdict, tone, opening):
         ("worse", True, 0.5, "Not without a loss"),
         ("worse", False, 0.9, "Not worth it"),
         ("undecided", True, 2.0, "Undecided"),
-    ],
-)
-def test_the_verdict_weighs_accuracy_size_and_speed(result, saves, speed, verdict):
-    assert comparison.decide(result, saves, speed)[0] == verdict
+    ):
+        assert comparison.decide(result, saves, speed)[0] == verdict
 
 
-@pytest.mark.parametrize(
-    ("shown", "expected"),
-    [
-        (form.amount(99_999), "99,999"),
-        (form.amount(223_000), "223 k"),
-        (form.significant(0.01234), "0.0123"),
-        (form.significant(123.4), "123"),
-        (form.points(-0.0125), "\N{MINUS SIGN}1.25"),
-        (form.interval([0.001, 0.002]), "+0.10 to +0.20"),
-        (form.amount(None), DASH),
-        (form.mean_and_interval(None), DASH),
-        (
-            form.mean_and_interval({"mean": 0.5, "ci95": [0.49, 0.51]}),
-            f"50.00 {PLUS_MINUS} 1.00 %",
-        ),
-    ],
-)
-def test_numbers_have_sensible_digits(shown, expected):
-    assert shown == expected
+def test_numbers_have_sensible_digits():
+    half = {"mean": 0.5, "ci95": [0.49, 0.51]}
+    assert [form.amount(n) for n in (99_999, 223_000, None)] == [
+        "99,999",
+        "223 k",
+        DASH,
+    ]
+    assert [form.significant(n) for n in (0.01234, 123.4)] == ["0.0123", "123"]
+    assert form.points(-0.0125) == "\N{MINUS SIGN}1.25"
+    assert form.interval([0.001, 0.002]) == "+0.10 to +0.20"
+    assert form.mean_and_interval(None) == DASH
+    assert form.mean_and_interval(half) == f"50.00 {PLUS_MINUS} 1.00 %"
 
 
 def test_the_markdown_has_every_figure_and_fact(win):
@@ -163,14 +153,12 @@ def test_speed_is_the_geometric_mean_over_batch_sizes(workdir, run):
     assert f"2.00{TIMES} as fast at best (batch size 32), 51 % of that" in markdown
 
 
-@pytest.mark.parametrize(
-    ("factor", "is_edge"), [(0.333, True), (1.0, False), (3.0, True)]
-)
-def test_a_learning_rate_at_the_edge_of_those_tried_is_told(workdir, factor, is_edge):
-    rate = 0.1 * factor
-    change(workdir / "comparison.json", "variants.standard", learning_rate=rate)
-    edge = "the lowest or highest tried for standard;" in write_markdown(workdir)
-    assert edge == is_edge
+def test_a_learning_rate_at_the_edge_of_those_tried_is_told(workdir):
+    for factor, is_edge in ((0.333, True), (1.0, False), (3.0, True)):
+        rate = 0.1 * factor
+        change(workdir / "comparison.json", "variants.standard", learning_rate=rate)
+        edge = "the lowest or highest tried for standard;" in write_markdown(workdir)
+        assert edge == is_edge
 
 
 def headings_of(content):
@@ -217,26 +205,20 @@ def test_names_are_text_in_every_format(tmp_path, capsys):
     ("place", "missing", "shown", "absent"),
     [
         (
-            "",
-            ["*/*/metrics.jsonl", "*/*/efficiency.json", "*/*/diagnosis.json"],
+            *("", "*/*/metrics.jsonl */*/efficiency.json */*/diagnosis.json"),
             [f"- {DASH} its speed in inference", "no efficiency.json", "its metrics."],
             "time for a batch|well fitted",
         ),
         (
-            "",
-            ["comparison.json", "standard/seed2/evaluation.json"],
-            [
-                "| separable/seed0 | 4 | 97.",
-                f"| standard/seed2 | 4 | 95.70 % | {DASH} |",
-            ],
+            *("", "comparison.json standard/seed2/evaluation.json"),
+            ["| separable/seed0 | 4 | 97.", f"ard/seed2 | 4 | 95.70 % | {DASH} |"],
             "Worth it",
         ),
         (
-            "separable/seed0",
-            ["evaluation.json", "predictions.npz", "diagnosis.json", "efficiency.json"],
+            *("separable/seed0", "ev*.json predictions.npz diagnosis.json ef*.json"),
             [
                 "**Under way.** Epoch 4 reached 97.",
-                "Not evaluated on test yet",
+                "Not evaluated on test y",
                 "/curve_",
             ],
             "confusion|reliability",
@@ -244,7 +226,7 @@ def test_names_are_text_in_every_format(tmp_path, capsys):
     ],
 )
 def test_what_is_missing_is_named(workdir, place, missing, shown, absent):
-    for pattern in missing:
+    for pattern in missing.split():
         paths = list((workdir / place).glob(pattern))
         assert paths
         for path in paths:
@@ -296,13 +278,10 @@ def test_the_mistakes_are_the_most_confident_ones_with_their_pictures(run, monke
     splits = {"test": Split(images, np.zeros(4, np.int32), arrays["id"])}
     monkeypatch.setattr(mistakes, "find_test", lambda config: splits["test"])
     shown = []
-    monkeypatch.setattr(
-        mistakes, "to_data_uri", lambda image: shown.append(image) or ""
-    )
+    monkeypatch.setattr(mistakes, "to_data_uri", lambda i: shown.append(i) or "")
     [chart] = mistakes.show_mistakes(found)
-    assert [row["caption"] for row in chart.spec["data"]["values"]] == [
-        *("x\nas y\n80.00 %", "y\nas x\n70.00 %", "x\nas y\n60.00 %"),
-    ]
+    captions = [row["caption"] for row in chart.spec["data"]["values"]]
+    assert captions == ["x\nas y\n80.00 %", "y\nas x\n70.00 %", "x\nas y\n60.00 %"]
     assert [image[0, 0, 0] for image in shown] == [11, 13, 12]
     splits["test"] = splits["test"]._replace(ids=np.array(list("efgh")))
     assert "has other test images" in mistakes.show_mistakes(found)[0]
@@ -326,9 +305,8 @@ def test_commands_name_the_fields_that_differ(workdir, run, tmp_path):
     fields |= {"sweep.space": ("optimizer=adam|sgd", "dropout_rate=0..0.3")}
     sweep = "configs/sweep.py:digits"
     report_files.write_config(tmp_path / "sweep", sweep, kind="sweep", **fields)
-    (tmp_path / "sweep/trials.csv").write_text(
-        "number,state,value,epochs,optimizer,dropout_rate,seconds,retry_of,note\n"
-    )
+    columns = "number,state,value,epochs,optimizer,dropout_rate,seconds,retry_of,note"
+    (tmp_path / "sweep/trials.csv").write_text(f"{columns}\n")
     for directory, command in {
         workdir: "--mode=compare --config=configs/compare.py:digits "
         "--config.growth_rate=12 --config.num_epochs=4 --config.compare.num_seeds=3",
@@ -372,27 +350,15 @@ EVALUATION = "separable/seed0/evaluation.json"
         ("standard/seed0/diagnosis.json", "", {"verdict": "good"}, "must be one of"),
         ("standard/seed0/diagnosis.json", "", {"schema": 2}, "schema is 2, not 1"),
         ("standard/seed0/predictions.npz", "", b"PK", "--mode=evaluate"),
-        (
-            EVALUATION,
-            "",
-            {"accuracy": 0.9831},
-            "0.9831, and by its confusion_matrix 0.983)",
-        ),
-        (
-            EVALUATION,
-            "",
-            {"num_examples": 999},
-            "999, and by its confusion_matrix 1000",
-        ),
+        (EVALUATION, "", {"accuracy": 0.9831}, "0.9831, and by its confusion_matrix 0"),
+        (EVALUATION, "", {"num_examples": 999}, "999, and by its confusion_matrix 100"),
         (EVALUATION, "per_class.3", {"f1": 0.5}, "per_class[3].f1 is 0.5, and by its"),
         (EVALUATION, "f1", {"weighted": 0.5}, "f1.weighted is 0.5, and by its"),
         (EVALUATION, "recall", {"micro": 0.5}, "recall.micro is 0.5, and by its"),
         (EVALUATION, "", {"confusion_matrix": [[1]]}, "is not 10 x 10"),
     ],
 )
-def test_a_damaged_file_is_one_line_that_names_it(
-    workdir, name, place, content, problem
-):
+def test_a_damaged_file_is_named_in_one_line(workdir, name, place, content, problem):
     before = (workdir / "report.html").read_bytes()
     if isinstance(content, dict):
         change(workdir / name, place, **content)
@@ -469,29 +435,20 @@ def test_both_themes_are_legible(theme):
 def test_a_report_needs_neither_jax_nor_optuna(win, tmp_path):
     sweep_files.write_sweep(tmp_path)
     code = (
-        "import sys, main; code = main.main(sys.argv);"
-        "print({'jax', 'flax', 'optuna', 'tensorflow_datasets'} & set(sys.modules));"
-        "sys.exit(code)"
+        "import sys, main; assert main.main(sys.argv) == 0;"
+        "print({'jax', 'flax', 'optuna', 'tensorflow_datasets'} & set(sys.modules))"
     )
     arguments = ["--mode=report", f"--workdir={tmp_path},{win},{win}/separable/seed0"]
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == f"report: {tmp_path}/report.html\nset()\n"
+    command = [sys.executable, "-c", code, *arguments]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    shown = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout
+    assert shown.decode() == f"report: {tmp_path}/report.html\nset()\n"
     assert len((tmp_path / "figures/slice_optimizer.png").read_bytes()) > 10_000
 
 
 def test_the_temperature_is_told_with_what_it_changes(run):
-    write.write_report([run])
-    assert "temperature" not in (run / "report.md").read_text()  # An old evaluation.
+    assert "temperature" not in write_markdown(run)  # An old evaluation.
     scaled = {"ece": 0.0123, "nll": 0.4567}
     change(run / "evaluation.json", temperature=0.789, calibrated=scaled)
-    write.write_report([run])
-    told = (
-        "divided by 0.789, a temperature fitted on validation, the ECE is 0.0123 and "
-    )
-    assert told in (run / "report.md").read_text()
+    told = "divided by 0.789, a temperature fitted on validation, the ECE is 0.0123 and"
+    assert told in write_markdown(run)

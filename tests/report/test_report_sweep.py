@@ -45,28 +45,29 @@ def markdown_of(directory):
     return re.sub(r"\\([\\`*_\[\]<>|#])", r"\1", text)
 
 
+RMSPROP, RELU = "optimizer=rmsprop", "activation=relu"
+FEW = {"num_examples": 200}
+
+
 @pytest.mark.parametrize(
-    ("options", "verdict", "tone"),
+    ("losses", "options", "verdict", "tone"),
     [
-        ({"verdict": "overfitting"}, ", clearly", "good"),
-        ({"num_seeds": 1}, ", not yet confirmed over seeds", "open"),
+        ({}, {"verdict": "overfitting"}, ", clearly", "good"),
+        ({}, {"num_seeds": 1}, ", not yet confirmed over seeds", "open"),
         (
-            {"losses": {"optimizer=rmsprop": 0.002, "activation=relu": 0}},
-            *(", not clearly ahead of rmsprop and relu", "open"),
+            {RMSPROP: 0.002, RELU: 0},
+            {},
+            ", not clearly ahead of rmsprop and relu",
+            "open",
         ),
-        (
-            {"losses": {"optimizer=rmsprop": -0.015}},
-            *(" on validation, but behind rmsprop on test", "bad"),
-        ),
-        (  # The seeds alone would tell; so few test images do not.
-            {"losses": {"optimizer=rmsprop": 0.01}, "num_examples": 200},
-            *(", not clearly ahead of rmsprop", "open"),
-        ),
-        ({"made": make_trials(8, 1)}, ", but too few trials are complete", "open"),
+        ({RMSPROP: -0.015}, {}, " on validation, but behind rmsprop on test", "bad"),
+        # The seeds alone would tell; so few test images do not.
+        ({RMSPROP: 0.01}, FEW, ", not clearly ahead of rmsprop", "open"),
+        ({}, {"made": make_trials(8, 1)}, ", but too few trials are complete", "open"),
     ],
 )
-def test_the_verdict_follows_from_the_numbers(tmp_path, options, verdict, tone):
-    write_sweep(tmp_path, **options)
+def test_the_verdict_follows_from_the_numbers(tmp_path, losses, options, verdict, tone):
+    write_sweep(tmp_path, losses=losses, **options)
     headline = write.describe(tmp_path).headline
     assert (headline.verdict, headline.tone) == (f"adam with swish{verdict}", tone)
     limits = read_limits(tmp_path)
@@ -105,22 +106,15 @@ def test_the_winner_at_the_edge_of_the_space_is_told(tmp_path):
     assert "dropout_rate is at the edge" not in limits  # There is nothing below 0.
 
 
-@pytest.mark.parametrize(
-    ("axis", "setting", "edge"),
-    [
-        ("growth_rate=8..24", 24, "above"),
-        ("growth_rate=8..24", 23, None),
-        ("weight_decay=1e-5..1 log", 1.2e-5, "below"),
-        ("dropout_rate=0.1..0.5", 0.2, None),
-        ("batch_size=1|2", 2, None),
-        ("activation=a|b|c", "c", None),
-        ("flip=true|false", True, None),
-    ],
-)
-def test_a_setting_at_an_end_of_its_range_is_at_the_edge(axis, setting, edge):
-    [axis] = parse_space([axis])
-    trial = make_trials()[0]._replace(settings={axis.name: setting})
-    assert find_edge(axis, trial) == edge
+def test_a_setting_at_an_end_of_its_range_is_at_the_edge():
+    edges = {("growth_rate=8..24", 24): "above", ("growth_rate=8..24", 23): None}
+    edges |= {("weight_decay=1e-5..1 log", 1.2e-5): "below", ("mixup=0..1", 0.2): None}
+    edges |= {("batch_size=1|2", 2): None, ("activation=a|b|c", "c"): None}
+    edges |= {("flip=true|false", True): None}
+    for (text, setting), edge in edges.items():
+        [axis] = parse_space([text])
+        trial = make_trials()[0]._replace(settings={axis.name: setting})
+        assert find_edge(axis, trial) == edge, text
 
 
 def test_lost_seeds_and_predictions_are_told(workdir):
@@ -136,12 +130,10 @@ def test_lost_seeds_and_predictions_are_told(workdir):
 
 
 def test_an_unfinished_sweep_shows_the_trials_that_it_has(tmp_path):
-    trials = make_trials()
-    trials[14] = trials[14]._replace(state="running", value=None, epochs=None)
-    trials[15] = trials[15]._replace(
-        state="waiting", settings=dict.fromkeys(trials[15].settings)
-    )
-    write_trials(tmp_path, trials)
+    *trials, running, waiting = make_trials()
+    trials.append(running._replace(state="running", value=None, epochs=None))
+    unset = dict.fromkeys(waiting.settings)
+    write_trials(tmp_path, [*trials, waiting._replace(state="waiting", settings=unset)])
     text = markdown_of(tmp_path)
     for words in (
         "**In progress.** 14 of 16 trials have ended. The best so far is trial 2, with "
@@ -177,7 +169,7 @@ def test_hopeless_trials_do_not_flatten_the_others(workdir):
         ("trials.csv", "pruned", "done", "line 13: state cannot be 'done'"),
     ],
 )
-def test_a_damaged_file_is_one_line_that_names_it(workdir, name, old, new, problem):
+def test_a_damaged_file_is_named_in_one_line(workdir, name, old, new, problem):
     text = (workdir / name).read_text()
     assert old in text
     (workdir / name).write_text(text.replace(old, new))

@@ -20,9 +20,8 @@ def open_study(storage, workdir, num_trials=None):
     config.sweep.update(space=("mixup=0..1",), sampler="random")
     config.sweep.storage = None if storage == "study.db" else storage
     workdir.mkdir(exist_ok=True)
-    return study.open_study(
-        config, parse_space(config.sweep.space), workdir, int(num_trials or NUM_TRIALS)
-    )
+    axes = parse_space(config.sweep.space)
+    return study.open_study(config, axes, workdir, int(num_trials or NUM_TRIALS))
 
 
 def main(storage, workdir, name, seconds, num_trials=None):

@@ -8,8 +8,9 @@ from statistics import mean
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
 
-from dwsep_jax.errors import ConfigError, UserError
+from dwsep_jax.errors import ConfigError, DivergedError, UserError
 from dwsep_jax.lock import locked
 from dwsep_jax.space import parse_space
 from dwsep_jax.sweep import study, worker
@@ -62,10 +63,8 @@ def test_only_the_best_are_evaluated_on_test_with_new_seeds(whole):
         for name in ("adam", "sgd")
     )
     assert best["number"] == int(winner["number"])
-    assert [final["reasons"] for final in best["finals"]] == [
-        ["winner", "optimizer=adam"],
-        ["optimizer=sgd"],
-    ]
+    reasons = [["winner", "optimizer=adam"], ["optimizer=sgd"]]
+    assert [final["reasons"] for final in best["finals"]] == reasons
     for final, row in zip(best["finals"], (winner, other), strict=True):
         directory = f"final/trial{row['number']}"
         assert final["directory"] == directory
@@ -87,9 +86,8 @@ def test_only_the_best_are_evaluated_on_test_with_new_seeds(whole):
         assert final["summary"]["val_accuracy"]["n"] == 2
     # Only these, in this order.
     places = [one["workdir"] for final in best["finals"] for one in final["runs"]]
-    assert [(directory, on_test) for directory, _, on_test in quick.finals.runs] == [
-        (workdir / place, True) for place in places
-    ]
+    trained = [(directory, on_test) for directory, _, on_test in quick.finals.runs]
+    assert trained == [(workdir / place, True) for place in places]
     assert quick.reports == [[workdir]]
 
 
@@ -121,10 +119,8 @@ def test_a_person_sees_the_plan_the_trials_and_the_result(tmp_path, capsys):
     space = (*SPACE, "num_epochs=2|3")
     best = run(tmp_path, num_trials=3, space=space)
     said = capsys.readouterr().out
-    assert (
-        "3 trials of up to 3 epochs on tiny, sampler tpe, pruner median; 3 waiting; "
-        "space: optimizer=adam|sgd, learning_rate=x0.1..x10 log, " in said
-    )
+    assert "3 trials of up to 3 epochs on tiny, sampler tpe, pruner median; 3" in said
+    assert "; space: optimizer=adam|sgd, learning_rate=x0.1..x10 log, " in said
     row = read_trials(tmp_path)[0]
     line = next(line for line in said.splitlines() if line.startswith("trial 1/3"))
     assert f"number 0, optimizer={row['optimizer']} learning_rate_factor=" in line
@@ -173,28 +169,30 @@ class Killed(BaseException):
     """Stands for the death of the process."""
 
 
-@pytest.mark.parametrize(
-    ("storage", "error"),
-    [
-        (None, Killed()),
-        ("study.journal", Killed()),
-        (None, KeyboardInterrupt()),
-        (None, OSError("disk full")),
-    ],
-)
-def test_an_interrupted_trial_is_retried_in_its_place(tmp_path, quick, storage, error):
-    storage = storage and str(tmp_path / storage)
-    workdir = tmp_path / "sweep"
+def stop(quick, error, *arguments, **changes):
+    """Start a sweep whose first trial ends by an error; return its configuration."""
 
-    def stop(config):
+    def fail(config):
         raise error
 
-    quick.score = stop
+    quick.score = fail
     with pytest.raises(type(error)):
-        run(workdir, storage=storage, num_trials=2)
+        run(*arguments, **changes)
     ((_, stopped),) = quick.trials
     quick.score = by_optimizer(adam=0.75, sgd=0.5)
-    best = run(workdir, storage=storage, num_trials=2)
+    return stopped
+
+
+ERRORS = [Killed(), KeyboardInterrupt(), OSError("disk full")]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("storage", [None, "study.journal"])
+def test_an_interrupted_trial_is_retried_in_its_place(tmp_path, quick, storage, error):
+    workdir = tmp_path / "sweep"
+    changes = {"storage": storage and str(tmp_path / storage), "num_trials": 2}
+    stopped = stop(quick, error, workdir, **changes)
+    best = run(workdir, **changes)
     rows = read_trials(workdir)
     assert [row["state"] for row in rows] == ["failed", "complete", "complete"]
     assert [row["retry_of"] for row in rows] == ["", "", "0"]
@@ -205,13 +203,7 @@ def test_an_interrupted_trial_is_retried_in_its_place(tmp_path, quick, storage, 
 
 
 def test_a_trial_in_another_process_is_waited_for(tmp_path, quick, capsys):
-    def stop(config):
-        raise Killed
-
-    quick.score = stop
-    with pytest.raises(Killed):
-        run(tmp_path, num_trials=1)
-    quick.score = by_optimizer(adam=0.75, sgd=0.5)
+    stop(quick, Killed(), tmp_path, num_trials=1)
     sleeps = []
 
     def sleep(seconds, really=time.sleep):
@@ -232,32 +224,30 @@ def test_a_trial_in_another_process_is_waited_for(tmp_path, quick, capsys):
 
 
 def test_what_becomes_of_trials_that_cannot_end_well(tmp_path, quick, capsys):
+    errors = {
+        "gelu": DivergedError("val_loss is nan"),
+        "swish": ConfigError("growth_rate=1: cannot be"),
+        "leaky_relu": RuntimeError("RESOURCE_EXHAUSTED: out of memory allocating"),
+    }
+
     def score(config):
-        if config.activation == "gelu":
-            diverge(config)
-        if config.activation == "swish":
-            raise ConfigError("growth_rate=1: cannot be")
-        if config.activation == "leaky_relu":
-            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory allocating")
+        if error := errors.get(config.activation):
+            raise error
         return [0.5, 0.6]
 
     quick.score = score
     space = ("activation=relu|gelu|swish|leaky_relu",)
     best = run(tmp_path, sampler="grid", space=space)
-    assert {
-        row["activation"]: (row["state"], row["value"], row["note"])
-        for row in read_trials(tmp_path)
-    } == {
-        "relu": ("complete", "0.6", ""),
-        "gelu": ("pruned", "", "diverged"),
-        "swish": ("failed", "", "growth_rate=1: cannot be"),
-        "leaky_relu": ("failed", "", "out of memory"),
+    keys = ("activation", "state", "value", "note")
+    assert {tuple(row[key] for key in keys) for row in read_trials(tmp_path)} == {
+        ("relu", "complete", "0.6", ""),
+        ("gelu", "pruned", "", "diverged"),
+        ("swish", "failed", "", "growth_rate=1: cannot be"),
+        ("leaky_relu", "failed", "", "out of memory"),
     }
     assert best["num_trials"] == {"complete": 1, "pruned": 1, "failed": 2}
-    # None of the others has a best.
-    assert [final["reasons"] for final in best["finals"]] == [
-        ["winner", "activation=relu"]
-    ]
+    (final,) = best["finals"]  # None of the others has a best.
+    assert final["reasons"] == ["winner", "activation=relu"]
     assert ": pruned: diverged  " in capsys.readouterr().out
 
 
@@ -294,28 +284,18 @@ def test_of_two_workers_one_trains_the_finals(tmp_path, quick, capsys):
 def test_the_best_has_the_least_loss_and_may_be_pruned_for_an_optimizer():
     axes = parse_space(["optimizer=adam|sgd", "mixup=0..1"])
     opened = optuna.create_study(direction="maximize")
-    for optimizer, value, loss in [
-        ("adam", 0.8, 0.5),
-        ("adam", 0.8, 0.4),
-        ("adam", 0.7, 0.1),
-        ("sgd", 0.3, 0.1),
-        ("sgd", 0.4, 0.1),
-    ]:
-        trial = optuna.create_trial(
-            state=optuna.trial.TrialState[
-                {"adam": "COMPLETE", "sgd": "PRUNED"}[optimizer]
-            ],
-            params={"optimizer": optimizer},
-            distributions={"optimizer": CategoricalDistribution(axes[0].choices)},
-            value=value,
-            user_attrs={"val_loss": loss, study._QUEUED: True},
-        )
+    choices = {"optimizer": CategoricalDistribution(axes[0].choices)}
+    states = {"adam": TrialState.COMPLETE, "sgd": TrialState.PRUNED}
+    trials = [("adam", 0.8, 0.5), ("adam", 0.8, 0.4), ("adam", 0.7, 0.1)]
+    trials += [("sgd", 0.3, 0.1), ("sgd", 0.4, 0.1)]
+    for name, value, loss in trials:
+        options = {"params": {"optimizer": name}, "distributions": choices}
+        options["user_attrs"] = {"val_loss": loss, study._QUEUED: True}
+        trial = optuna.create_trial(state=states[name], value=value, **options)
         opened.add_trial(trial)
     chosen = choose_finals(study.Sweep(None, axes, None, opened))
-    assert [(final.trial.number, final.reasons) for final in chosen] == [
-        (1, ["winner", "optimizer=adam"]),
-        (4, ["optimizer=sgd"]),
-    ]
+    numbers = {final.trial.number: final.reasons for final in chosen}
+    assert numbers == {1: ["winner", "optimizer=adam"], 4: ["optimizer=sgd"]}
 
 
 @pytest.mark.parametrize(
@@ -337,9 +317,8 @@ def test_a_trial_is_not_pruned_too_early_nor_at_its_end(tmp_path, quick):
     run(tmp_path, num_trials=8, num_epochs=8, early_stopping=1)
     rows = read_trials(tmp_path)
     # After a quarter of its epochs; the last stops early.
-    assert [(row["state"], row["epochs"]) for row in rows[5:]] == [
-        *(("pruned", "2"), ("complete", "8"), ("complete", "2"))
-    ]
+    ends = [(row["state"], row["epochs"]) for row in rows[5:]]
+    assert ends == [("pruned", "2"), ("complete", "8"), ("complete", "2")]
 
 
 def test_a_grid_takes_each_point_once(tmp_path):

@@ -24,9 +24,7 @@ CHOICES |= {"init_from": "one|other", "freeze": "stem/*|block0/*"}
 
 
 @pytest.mark.parametrize("name", AXES)
-def test_every_field_that_changes_the_result_can_be_an_axis(
-    name, tmp_path, monkeypatch
-):
+def test_every_field_that_changes_results_can_be_an_axis(name, tmp_path, monkeypatch):
     resolve = loop.resolve
     Quick(monkeypatch)
     monkeypatch.setattr(loop, "resolve", resolve)
@@ -49,9 +47,8 @@ def test_every_field_that_changes_the_result_can_be_an_axis(
 
 def test_multiples_are_of_the_rate_that_suits_the_other_values():
     config = tiny.make_config("sweep", storage="postgresql://me:secret@host/database")
-    axes = parse_space(
-        ["learning_rate=x0.5|x2", "optimizer=adam|sgd", "batch_size=64|128"]
-    )
+    space = "learning_rate=x0.5|x2", "optimizer=adam|sgd", "batch_size=64|128"
+    axes = parse_space(space)
     params = {"learning_rate_factor": 2, "optimizer": "adam", "batch_size": 64}
     made = make_config(params, config, axes)
     assert made.learning_rate == pytest.approx(2 * 5e-3 * 0.5**0.5)

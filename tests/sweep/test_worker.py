@@ -67,11 +67,9 @@ def test_the_trial_of_a_killed_worker_is_retried(kind, tmp_path, request):
     assert originals == list("012345")
     (again,) = [row for row in rows if row["retry_of"]]
     assert (again["retry_of"], again["mixup"]) == (lost, value)
-    assert [row["number"] for row in rows if row["state"] != "complete"] == [lost]
-    assert (rows[int(lost)]["state"], rows[int(lost)]["note"]) == (
-        "failed",
-        f"its worker was gone; tried again as {again['number']}",
-    )
+    (failed,) = [row for row in rows if row["state"] != "complete"]
+    assert (failed["number"], failed["state"]) == (lost, "failed")
+    assert failed["note"] == f"its worker was gone; tried again as {again['number']}"
     # Both workers had a share, no trial ran twice, and no two drew the same point.
     attempts = [line for lines in read_logs(set(workdirs)).values() for line in lines]
     assert sorted(number for _, number, _ in attempts) == [*originals, retry]
@@ -104,10 +102,8 @@ def test_a_trial_beyond_the_queue_is_not_run(sweep):
     """Another machine's worker may take the last one between two looks at it."""
     worker._run_next(sweep, lambda *args: 0.5, lambda trial: None, lambda: None)
     worker._run_next(sweep, pytest.fail, pytest.fail, pytest.fail)
-    assert [t.state for t in sweep.study.trials] == [
-        TrialState.COMPLETE,
-        TrialState.FAIL,
-    ]
+    states = [trial.state for trial in sweep.study.trials]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL]
     assert [trial.number for trial in study.list_trials(sweep.study)] == [0]
 
 
@@ -127,9 +123,8 @@ def test_a_worker_that_was_taken_for_dead_leaves_its_trial(sweep, capsys):
         attempts.append(trial.number)
         if len(attempts) == 1:
             # As another worker does, when the heartbeat has stopped.
-            sweep.study._storage.set_trial_state_values(
-                trial._trial_id, state=TrialState.FAIL
-            )
+            storage = sweep.study._storage
+            storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
             worker._retry(sweep, trial.number)
             trial.report(0.5, 1)
         return 0.5
@@ -141,23 +136,24 @@ def test_a_worker_that_was_taken_for_dead_leaves_its_trial(sweep, capsys):
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 @pytest.mark.parametrize(
-    ("attributes", "grace_seconds", "is_retried"),
+    ("host", "directory", "grace_seconds", "is_retried"),
     [
         # Killed between two lines of code, before it was recorded who runs it.
-        ({}, 60, False),
-        ({}, -1, True),
-        ({"host": "elsewhere", "directory": "/"}, 60, False),
-        ({"host": worker.socket.gethostname(), "directory": "/not/here"}, 60, False),
-        ({"host": worker.socket.gethostname(), "directory": "/"}, 60, True),
+        (None, None, 60, False),
+        (None, None, -1, True),
+        ("elsewhere", "/", 60, False),
+        (worker.socket.gethostname(), "/not/here", 60, False),
+        (worker.socket.gethostname(), "/", 60, True),
     ],
 )
 def test_which_trials_are_dead(
-    sweep, monkeypatch, attributes, grace_seconds, is_retried
+    sweep, monkeypatch, host, directory, grace_seconds, is_retried
 ):
     monkeypatch.setattr(study, "GRACE_SECONDS", grace_seconds)
     trial = sweep.study.ask()
-    for name, value in attributes.items():
-        trial.set_user_attr(name, value)
+    for name, value in {"host": host, "directory": directory}.items():
+        if value:
+            trial.set_user_attr(name, value)
     worker.requeue_dead_trials(sweep)
     states = [t.state for t in sweep.study.trials]
     retried = [TrialState.FAIL, TrialState.WAITING]

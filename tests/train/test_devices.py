@@ -20,9 +20,7 @@ def train(workdir, num_devices):
     return read_rows(workdir), read_json(workdir, "evaluation")
 
 
-def test_the_curve_is_that_of_one_device_also_after_a_move(
-    tmp_path, monkeypatch, capsys
-):
+def test_the_curve_is_that_of_one_device_even_if_moved(tmp_path, monkeypatch, capsys):
     rows, evaluation = train(tmp_path / "1", 1)
     assert "device: cpu (1 of 2 used)" in capsys.readouterr().out
     others, other = train(tmp_path / "2", 2)

@@ -83,9 +83,7 @@ def test_files_hold_what_the_contract_says(state, dataset, tmp_path):
         evaluation.evaluate_and_write(config, tmp_path, dataset, state, "val", "")
 
 
-def test_a_result_that_cannot_be_written_is_shown(
-    state, dataset, tmp_path, monkeypatch, capsys
-):
+def test_an_unwritable_result_is_shown(state, dataset, tmp_path, monkeypatch, capsys):
     def deny(*paths):
         raise PermissionError(13, "Permission denied")
 

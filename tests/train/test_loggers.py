@@ -9,7 +9,6 @@ import pytest
 import wandb
 from tensorboardX.proto import event_pb2
 
-from dwsep_jax import data
 from dwsep_jax.errors import UserError
 from dwsep_jax.train import loggers, loop
 from dwsep_jax.train.loggers import MLflow, TensorBoard, WeightsAndBiases
@@ -94,9 +93,8 @@ def test_a_run_that_mlflow_has_lost_is_one_line(tmp_path, monkeypatch):
 def test_wandb_gets_the_rows_of_one_run(tmp_path, monkeypatch):
     given = []
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(
-        wandb.Run, "log", lambda self, values, step: given.append((step, values))
-    )
+    log_row = lambda self, values, step: given.append((step, values))  # noqa: E731
+    monkeypatch.setattr(wandb.Run, "log", log_row)
     ids = set()
     for history, rows in (([], ROWS[:1]), (ROWS[:1], ROWS[1:])):
         logger = log(WeightsAndBiases, tmp_path, history, rows)
@@ -118,8 +116,6 @@ def test_a_service_that_fails_does_not_end_the_training(tmp_path, monkeypatch, c
         def close(self):
             raise ConnectionError("gone for good")
 
-    monkeypatch.setattr(data, "load", lambda config: tiny.make_dataset())
-    monkeypatch.setattr(loop, "draw_run", lambda workdir: None)
     monkeypatch.setitem(loggers.LOGGERS, "tensorboard", Broken)
     config = tiny.make_config(tensorboard=True)
     loop.train_and_evaluate(config, tmp_path, on_test=False)
@@ -128,28 +124,19 @@ def test_a_service_that_fails_does_not_end_the_training(tmp_path, monkeypatch, c
     assert "epoch 2/2" in shown
 
 
-@pytest.mark.parametrize(
-    ("package", "remedy"),
-    [
-        (None, r"pip install 'dwsep_jax\[wandb\]', or --noconfig.wandb"),
-        (wandb, "log in"),
-    ],
-    ids=["missing", "offline"],
-)
-def test_a_logger_that_cannot_start_is_one_line(tmp_path, monkeypatch, package, remedy):
+def test_a_logger_that_cannot_start_is_one_line(tmp_path, dataset, monkeypatch):
     def fail(**options):
         raise RuntimeError("no API key")
 
     monkeypatch.setattr(wandb, "init", fail)
-    monkeypatch.setitem(sys.modules, "wandb", package)
-    config = tiny.make_resolved(wandb=True)
-    with pytest.raises(UserError, match=f"--config.wandb: .*{remedy}"):
-        loop.Member(config, tmp_path, tiny.make_dataset()).__enter__()
+    missing = r"pip install 'dwsep_jax\[wandb\]', or --noconfig.wandb"
+    for package, remedy in ((wandb, "log in"), (None, missing)):
+        monkeypatch.setitem(sys.modules, "wandb", package)
+        with pytest.raises(UserError, match=f"--config.wandb: .*{remedy}"):
+            loop.Member(tiny.make_resolved(wandb=True), tmp_path, dataset).__enter__()
 
 
-def test_events_requested_after_the_end_are_written_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "load", lambda config: tiny.make_dataset())
-    monkeypatch.setattr(loop, "draw_run", lambda workdir: None)
+def test_events_requested_after_the_end_are_written_once(tmp_path):
     loop.train_and_evaluate(tiny.make_config(), tmp_path)
     assert not (tmp_path / "tensorboard").exists()
     modified = set()

@@ -33,8 +33,9 @@ def test_classification_report_equals_scikit_learn():
     names, predictions = ("a", "b", "c", "d", "absent"), scores.argmax(1)
     report = metrics.classification_report(labels, scores, names)
     for average in ("macro", "weighted", "micro"):
+        options = {"average": average, "zero_division": 0}
         want = sk_metrics.precision_recall_fscore_support(
-            labels, predictions, average=average, zero_division=0
+            labels, predictions, **options
         )
         for key, value in zip(("precision", "recall", "f1"), want, strict=False):
             assert report[key][average] == value

@@ -43,23 +43,20 @@ def test_schedules_rise_then_take_their_shape(name):
     assert float(optim.make_schedule(config, 10)(0)) == 1.0
 
 
+# 1.99999 is less than 2.0 by too little to count.
+STALLED, SMALL = [3.0, 2.0, 2.5, 1.99999, *[1.0] * 5], [0.5] * 3 + [0.25] * 2 + [0.125]
+UNKNOWN = [1.0, float("nan"), 0.5]
+
+
 @pytest.mark.parametrize(
-    ("losses", "factor", "patience", "multipliers"),
-    [
-        # 1.99999 is less than 2.0 by too little to count.
-        (
-            [3.0, 2.0, 2.5, 1.99999, 1.0, 1.0, 1.0, 1.0, 1.0],
-            *(0.5, 2, [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125]),
-        ),
-        ([1.0, float("nan"), 0.5], 0.5, 1, [1, 0.5, 0.5]),
-    ],
-    ids=["a loss that stops falling", "a loss that is not a number"],
+    ("losses", "patience", "multipliers"),
+    [(STALLED, 2, [1, 1, 1, *SMALL]), (UNKNOWN, 1, [1, 0.5, 0.5])],
 )
-def test_the_plateau_lowers_the_rate(losses, factor, patience, multipliers):
+def test_the_plateau_lowers_the_rate(losses, patience, multipliers):
     plateau, got = optim.make_plateau(), []
     for loss in losses:
         before = plateau
-        plateau = optim.update_plateau(before, loss, factor=factor, patience=patience)
+        plateau = optim.update_plateau(before, loss, factor=0.5, patience=patience)
         got.append(float(plateau.multiplier))
         for a, b in zip(before, plateau, strict=True):
             assert (a.dtype, a.shape) == (b.dtype, b.shape)
@@ -119,17 +116,6 @@ def test_optimizers_are_those_of_optax_with_decoupled_decay(name):
     want = run(THEIRS[name](lambda count: 0.05 * schedule(count)))
     for key in got:
         np.testing.assert_allclose(got[key], want[key], rtol=1e-5)
-
-
-def test_rate_and_decay_are_leaves_of_the_state():
-    config = make_config(learning_rate=0.25, weight_decay=0.5)
-    tx = optim.make_optimizer(config, optim.make_schedule(config, 1))
-    params = {"w": jnp.ones((2, 2))}
-    *rest, descent = tx.init(params)
-    assert (descent.learning_rate, descent.weight_decay) == (0.25, 0.5)
-    zero = descent._replace(learning_rate=jnp.zeros(()))
-    updates, _ = tx.update(params, (*rest, zero), params)
-    np.testing.assert_array_equal(updates["w"], jnp.zeros((2, 2)))
 
 
 def test_unset_values_are_resolved_and_set_ones_kept():

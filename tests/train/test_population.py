@@ -93,7 +93,7 @@ def assert_same_files(workdir, lone, config, dataset):
         with Checkpoints(directory, read_only=True) as checkpoints:
             restored.append(checkpoints.restore_latest(like))
     assert restored[0].epoch == restored[1].epoch
-    assert_near(*([parts(one.tree)] for one in restored), 1e-3)
+    assert_near(*(parts(one.tree) for one in restored), 1e-3)
 
 
 def test_a_member_leaves_the_files_of_its_lone_run(trained, dataset, tmp_path):
@@ -148,9 +148,7 @@ def test_a_finished_member_is_a_finished_run(trained, capsys):
     assert (workdir / "evaluation.json").exists()
 
 
-def test_members_are_saved_at_the_end_of_the_epoch(
-    trained, dataset, tmp_path, monkeypatch
-):
+def test_members_are_saved_at_the_epochs_end(trained, dataset, tmp_path, monkeypatch):
     workdirs = [tmp_path / str(i) for i in range(4)]
     signal_after(monkeypatch, [1])
     with signals.handled(), pytest.raises(signals.Stopped):

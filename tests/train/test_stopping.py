@@ -72,9 +72,7 @@ def test_a_signal_saves_the_run_where_it_is(
     assert not (tmp_path / "partial").exists()
 
 
-def test_a_long_epoch_is_saved_in_between(
-    whole, dataset, tmp_path, monkeypatch, capsys
-):
+def test_a_long_epoch_is_saved_between(whole, dataset, tmp_path, monkeypatch, capsys):
     seconds = itertools.count(step=7 * 60)
     clock = {"monotonic": lambda: next(seconds), "perf_counter": perf_counter}
     monkeypatch.setattr(running, "time", types.SimpleNamespace(**clock))

@@ -24,9 +24,7 @@ def source(tmp_path_factory):
         return workdir, member.state
 
 
-def test_a_run_starts_from_the_averaged_weights_and_freezes_some(
-    source, dataset, tmp_path
-):
+def test_a_run_starts_from_averaged_weights_and_freezes_some(source, dataset, tmp_path):
     workdir, trained = source
     changes = {"init_from": str(workdir), "freeze": "stem/*, */norm/*", "seed": 1}
     config = tiny.make_resolved(**changes)
