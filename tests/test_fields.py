@@ -99,11 +99,11 @@ def test_the_data_change(monkeypatch, field):
     def load(**changes):
         seen = []
 
-        def load_official(*args):
+        def find_official(*args):
             seen.append(args)
             return loaded
 
-        monkeypatch.setattr(data.dataset, "load_official", load_official)
+        monkeypatch.setattr(data.dataset, "find_official", find_official)
         config = tiny.make_config(**{"validation_size": 3} | changes)
         return seen, data.load(config).validation.ids.tolist()
 

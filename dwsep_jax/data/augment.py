@@ -111,5 +111,4 @@ class Augment:
 
 def make_augment(config: ConfigDict, num_classes: int) -> Augment:
     """Return the augmentation of a configuration."""
-    c = config
-    return Augment(c.flip, c.shift, c.cutout, c.mixup, num_classes)
+    return Augment(config.flip, config.shift, config.cutout, config.mixup, num_classes)

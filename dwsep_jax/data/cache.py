@@ -19,18 +19,27 @@ _STEM = "arrays"
 
 def load(version_dir: pathlib.Path, label: str = "label") -> Decoded:
     """Return `read.read(version_dir, label)`, from the cache if there is one."""
-    return cached(
-        version_dir,
-        "" if label == "label" else f"-{label}",
-        lambda: _describe_files(version_dir),
-        lambda: read.read(version_dir, label),
-    )
+    source = [
+        " ".join(map(str, (path.name, *state_of(path))))
+        for path in sorted(version_dir.iterdir())
+        if path.is_file() and not path.name.startswith((".", _STEM))
+    ]
+    variant = [None if label == "label" else label]
+    return cached(version_dir, variant, source, lambda: read.read(version_dir, label))
+
+
+def state_of(path: str | os.PathLike) -> tuple[int, ...]:
+    """Return size and modification time of a file, following links; () without one."""
+    if not os.path.exists(path):
+        return ()
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
 
 
 def cached(
     directory: pathlib.Path,
-    variant: str,
-    describe: Callable[[], list[str]],
+    variant: list[str | int | None],
+    source: list[str],
     decode: Callable[[], Decoded],
 ) -> Decoded:
     """Return what `decode` returns, from the cache if the files have not changed.
@@ -40,18 +49,18 @@ def cached(
 
     Args:
       directory: that is decoded.
-      variant: tells different ways to decode it apart, in the name of the cache.
-      describe: returns what differs once a file has changed.
+      variant: tells different ways to decode it apart, in the name of the cache; None
+        is left out.
+      source: differs once a file has changed.
       decode: returns class names and splits.
     """
     key = hashlib.sha256(os.fsencode(directory.resolve())).hexdigest()[:16]
-    name = f"{_STEM}{variant}.npz"
+    name = "-".join(str(part) for part in (_STEM, *variant) if part) + ".npz"
     places = [directory / name, user_cache() / key / name]
     # Of processes that start together, one decodes and the others wait for its cache.
     with locked(directory):
-        source = describe()
         for path in places:
-            if (decoded := _restore(path, source)) is not None:
+            if decoded := _restore(path, source):
                 return decoded
         say(f"decoding {directory}; later starts will load the decoded images")
         decoded = decode()
@@ -68,15 +77,6 @@ def cached(
         f"{directory} again"
     )
     return decoded
-
-
-def _describe_files(version_dir: pathlib.Path) -> list[str]:
-    """Return name, size and modification time of each file, following links."""
-    return [
-        f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
-        for path in sorted(version_dir.iterdir())
-        if path.is_file() and not path.name.startswith((".", _STEM))
-    ]
 
 
 def _restore(path: pathlib.Path, source: list[str]) -> Decoded | None:
@@ -117,9 +117,3 @@ def _store(path: pathlib.Path, source: list[str], decoded: Decoded) -> None:
     except OSError:
         incomplete.unlink(missing_ok=True)
         raise
-
-
-def checksum(path: pathlib.Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,6 +5,7 @@ same examples, with the same ids, in the same order.
 """
 
 import contextlib
+import hashlib
 import io
 import os
 import pathlib
@@ -20,8 +21,7 @@ from tensorflow_datasets.core.download import resource
 
 from dwsep_jax.console import say
 from dwsep_jax.data import read
-from dwsep_jax.data.cache import checksum
-from dwsep_jax.data.own import FILES, read_records
+from dwsep_jax.data.own import read_binary
 from dwsep_jax.errors import DataError
 from dwsep_jax.lock import locked
 
@@ -44,22 +44,19 @@ class Cifar10(tfds.image_classification.Cifar10, skip_registration=True):
         del dl_manager
         with tarfile.open(self._archive) as tar:
             files = {
-                pathlib.PurePosixPath(member.name).name: tar.extractfile(member).read()
+                os.path.basename(member.name): tar.extractfile(member).read()
                 for member in tar
                 if member.isfile()
             }
-        self.info.features["label"].names = files["batches.meta.txt"].decode().split()
-        return {
-            split: self._generate_examples(split, b"".join(files[n] for n in names))
-            for split, names in FILES.items()
-        }
+        names, splits = read_binary(files.__getitem__)
+        self.info.features["label"].names = list(names)
+        return {name: self._generate_examples(*splits[name]) for name in splits}
 
-    def _generate_examples(self, split, content):
-        images, labels = read_records(content)
-        for i, (label, image) in enumerate(zip(labels, images, strict=True)):
+    def _generate_examples(self, images, labels, ids):
+        for i, (image, label, id_) in enumerate(zip(images, labels, ids, strict=True)):
             # TFDS needs TensorFlow to encode an array, but not a PIL image.
             image = Image.fromarray(image)
-            yield i, {"id": f"{split}_{i:05d}", "label": int(label), "image": image}
+            yield i, {"id": str(id_), "label": int(label), "image": image}
 
 
 def prepare(data_dir: pathlib.Path) -> pathlib.Path:
@@ -112,7 +109,7 @@ def _get_archive(data_dir: pathlib.Path, staging: pathlib.Path) -> pathlib.Path:
     """Return the path of the archive; download it by way of `staging` if necessary."""
     manual = data_dir / "downloads" / "manual" / "cifar-10-binary.tar.gz"
     if manual.is_file():
-        if checksum(manual) != SHA256:
+        if not _is_official(manual):
             raise DataError(
                 f"{manual} is not the official archive ({SIZE} bytes, sha256 {SHA256}):"
                 " delete it or replace it"
@@ -120,7 +117,7 @@ def _get_archive(data_dir: pathlib.Path, staging: pathlib.Path) -> pathlib.Path:
         return manual
     # Where TFDS keeps its downloads. A damaged one is downloaded again.
     path = data_dir / "downloads" / "cifar10" / resource.get_dl_fname(URL, SHA256)
-    if path.is_file() and checksum(path) == SHA256:
+    if path.is_file() and _is_official(path):
         return path
     if problem := _download(staging / path.name):
         raise DataError(
@@ -148,4 +145,9 @@ def _download(path: pathlib.Path) -> str | None:
     except requests.RequestException as error:
         # The messages of failed connections are long; their types say enough.
         return str(getattr(error.response, "status_code", type(error).__name__))
-    return None if checksum(path) == SHA256 else "wrong checksum"
+    return None if _is_official(path) else "wrong checksum"
+
+
+def _is_official(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == SHA256

@@ -40,10 +40,10 @@ class Dataset:
     @functools.cached_property
     def checksum(self) -> int:
         """The CRC-32 of what a run trains and decides on: `train` and `validation`."""
-        arrays = (
-            a for s in (self.train, self.validation) for a in (s.images, s.labels)
-        )
-        return functools.reduce(lambda crc, a: zlib.crc32(a.tobytes(), crc), arrays, 0)
+        crc = 0
+        for images, labels, _ in (self.train, self.validation):
+            crc = zlib.crc32(labels.tobytes(), zlib.crc32(images.tobytes(), crc))
+        return crc
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Return the number of full batches in `train`."""
@@ -62,7 +62,16 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
       DataError: if the dataset is missing, damaged or of an unsupported kind.
     """
     data_dir = find_data_dir(config.data_dir)
-    official = load_official(config.dataset, data_dir, config.image_size, config.label)
+    source = (config.dataset, data_dir, config.image_size, config.label)
+    official = find_official(*source)
+    if official is None and config.dataset == "cifar10" and launch.is_first():
+        # TFDS takes a second to import, and is not needed once data are prepared.
+        from dwsep_jax.data import cifar10
+
+        cifar10.prepare(data_dir)
+        official = find_official(*source)
+    if official is None:
+        raise _explain_absence(config.dataset, data_dir)
     if own.is_path(config.dataset, data_dir):
         missing = [name for name in ("validation", "test") if name not in official[1]]
         held_out = " and ".join(missing) or "nothing"
@@ -84,7 +93,7 @@ def _make_dataset(config, class_names, splits) -> Dataset:
             held_out, rest = _hold_out(class_names, splits["train"], config, stream)
             splits |= {name: held_out, "train": rest}
     train, size = splits["train"], len(splits["validation"].labels)
-    train_eval = _take(train, stratified_indices(train.labels, size, (seed, 1)))
+    train_eval = train.take(stratified_indices(train.labels, size, (seed, 1)))
     return Dataset(config.dataset, class_names, train_eval=train_eval, **splits)
 
 
@@ -102,11 +111,7 @@ def _hold_out(class_names, train, config, stream):
         )
     held_out = stratified_indices(train.labels, size, (config.split_seed, stream))
     rest = np.setdiff1d(np.arange(num_train), held_out)
-    return _take(train, held_out), _take(train, rest)
-
-
-def _take(split, indices):
-    return Split(*(array[indices] for array in split))
+    return train.take(held_out), train.take(rest)
 
 
 def stratified_indices(
@@ -151,7 +156,9 @@ def find_official(
             names, splits = own.load(name, image_size)
         elif name == "digits":
             names, splits = digits.read()
-        elif version_dir := find_version_dir(data_dir, name):
+        elif own.TFDS_NAME.fullmatch(name) and (
+            version_dir := find_version_dir(data_dir, name)
+        ):
             names, splits = cache.load(version_dir, label)
         else:
             return None
@@ -166,51 +173,29 @@ def find_official(
     return names, splits
 
 
-def load_official(
-    name: str, data_dir: pathlib.Path, image_size: int | None, label: str
-) -> Decoded:
-    """Return class names and official splits; prepare CIFAR-10 if it is missing."""
-    is_name = own.TFDS_NAME.fullmatch(name)
-    if is_name or own.is_path(name, data_dir):
-        found = find_official(name, data_dir, image_size, label)
-        if found is not None:
-            return found
-    if name == "cifar10" and launch.is_first():
-        # TFDS takes a second to import, and is not needed once data are prepared.
-        from dwsep_jax.data import cifar10
-
-        cifar10.prepare(data_dir)
-        return find_official(name, data_dir, image_size, label)
-    if is_name and os.path.exists(name):
-        raise ConfigError(
-            f"dataset={name!r} is not prepared in {data_dir}; to name what is here, "
-            f"write ./{name}"
-        )
-    # Prepared under another spelling, or in a config, whose name follows the slash.
-    meant = re.compile(re.escape(name) + "(/.*)?", re.IGNORECASE)
-    if others := list(filter(meant.fullmatch, _list_prepared(data_dir))):
-        raise ConfigError(
-            f"dataset={name!r} is not in {data_dir}; choose {' or '.join(others)}"
-        )
+def _explain_absence(name, data_dir) -> DataError | ConfigError:
+    """Return the error for a dataset that is not prepared."""
     import tensorflow_datasets as tfds
 
-    known = ["digits", *tfds.list_builders(with_community_datasets=False)]
-    if not is_name or name.partition("/")[0] not in known:
-        nearest = [name.lower()]
-        if name.lower() not in known:
-            nearest = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0)
-        raise ConfigError(
-            f"dataset={name!r} is unknown to TFDS; did you mean {' or '.join(nearest)}?"
-        )
-    raise DataError(
-        f"{name} is not prepared in {data_dir}: choose a --config.data_dir that has "
-        f"it, or run `tfds build {name} --data_dir={data_dir}` once, which needs "
-        "TensorFlow"
-    )
-
-
-def _list_prepared(data_dir: pathlib.Path) -> list[str]:
-    """Return the datasets in a directory, those with configs as `name/config`."""
+    # Prepared under another spelling, or in a config, whose name follows the slash.
+    meant = re.compile(re.escape(name) + "(/.*)?", re.IGNORECASE)
     places = (*data_dir.glob("*"), *data_dir.glob("*/*"))
-    names = [place.relative_to(data_dir).as_posix() for place in places]
-    return sorted(name for name in names if find_version_dir(data_dir, name))
+    names = filter(meant.fullmatch, (str(p.relative_to(data_dir)) for p in places))
+    others = sorted(other for other in names if find_version_dir(data_dir, other))
+    known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+    is_name = own.TFDS_NAME.fullmatch(name)
+    if is_name and os.path.exists(name):
+        problem = f"not prepared in {data_dir}; to name what is here, write ./{name}"
+    elif others:
+        problem = f"not in {data_dir}; choose {' or '.join(others)}"
+    elif not is_name or name.partition("/")[0] not in known:
+        count = 1 if name.lower() in known else 3
+        nearest = difflib.get_close_matches(name.lower(), known, count, cutoff=0)
+        problem = f"unknown to TFDS; did you mean {' or '.join(nearest)}?"
+    else:
+        return DataError(
+            f"{name} is not prepared in {data_dir}: choose a --config.data_dir that "
+            f"has it, or run `tfds build {name} --data_dir={data_dir}` once, which "
+            "needs TensorFlow"
+        )
+    return ConfigError(f"dataset={name!r} is {problem}")

@@ -5,7 +5,7 @@ Optical recognition of handwritten digits (UCI, 1998): 8x8 pixels in 17 shades o
 
 import numpy as np
 
-from dwsep_jax.data.read import Decoded, Split
+from dwsep_jax.data.read import Decoded, Split, make_ids
 
 SIZE = 32
 
@@ -20,13 +20,10 @@ def read() -> Decoded:
     digits = datasets.load_digits()
     images = np.repeat(enlarge(digits.images)[..., None], 3, axis=-1)
     labels = digits.target.astype(np.int32)
-    ids = np.array([f"digit_{i:05d}" for i in range(len(labels))])
+    every = Split(images, labels, make_ids("digit", len(labels)))
     is_test = np.zeros(len(labels), bool)
     is_test[np.argsort(labels, kind="stable")[::5]] = True
-    splits = {
-        name: Split(images[chosen], labels[chosen], ids[chosen])
-        for name, chosen in {"train": ~is_test, "test": is_test}.items()
-    }
+    splits = {"train": every.take(~is_test), "test": every.take(is_test)}
     return tuple(map(str, digits.target_names)), splits
 
 

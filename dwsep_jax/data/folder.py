@@ -7,17 +7,15 @@ import pathlib
 import re
 import sys
 import unicodedata
-import warnings
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, NamedTuple
+from warnings import catch_warnings
 
 import numpy as np
 from rich.progress import track
 
 from dwsep_jax.console import say
 from dwsep_jax.data import cache, pictures
-from dwsep_jax.data.read import Decoded, Split, find_size_problem, without_controls
+from dwsep_jax.data.read import Decoded, Split, check_size, without_controls
 from dwsep_jax.errors import DataError
 
 # Of the splits; a folder may have either name.
@@ -29,14 +27,6 @@ _BLOCK = 256
 # With at most so many pixels, Python takes longer than Pillow, which alone lets other
 # threads work: for 32x32, two took 1.0 to 1.7 times as long as one.
 _SMALL = 64 * 64
-
-
-class File(NamedTuple):
-    """A picture of a split."""
-
-    id: str
-    path: str
-    label: str
 
 
 def load(directory: pathlib.Path, image_size: int | None) -> Decoded:
@@ -58,46 +48,34 @@ def load(directory: pathlib.Path, image_size: int | None) -> Decoded:
             splits[split] = _list_files(place)
     if "train" not in splits:
         raise DataError("it has no folder train/; put pictures into train/<class>/")
-    names = {file.label for file in splits["train"]}
+    names = {label for _, _, label in splits["train"]}
     are_numbers = all(map(str.isdecimal, names))
     names = sorted(names, key=lambda name: (int(name) if are_numbers else 0, name))
+    facts = []
     for split, files in splits.items():
-        if others := sorted({file.label for file in files}.difference(names)):
+        if others := sorted({label for _, _, label in files}.difference(names)):
             raise DataError(f"{split}/ has the class {others[0]}, and train/ has not")
+        # A file that is missing will be named when it is decoded.
+        facts += [(split, i, label, *cache.state_of(path)) for i, path, label in files]
+    source = hashlib.sha256("".join(map(repr, facts)).encode()).hexdigest()
 
-    def describe():
-        digest = hashlib.sha256()
+    def decode():
+        stored = {}
         for split, files in splits.items():
-            for id_, path, label in files:
-                facts = (split, id_, label)
-                if os.path.exists(path):  # What is missing will be named.
-                    status = os.stat(path)
-                    facts += (status.st_size, status.st_mtime_ns)
-                digest.update(repr(facts).encode())
-        return [digest.hexdigest()]
+            ids, paths, labels = zip(*files, strict=True)
+            numbers = np.array(list(map(names.index, labels)), np.int32)
+            stored[split] = Split(paths, numbers, np.array(ids, np.str_))
+        return tuple(names), decode_splits(stored, image_size)
 
-    def decode_all():
-        paths = [file.path for files in splits.values() for file in files]
-        images = decode(paths, size)
-        decoded = {}
-        for split, files in splits.items():
-            labels = np.array([names.index(file.label) for file in files], np.int32)
-            ids = np.array([file.id for file in files], np.str_)
-            decoded[split] = Split(images[: len(files)], labels, ids)
-            images = images[len(files) :]
-        return tuple(names), decoded
-
-    size = image_size and (image_size, image_size)
-    variant = f"-{image_size}" if image_size else ""
-    return cache.cached(directory, variant, describe, decode_all)
+    return cache.cached(directory, [image_size], [source], decode)
 
 
-def _list_files(directory) -> list[File]:
-    """Return the pictures of a split, sorted by id; hidden files are not meant."""
+def _list_files(directory) -> list[tuple[str, str, str]]:
+    """Return id, path and class of the pictures of a split, sorted; none is hidden."""
     found, others, empty = [], [], []
     for name in _list_visible(os.listdir(directory)):
         place = os.path.join(directory, name)
-        paths = _list_tree(place) if os.path.isdir(place) else [place]
+        paths = _list_tree(place)
         if broken := [path for path in paths if re.search("[\ud800-\udfff]", path)]:
             raise DataError(f"{broken[0]!r} is not text in UTF-8; rename it")
         some = list(filter(_is_picture, paths))
@@ -116,9 +94,10 @@ def _list_files(directory) -> list[File]:
         )
     if others:
         say(f"{directory}: {len(others):,} other files are left out: {_join(others)}")
-    stems = [os.path.splitext(os.path.basename(name))[0] for name, _, _ in found]
-    ids = stems if len(set(stems)) == len(stems) else [name for name, _, _ in found]
-    return sorted(File(id_, *rest) for id_, (_, *rest) in zip(ids, found, strict=True))
+    stems = [os.path.splitext(os.path.basename(path))[0] for _, path, _ in found]
+    if len(set(stems)) == len(stems):
+        found = [(stem, *rest) for stem, (_, *rest) in zip(stems, found, strict=True)]
+    return sorted(found)
 
 
 def list_pictures(directory: str) -> list[str]:
@@ -126,8 +105,11 @@ def list_pictures(directory: str) -> list[str]:
     return sorted(filter(_is_picture, _list_tree(directory)))
 
 
-def _list_tree(directory):
-    tree = os.walk(directory)
+def _list_tree(place):
+    """Return the paths of the files below a directory, or of the only file."""
+    if not os.path.isdir(place):
+        return [place]
+    tree = os.walk(place)
     return [os.path.join(root, n) for root, _, ns in tree for n in _list_visible(ns)]
 
 
@@ -144,22 +126,31 @@ def _join(items):
     return without_controls(", ".join(items[:_MAX_NAMED]) + more)
 
 
-def decode(
-    paths: Sequence[str | IO[bytes]], size: tuple[int, int] | None
-) -> np.ndarray:
-    """Decode pictures in threads: uint8 (N, H, W, C), gray where all of them are.
+def decode_splits(splits: dict[str, Split], image_size: int | None) -> dict[str, Split]:
+    """Decode the pictures of all splits, gray where all of them are.
 
     Args:
-      paths: of files, or open files whose text says where they are.
-      size: (width, height) that they get; None leaves them as they are.
+      splits: with paths of files in place of images, or with open files, whose text
+        says where they are.
+      image_size: height and width that they get; None leaves them as they are.
 
     Raises:
       DataError: naming those that cannot be read, or that differ in size.
     """
-    first = _find_size(paths)
+    paths = [path for split in splits.values() for path in split.images]
+    images, decoded = _decode(paths, image_size and (image_size, image_size)), {}
+    for name, split in splits.items():
+        decoded[name] = split._replace(images=images[: len(split.ids)])
+        images = images[len(split.ids) :]
+    return decoded
+
+
+def _decode(paths, size):
+    """Return pictures, uint8 (N, H, W, C), decoded in threads."""
+    readable = (p for p in map(pictures.read, paths) if not isinstance(p, str))
+    first = next((picture.size for picture in readable), (1, 1))
     width, height = size or first
-    if problem := find_size_problem(len(paths), (height, width, 3)):
-        raise DataError(f"{problem}; take a smaller --config.image_size")
+    check_size(len(paths), (height, width, 3), "; take a smaller --config.image_size")
     images = np.empty((len(paths), height, width, 3), np.uint8)
     is_gray = np.empty(len(paths), bool)
     unreadable, others = {}, {}
@@ -178,12 +169,8 @@ def decode(
     num_threads = os.cpu_count() if math.prod(first) > _SMALL else 1
     starts = range(0, len(paths), _BLOCK)
     show = {"disable": not sys.stdout.isatty(), "transient": True}
-    with (
-        warnings.catch_warnings(action="ignore"),
-        ThreadPoolExecutor(num_threads) as pool,
-    ):
-        for _ in track(pool.map(decode_block, starts), "decoding", len(starts), **show):
-            pass
+    with catch_warnings(action="ignore"), ThreadPoolExecutor(num_threads) as pool:
+        list(track(pool.map(decode_block, starts), "decoding", len(starts), **show))
     if unreadable:
         named = [f"{paths[i]} ({unreadable[i]})" for i in sorted(unreadable)]
         raise DataError(
@@ -198,11 +185,3 @@ def decode(
             f"--config.image_size={min(width, height)}"
         )
     return images[..., :1].copy() if is_gray.all() else images
-
-
-def _find_size(paths):
-    """Return the size of the first picture that can be read."""
-    for picture in map(pictures.read, paths):
-        if not isinstance(picture, str):
-            return picture.size
-    return 1, 1

@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import zipfile
+from collections.abc import Callable
 
 import numpy as np
 
@@ -22,8 +23,8 @@ FILES = {
 _RECORD_BYTES = 1 + 3 * 32 * 32
 
 _NPZ = (
-    "an .npz has x_train, y_train, x_test and y_test, as np.savez writes them: images "
-    "uint8 (N, H, W) or (N, H, W, 1 or 3), labels (N,) of numbers or names"
+    "; an .npz has x_train, y_train, x_test and y_test, as np.savez writes them: "
+    "images uint8 (N, H, W) or (N, H, W, 1 or 3), labels (N,) of numbers or names"
 )
 
 
@@ -66,7 +67,7 @@ def load(name: str, image_size: int | None) -> Decoded:
                 "version, cifar-10-batches-bin, or --config.dataset=cifar10"
             )
         elif (path / FILES["train"][0]).exists():
-            names, splits = _read_binary(path)
+            names, splits = read_binary(lambda file: (path / file).read_bytes())
         elif files := parquet.find(path):
             names, splits = parquet.load(path, files, image_size)
         else:
@@ -74,8 +75,7 @@ def load(name: str, image_size: int | None) -> Decoded:
         if len(names) < 2:
             raise DataError(f"all images are of class {names[0]}; add another class")
     except Exception as error:
-        reason = str(error) if isinstance(error, DataError) else read.one_line(error)
-        reason += f"; {_NPZ}" if is_npz else ""
+        reason = read.one_line(error) + (_NPZ if is_npz else "")
         raise DataError(f"dataset={name}: {without_controls(reason)}") from error
     return names, splits
 
@@ -83,19 +83,18 @@ def load(name: str, image_size: int | None) -> Decoded:
 def _read_npz(path):
     if not zipfile.is_zipfile(path):
         raise DataError("it is no .npz, or a part of one")
+    splits = {}
     with np.load(path) as arrays:  # Without pickles.
-        shorts = folder.SHORT_NAMES.items()
-        found = {split: _find_arrays(arrays, short) for split, short in shorts}
-        if not found["train"]:
+        for split, short in folder.SHORT_NAMES.items():
+            if pair := _find_arrays(arrays, short):
+                splits[split] = Split(*pair, make_ids(split, len(pair[0])))
+        if "train" not in splits:
             raise DataError(f"it has {', '.join(arrays)}, but no x_train")
-    found = {split: pair for split, pair in found.items() if pair}
-    names, labels = read.index_labels({s: pair[1] for s, pair in found.items()})
-    shape, splits = found["train"][0].shape[1:], {}
-    for split, (images, _) in found.items():
+    shape = splits["train"].images.shape[1:]
+    for split, (images, *_) in splits.items():
         if images.shape[1:] != shape:
             raise DataError(f"{split} has images of {images.shape[1:]}, train {shape}")
-        splits[split] = Split(images, labels[split], make_ids(split, len(images)))
-    return names, splits
+    return read.index_labels(splits)
 
 
 def _find_arrays(arrays, short):
@@ -119,22 +118,26 @@ def _find_arrays(arrays, short):
     return images, labels
 
 
-def _read_binary(directory):
-    names = (directory / "batches.meta.txt").read_text().split()
+def read_binary(read_file: Callable[[str], bytes]) -> Decoded:
+    """Return class names and splits of the official binary files of CIFAR-10.
+
+    Args:
+      read_file: returns the content of the file of a name.
+
+    Raises:
+      DataError: if they are damaged.
+    """
+    names = read_file("batches.meta.txt").decode().split()
     splits = {}
     for split, files in FILES.items():
-        content = b"".join((directory / name).read_bytes() for name in files)
+        content = b"".join(map(read_file, files))
         if len(content) % _RECORD_BYTES or not content:
             raise DataError(f"{' or '.join(files)} is cut off; unpack them again")
-        images, labels = read_records(content)
+        records = np.frombuffer(content, np.uint8).reshape(-1, _RECORD_BYTES)
+        labels = records[:, 0].astype(np.int32)
         if labels.max() >= len(names):
             raise DataError(f"{split} has a label {labels.max()}; unpack it again")
-        splits[split] = Split(images, labels, make_ids(split, len(labels)))
+        images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        ids = make_ids(split, len(labels))
+        splits[split] = Split(np.ascontiguousarray(images), labels, ids)
     return tuple(names), splits
-
-
-def read_records(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Return images uint8 (N, 32, 32, 3) and labels int32 (N,) of CIFAR-10's files."""
-    records = np.frombuffer(content, np.uint8).reshape(-1, _RECORD_BYTES)
-    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), records[:, 0].astype(np.int32)

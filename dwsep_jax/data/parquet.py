@@ -9,19 +9,11 @@ from typing import Any
 import numpy as np
 
 from dwsep_jax.data import cache, folder
-from dwsep_jax.data.read import (
-    Decoded,
-    Split,
-    index_labels,
-    make_ids,
-    without_controls,
-)
+from dwsep_jax.data.read import Decoded, Split, index_labels, make_ids, without_controls
 from dwsep_jax.errors import DataError
 
-_COLUMNS = (
-    "a column of images ({bytes} or binary, PNG, JPEG or WebP) and one of labels "
-    "(label, or the first of integers or texts)"
-)
+# Of each split.
+Files = dict[str, list[pathlib.Path]]
 
 
 class _Stored(io.BytesIO):
@@ -35,7 +27,7 @@ class _Stored(io.BytesIO):
         return self._place
 
 
-def find(directory: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+def find(directory: pathlib.Path) -> Files:
     """Return the Parquet files of each split: train-*.parquet, or train/*.parquet.
 
     They may be in a folder of the directory, as in `plain_text/train-*.parquet`.
@@ -43,16 +35,15 @@ def find(directory: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     Raises:
       DataError: if a split is in several folders, or files are there, but no `train`.
     """
-    found: dict[str, list[pathlib.Path]] = {}
-    paths, splits = sorted(directory.rglob("*.parquet")), folder.SHORT_NAMES.items()
+    found: Files = {}
+    paths = sorted(directory.rglob("*.parquet"))
     for path in paths:
         # The directory's own name says nothing, as in `training/test.parquet`.
         place = path.parent.name if path.parent != directory else ""
-        name = place if any(place in names for names in splits) else path.name
-        for split, short in splits:
-            if name.startswith((split, short)):
+        name = place if place in {"val", *folder.SHORT_NAMES} else path.name
+        for split, short in folder.SHORT_NAMES.items():
+            if name.startswith(short):
                 found.setdefault(split, []).append(path)
-                break
     if "train" in found:
         for split, some in found.items():
             places = sorted({path.parent.relative_to(directory) for path in some})
@@ -70,49 +61,40 @@ def find(directory: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     return {}
 
 
-def load(
-    directory: pathlib.Path,
-    files: dict[str, list[pathlib.Path]],
-    image_size: int | None,
-) -> Decoded:
+def load(directory: pathlib.Path, files: Files, image_size: int | None) -> Decoded:
     """Return class names and splits of Parquet files, from the cache if it is fresh.
 
     Raises:
       DataError: if a file or a picture cannot be read, or has no images and labels.
     """
-
-    def describe():
-        facts = [
-            (split, str(path), path.stat().st_size, path.stat().st_mtime_ns)
-            for split, paths in files.items()
-            for path in paths
-        ]
-        return [hashlib.sha256(repr(facts).encode()).hexdigest()]
+    facts = [
+        (split, str(path), *cache.state_of(path))
+        for split, paths in files.items()
+        for path in paths
+    ]
+    source = hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def decode():
-        tables = {split: _read(paths) for split, paths in files.items()}
-        labels = {split: table[1] for split, table in tables.items()}
-        stored = set().union(*(table[2] for table in tables.values()))
+        splits, stored = {}, set()
+        for split, paths in files.items():
+            pictures, labels, names = _read(paths)
+            splits[split] = Split(pictures, labels, make_ids(split, len(labels)))
+            stored |= names
         if len(stored) > 1:
             raise DataError("its files store other classes, or in another order")
-        names = stored.pop() if stored else ()
-        if not names:
-            names, labels = index_labels(labels)
-        size = image_size and (image_size, image_size)
-        images = folder.decode([p for t in tables.values() for p in t[0]], size)
-        splits = {}
-        for split, some in labels.items():
-            if not (some.min() >= 0 and some.max() < len(names)):
-                raise DataError(
-                    f"{split} has labels that none of {len(names)} names is"
-                )
-            ids = make_ids(split, len(some))
-            splits[split] = Split(images[: len(some)], some.astype(np.int32), ids)
-            images = images[len(some) :]
-        return names, splits
+        if stored:
+            (names,) = stored
+            for split, some in splits.items():
+                if not np.isin(some.labels, range(len(names))).all():
+                    raise DataError(
+                        f"{split} has labels that none of {len(names)} names is"
+                    )
+                splits[split] = some._replace(labels=some.labels.astype(np.int32))
+        else:
+            names, splits = index_labels(splits)
+        return names, folder.decode_splits(splits, image_size)
 
-    variant = f"-parquet-{image_size}" if image_size else "-parquet"
-    return cache.cached(directory, variant, describe, decode)
+    return cache.cached(directory, ["parquet", image_size], [source], decode)
 
 
 def _read(paths):
@@ -141,24 +123,26 @@ def _read(paths):
 def _find_columns(schema: Any, path: pathlib.Path) -> tuple[str, str]:
     from pyarrow import types
 
-    is_label = (types.is_integer, types.is_string, types.is_large_string)
-    structs, binaries, labels = [], [], []
+    kinds = {}
     for field in schema:
-        kind = field.type
-        if types.is_dictionary(kind):  # Categories of pandas.
-            kind = kind.value_type
-        if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            structs.append(field.name)
-        elif types.is_binary(kind) or types.is_large_binary(kind):
-            binaries.append(field.name)
-        elif any(is_kind(kind) for is_kind in is_label):
-            labels.append(field.name)
-    images = structs + binaries
+        is_category = types.is_dictionary(field.type)  # Of pandas.
+        kinds[field.name] = field.type.value_type if is_category else field.type
+
+    def find(*tests):
+        return [n for n, kind in kinds.items() if any(test(kind) for test in tests)]
+
+    def has_bytes(kind):
+        return types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+
+    images = find(has_bytes) + find(types.is_binary, types.is_large_binary)
+    labels = find(types.is_integer, types.is_string, types.is_large_string)
     if not images or not labels:
         raise DataError(
-            f"{path.name} has {', '.join(schema.names)}, but not {_COLUMNS}"
+            f"{path.name} has {', '.join(kinds)}, but not a column of images "
+            "({bytes} or binary, PNG, JPEG or WebP) and one of labels (label, or the "
+            "first of integers or texts)"
         )
-    if "label" in schema.names and "label" not in labels:  # Another is not meant.
+    if "label" in kinds and "label" not in labels:  # Another is not meant.
         kind = schema.field("label").type
         raise DataError(f"{path.name} has a label of {kind}, not of integers or texts")
     return images[0], "label" if "label" in labels else labels[0]

@@ -19,6 +19,7 @@ from dwsep_jax.places import user_home
 MAX_BYTES = 4 << 30
 # What the features of CIFAR-100 are called elsewhere.
 _LABELS = {"fine": "label", "coarse": "coarse_label"}
+_SPLITS = ("train", "test")
 # Pillow's names for pictures of one and of three channels, and for 8 bits at most.
 _MODES = {1: "L", 3: "RGB"}
 _CONVERTED = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
@@ -30,6 +31,10 @@ class Split(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     ids: np.ndarray
+
+    def take(self, indices: np.ndarray) -> "Split":
+        """Return the examples with these indices."""
+        return Split(*(array[indices] for array in self))
 
 
 # The class names, and the splits `train` and `test`; of one's own data, `validation`
@@ -72,28 +77,18 @@ def read(version_dir: pathlib.Path, label: str = "label") -> Decoded:
       DataError: if the dataset is damaged, or does not consist of labeled images of one
         small size. TFDS itself checks neither shapes nor counts.
     """
-    import tensorflow_datasets as tfds
-
+    label = _LABELS.get(label, label)
     try:
-        builder = tfds.builder_from_directory(version_dir)
-        label, features = _LABELS.get(label, label), builder.info.features
-        kind = tfds.features.ClassLabel
-        labels = sorted(name for name in features if isinstance(features[name], kind))
-        if labels and label not in labels:
-            raise ConfigError(f"label={label}: choose {' or '.join(labels)}")
-        if problem := _find_problem(builder.info, label):
-            raise DataError(problem)
-        names = features[label].names or map(str, range(features[label].num_classes))
-        splits = {s: _read_split(builder, s, label) for s in ("train", "test")}
-        return tuple(map(without_controls, names)), splits
+        info = _open(version_dir, label)
+        splits = {split: _read_split(info, split, label) for split in _SPLITS}
+        return tuple(map(without_controls, info.features[label].names)), splits
     except ConfigError:
         raise
     except Exception as error:
-        reason = error if isinstance(error, DataError) else one_line(error)
         raise DataError(
-            f"{version_dir} cannot be used ({reason}): delete it and prepare it again, "
-            "or choose a dataset of uint8 images of one size, gray or RGB, with "
-            f"`{label}`, `train` and `test`, as {' or '.join(_READERS)}"
+            f"{version_dir} cannot be used ({one_line(error)}): delete it and prepare "
+            "it again, or choose a dataset of uint8 images of one size, gray or RGB, "
+            f"with `{label}`, `train` and `test`, as {' or '.join(_READERS)}"
         ) from error
 
 
@@ -108,76 +103,78 @@ def make_ids(split: str, num_examples: int) -> np.ndarray:
     return np.array([f"{split}_{i:0{width}d}" for i in range(num_examples)], np.str_)
 
 
-def index_labels(
-    labels: dict[str, np.ndarray],
-) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Return the names of the classes of `train`, and int32 labels of each split.
+def index_labels(splits: dict[str, Split]) -> Decoded:
+    """Return the names of the classes of `train`, and the splits with their indices.
 
     Labels may be numbers, also with gaps, or names; classes are sorted.
 
     Raises:
       DataError: if another split has a class that `train` has not.
     """
-    classes = np.unique(labels["train"])
-    indices = {}
-    for split, some in labels.items():
-        if len(others := np.setdiff1d(some, classes)):
-            raise DataError(f"{split} has the label {others[0]}, train has not")
-        indices[split] = np.searchsorted(classes, some).astype(np.int32)
-    return tuple(without_controls(str(label)) for label in classes), indices
+    classes, indexed = np.unique(splits["train"].labels), {}
+    for name, split in splits.items():
+        if len(others := np.setdiff1d(split.labels, classes)):
+            raise DataError(f"{name} has the label {others[0]}, train has not")
+        labels = np.searchsorted(classes, split.labels).astype(np.int32)
+        indexed[name] = split._replace(labels=labels)
+    return tuple(without_controls(str(label)) for label in classes), indexed
 
 
-def find_size_problem(num_images: int, shape: tuple[int, ...]) -> str | None:
-    """Return what is wrong where decoded images are too many, or None."""
+def check_size(num_images: int, shape: tuple[int, ...], remedy: str = "") -> None:
+    """Raise `DataError` where decoded images are too many."""
     if (size := num_images * math.prod(shape)) > MAX_BYTES:
-        return f"its images take {size / 2**30:.1f} GiB; the limit is {MAX_BYTES >> 30}"
-    return None
+        raise DataError(
+            f"its images take {size / 2**30:.1f} GiB; the limit is {MAX_BYTES >> 30}"
+            f"{remedy}"
+        )
 
 
 def one_line(error: BaseException) -> str:
-    """Return the type and the first line of an error, to be part of a message."""
+    """Return an error as part of a message: its type and first line, if not our own."""
+    if isinstance(error, DataError):
+        return str(error)
     first = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {first}".removesuffix(": ")
 
 
-def _find_problem(info, label_name) -> str | None:
-    """Return why this program cannot train on a dataset, or None if it can."""
-    from tensorflow_datasets import features as tfds_features
+def _open(version_dir, label):
+    """Return TFDS's description of a dataset, on which this program can train."""
+    import tensorflow_datasets as tfds
 
-    if info.file_format.value not in _READERS:
-        return f"its format is {info.file_format.value}"
+    info = tfds.builder_from_directory(version_dir).info
     features = dict(info.features.items())
-    image, label = features.get("image"), features.get(label_name)
-    if not isinstance(image, tfds_features.Image):
-        return "it has no feature `image`"
-    if not isinstance(label, tfds_features.ClassLabel) or not label.num_classes:
-        kind = tfds_features.ClassLabel
-        others = [name for name in features if isinstance(features[name], kind)]
-        remedy = f"; set --config.label={' or '.join(others)}" if others else ""
-        return (
-            f"it has no feature `{label_name}` with a known number of classes{remedy}"
-        )
+    kind = tfds.features.ClassLabel
+    labels = sorted(name for name in features if isinstance(features[name], kind))
+    if labels and label not in labels:
+        raise ConfigError(f"label={label}: choose {' or '.join(labels)}")
+    if info.file_format.value not in _READERS:
+        raise DataError(f"its format is {info.file_format.value}")
+    image = features.get("image")
+    if not isinstance(image, tfds.features.Image):
+        raise DataError("it has no feature `image`")
+    if not labels or not features[label].num_classes:
+        raise DataError(f"it has no feature `{label}` with a known number of classes")
     if None in image.shape or image.shape[-1] not in _MODES:
-        return f"its images have shape {image.shape}"
+        raise DataError(f"its images have shape {image.shape}")
     if image.np_dtype != np.uint8:
-        return f"its images are {np.dtype(image.np_dtype).name}"
-    if missing := {"train", "test"} - set(info.splits):
-        return f"it has no split {' and '.join(sorted(missing))}"
-    num_images = sum(info.splits[split].num_examples for split in ("train", "test"))
-    return find_size_problem(num_images, image.shape)
+        raise DataError(f"its images are {np.dtype(image.np_dtype).name}")
+    if missing := sorted({*_SPLITS} - set(info.splits)):
+        raise DataError(f"it has no split {' and '.join(missing)}")
+    check_size(sum(info.splits[s].num_examples for s in _SPLITS), image.shape)
+    return info
 
 
-def _read_split(builder, split: str, label: str) -> Split:
+def _read_split(info, split: str, label: str) -> Split:
     """Decode one split and check every example."""
     # TFDS's own copy of the protocol buffer that TensorFlow calls tf.train.Example.
     from tensorflow_datasets.proto import tf_example_pb2
 
-    info, features = builder.info.splits[split], builder.info.features
-    read_file = _READERS[builder.info.file_format.value]
-    records = [r for path in info.filepaths for r in read_file(os.fspath(path))]
-    if len(records) != info.num_examples:
+    files, features = info.splits[split], info.features
+    read_file = _READERS[info.file_format.value]
+    records = [r for path in files.filepaths for r in read_file(os.fspath(path))]
+    if len(records) != files.num_examples:
         raise DataError(
-            f"{split} has {len(records)} examples, not {info.num_examples} as "
+            f"{split} has {len(records)} examples, not {files.num_examples} as "
             "dataset_info.json says"
         )
     images = np.empty((len(records), *features["image"].shape), np.uint8)
@@ -195,8 +192,7 @@ def _read_split(builder, split: str, label: str) -> Split:
         ids += [id_.decode() for id_ in feature["id"].bytes_list.value]
     has_ids = len(ids) == len(records)
     ids = np.array(ids, np.str_) if has_ids else make_ids(split, len(records))
-    order = np.argsort(ids, kind="stable")
-    return Split(images[order], labels[order], ids[order])
+    return Split(images, labels, ids).take(np.argsort(ids, kind="stable"))
 
 
 def _decode(encoded: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:

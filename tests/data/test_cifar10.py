@@ -16,6 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from dwsep_jax.data import cifar10, read
+from dwsep_jax.data.own import FILES
 from dwsep_jax.errors import DataError
 
 NAMES = [*"abcdefghij"]
@@ -27,7 +28,7 @@ def archive():
     """An archive of the official form, with 20 images per file, and its records."""
     rng, buffer, records = np.random.default_rng(0), io.BytesIO(), {}
     content = {"batches.meta.txt": "\n".join([*NAMES, ""]).encode(), "readme.html": b""}
-    for split, names in cifar10.FILES.items():
+    for split, names in FILES.items():
         records[split] = rng.integers(0, 256, (20 * len(names), 3073), np.uint8)
         records[split][:, 0] %= 10
         parts = np.split(records[split], len(names))
