@@ -49,9 +49,8 @@ def restore(
     """Return what `restore_to_evaluate` does of a run that may still be training."""
     for _ in range(5):
         with Checkpoints(workdir, read_only=True) as checkpoints:
-            restored = restore_to_evaluate(config, checkpoints, state)
-            if restored is not None:
-                return restored
+            if (found := restore_to_evaluate(config, checkpoints, state)) is not None:
+                return found
             if not checkpoints.epochs():
                 break
     if read_json(workdir, "manifest"):
@@ -102,24 +101,21 @@ def load_trained(
     evaluation, manifest = (read_json(workdir, n) for n in ("evaluation", "manifest"))
     if manifest:
         names, shape = manifest["class_names"], manifest["images"]["shape"][1:]
-    elif shape := evaluation and evaluation.get("image_shape"):
-        names = [row["name"] for row in evaluation["per_class"]]
-    else:  # An evaluation of an earlier version lacks the shape.
-        dataset = load(config)
-        names, shape = dataset.class_names, dataset.image_shape
-    if manifest:
         variables = unflatten_dict(read_exported(workdir), sep="/")
     else:
+        if shape := evaluation and evaluation.get("image_shape"):
+            names = [row["name"] for row in evaluation["per_class"]]
+        else:  # An evaluation of an earlier version lacks the shape.
+            dataset = load(config)
+            names, shape = dataset.class_names, dataset.image_shape
         trained = restore(config, workdir, None)
         evaluation = evaluation and _match(evaluation, workdir, int(trained["step"]))
         weights = trained["ema"] or trained
         # Of one device, however many it was trained on.
         variables = jax.device_get({n: weights[n] for n in ("params", "batch_stats")})
-    model = create_model(config, len(names))
     temperature = (evaluation or {}).get("temperature", 1.0)
-    return Trained(
-        model, variables, tuple(names), tuple(shape), temperature, evaluation
-    )
+    described = (tuple(names), tuple(shape), temperature, evaluation)
+    return Trained(create_model(config, len(names)), variables, *described)
 
 
 def _match(evaluation, workdir, step):

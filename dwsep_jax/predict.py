@@ -6,7 +6,6 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import chain
 
 import jax
 import numpy as np
@@ -48,28 +47,17 @@ def predict_workdir(
     """
     output = output and os.path.expanduser(output)
     encode = output and _check_output(output)
-    paths = _find_pictures(images)
+    paths, rows = _find_pictures(images), []
     trained = load_trained(workdir, config)
-    names, shape = trained.class_names, trained.image_shape
-    classify = _make_classifier(config, trained)
-    read = partial(_read, shape=shape)
-    rows, size = [], min(config.eval_batch_size, len(paths))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(paths), size):
-            batch, found = np.zeros((size, *shape), np.uint8), []
-            some = paths[start : start + size]
-            for path, picture in zip(some, pool.map(read, some), strict=True):
-                if isinstance(picture, str):
-                    say(f"skipped {without_controls(path)}: {picture}")
-                else:
-                    batch[len(found)] = picture
-                    found.append(path)
-            for path, shares in zip(found, np.asarray(classify(batch)), strict=False):
-                best = np.argsort(-shares, kind="stable")[:top]
-                rows.append([path, *((names[i], float(shares[i])) for i in best)])
-                if not output:
-                    classes = (f"{name} {share:.2%}" for name, share in rows[-1][1:])
-                    say("  ".join([without_controls(path), *classes]))
+    for path, shares in _classify(config, trained, paths):
+        best = [
+            {"class": trained.class_names[i], "probability": float(shares[i])}
+            for i in np.argsort(-shares, kind="stable")[:top]
+        ]
+        rows.append({"image": path, "top": best})
+        if not output:
+            shown = (f"{entry['class']} {entry['probability']:.2%}" for entry in best)
+            say("  ".join([without_controls(path), *shown]))
     if output:
         try:
             write_atomically(output, encode(rows).encode(errors="surrogateescape"))
@@ -115,38 +103,47 @@ def _find_pictures(images):
     return paths
 
 
-def _make_classifier(config, trained):
-    """Return uint8 images (N, H, W, C) -> probabilities (N, K)."""
+def _classify(config, trained, paths):
+    """Yield the paths of pictures that can be read, with float32 probabilities (K,)."""
 
     def classify(variables, images):
         logits = trained.model.apply(variables, normalize(images), train=False)
         return nn.softmax(logits / trained.temperature)
 
     options = compiler_options(config.deterministic)
-    return partial(jax.jit(classify, compiler_options=options), trained.variables)
-
-
-def _read(path, shape):
-    height, width, channels = shape
-    picture = pictures.read(path, (width, height), "L" if channels == 1 else "RGB")
-    return picture if isinstance(picture, str) else np.atleast_3d(picture)
+    classify = jax.jit(classify, compiler_options=options)
+    height, width, channels = trained.image_shape
+    mode = "L" if channels == 1 else "RGB"
+    read = partial(pictures.read, size=(width, height), mode=mode)
+    size = min(config.eval_batch_size, len(paths))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(paths), size):
+            batch, found = np.zeros((size, *trained.image_shape), np.uint8), []
+            some = paths[start : start + size]
+            for path, picture in zip(some, pool.map(read, some), strict=True):
+                if isinstance(picture, str):
+                    say(f"skipped {without_controls(path)}: {picture}")
+                else:
+                    batch[len(found)] = np.atleast_3d(picture)
+                    found.append(path)
+            probabilities = np.asarray(classify(trained.variables, batch))
+            yield from zip(found, probabilities, strict=False)
 
 
 def _encode_csv(rows):
     text = io.StringIO()
-    ranks = range(1, max(map(len, rows), default=1))
-    header = [(f"class_{rank}", f"probability_{rank}") for rank in ranks]
-    table = [["image", *header], *rows]
-    csv.writer(text).writerows([row[0], *chain(*row[1:])] for row in table)
+    ranks = range(1, max((len(row["top"]) for row in rows), default=0) + 1)
+    columns = [f"{name}_{rank}" for rank in ranks for name in ("class", "probability")]
+    writer = csv.writer(text)
+    writer.writerow(["image", *columns])
+    for row in rows:
+        cells = [cell for entry in row["top"] for cell in entry.values()]
+        writer.writerow([row["image"], *cells])
     return text.getvalue()
 
 
 def _encode_jsonl(rows):
-    objects = (
-        {"image": path, "top": [{"class": c, "probability": p} for c, p in classes]}
-        for path, *classes in rows
-    )
-    return "".join(json.dumps(row) + "\n" for row in objects)
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 _ENCODE = {".csv": _encode_csv, ".jsonl": _encode_jsonl}

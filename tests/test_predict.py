@@ -4,6 +4,7 @@ import csv
 import json
 import pathlib
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -162,7 +163,15 @@ def test_a_run_without_a_checkpoint_is_one_line(run):
 
 
 def test_a_picture_has_the_channels_of_the_run(tmp_path):
-    for i, shape in enumerate([(6, 9, 1), (6, 9, 3)]):
-        for image in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.uint8)):
-            write(tmp_path / f"{i}.png", encode(image))
-            assert predict._read(tmp_path / f"{i}.png", shape).shape == shape
+    paths = [tmp_path / "gray.png", tmp_path / "rgb.png"]
+    for path, shape in zip(paths, [(8, 8), (8, 8, 3)]):
+        write(path, encode(np.zeros(shape, np.uint8)))
+
+    def apply(variables, images, train):
+        return images.mean((1, 2))
+
+    for shape in [(6, 9, 1), (6, 9, 3)]:
+        model = types.SimpleNamespace(apply=apply)
+        trained = evaluate.Trained(model, {}, ("a", "b"), shape, 1.0)
+        classified = predict._classify(tiny.make_config(), trained, paths)
+        assert [path for path, _ in classified] == paths
