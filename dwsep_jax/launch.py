@@ -3,21 +3,19 @@
 Nothing here uses jax before `start`.
 """
 
-import io
 import os
-import pathlib
 import signal
 import socket
-import subprocess
 import sys
 import time
+from subprocess import DEVNULL, PIPE, Popen
 
 from ml_collections import ConfigDict
 
 from dwsep_jax import condense
 from dwsep_jax.errors import ConfigError, DivergedError, ToldError
 
-# As long as jax waits for all to come.
+# As long as jax waits for all to come, and to end.
 START_SECONDS = 300
 # A process that is not heard of for so long is lost.
 HEARTBEAT_SECONDS = 30
@@ -36,16 +34,17 @@ def start(config: ConfigDict, mode: str, debug: bool) -> None:
         or a mode other than train.
     """
     global _process_id
-    address, n, process_id = fields = [config[name] for name in _FIELDS]
-    if n == 1 or (fields == [None] * 3 and mode == "sweep"):
+    address, n, process_id = (config[name] for name in _FIELDS)
+    given = [f"{name}={config[name]}" for name in _FIELDS if config[name] is not None]
+    if n == 1 or (not given and mode == "sweep"):
         return  # A sweep's workers are processes of their own.
-    if fields == [None] * 3:
+    if given:
+        _check(config, given)
+        source = f"--config.num_processes={n}"
+    else:
         source, n, process_id = _ask_environment()
         if n == 1:
             return
-    else:
-        source = f"--config.num_processes={n}"
-        _check(address, n, process_id)
     if mode != "train":
         raise ConfigError(
             f"--mode={mode} is for one process, and {source} has {n}; start it once, "
@@ -61,12 +60,7 @@ def start(config: ConfigDict, mode: str, debug: bool) -> None:
     arguments = (address, n, process_id) if address else ()
     # Otherwise Ctrl-C would wait, too.
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    jax.distributed.initialize(
-        *arguments,
-        initialization_timeout=START_SECONDS,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=START_SECONDS,
-    )
+    jax.distributed.initialize(*arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     signal.signal(signal.SIGINT, before)
     _process_id = process_id
     os.write(2, condense.STARTED)
@@ -86,7 +80,7 @@ def _ask_environment() -> tuple[str, int, int]:
 
         kinds = ClusterEnv._cluster_types
     except (ImportError, AttributeError):  # Private: another jax may lack it.
-        return "", 1, 0
+        kinds = ()
     for kind in kinds:
         if not kind.opt_in_only_method and kind.is_env_present():
             try:
@@ -100,18 +94,17 @@ def _ask_environment() -> tuple[str, int, int]:
     return "", 1, 0
 
 
-def _check(address, n, process_id):
-    values = dict(zip(_FIELDS, (address, n, process_id), strict=True))
-    for name, value in values.items():
-        if value is None:
-            given = ", ".join(f"{k}={v}" for k, v in values.items() if v is not None)
+def _check(config, given):
+    for name in _FIELDS:
+        if config[name] is None:
             raise ConfigError(
-                f"--config.{name}: is missing beside {given}; give all three, or none"
+                f"--config.{name}: is missing beside {', '.join(given)}; give all "
+                "three, or none"
             )
-    if process_id >= n:
+    if config.process_id >= config.num_processes:
         raise ConfigError(
-            f"--config.process_id={process_id}: must be below --config.num_processes="
-            f"{n}; the first is 0"
+            f"--config.process_id={config.process_id}: must be below "
+            f"--config.num_processes={config.num_processes}; the first is 0"
         )
 
 
@@ -140,16 +133,11 @@ def _reach(address, process_id):
 
 def _condense_stderr(address, debug):
     """Let another process make one line of the many with which jax aborts."""
-    script = pathlib.Path(__file__).with_name("condense.py")
-    argument = ["debug"] if debug else []
-    command = [sys.executable, "-IS", str(script), address, *argument]
+    command = [sys.executable, "-IS", condense.__file__, address]
+    if debug:
+        command.append("debug")
     # In a session of its own, Ctrl-C does not reach it.
-    condenser = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    condenser = Popen(command, stdin=PIPE, stdout=DEVNULL, start_new_session=True)
     os.dup2(condenser.stdin.fileno(), 2)
     condenser.stdin.close()
     condenser.returncode = 0  # It ends after this process, which need not wait.
@@ -160,11 +148,7 @@ def _silence_stdout():
     nowhere = os.open(os.devnull, os.O_WRONLY)
     own = os.dup(1) if _process_id == 0 else nowhere
     os.dup2(nowhere, 1)
-    sys.stdout = io.TextIOWrapper(
-        io.FileIO(own, "w"),
-        errors="backslashreplace",
-        line_buffering=True,
-    )
+    sys.stdout = os.fdopen(own, "w", buffering=1, errors="backslashreplace")
 
 
 def end(error: BaseException, line: str, exit_code: int) -> int:
@@ -173,12 +157,9 @@ def end(error: BaseException, line: str, exit_code: int) -> int:
     A process of several ends at once, which jax in the others notices, unless all have
     the error; then process 0 prints it.
     """
-    if _process_id is None:
-        print(line, file=sys.stderr)
-        return exit_code
     is_of_all = isinstance(error, DivergedError | ToldError)
-    if is_of_all or getattr(error, "is_told", False):
-        if _process_id == 0:
+    if _process_id is None or is_of_all or getattr(error, "is_told", False):
+        if not _process_id:
             print(line, file=sys.stderr)
         return exit_code
     if any(word in str(error) for word in _OF_A_LOST_PROCESS):

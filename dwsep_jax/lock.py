@@ -32,10 +32,9 @@ def locked(directory: str | os.PathLike, wait: bool = True) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise
-        except OSError:
-            pass
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise
         yield
     finally:
         os.close(descriptor)

@@ -5,7 +5,6 @@ the run, and tells the others what it has read. `launch` starts them. One proces
 for none of this.
 """
 
-import functools
 import json
 import zlib
 from collections.abc import Callable
@@ -101,8 +100,6 @@ def from_first(make: Callable[[], Any]) -> Any:
 
 def in_turn(make: Callable[[], Any]) -> Any:
     """Return what `make` returns here, called once process 0 has called it."""
-    if jax.process_count() == 1:
-        return make()
     made = []
     from_first(lambda: made.append(make()))
     return made[0] if made else make()
@@ -149,15 +146,18 @@ class Vote:
         On a CPU, programs on others would overtake the steps, and mix up what these
         exchange.
         """
-        self._mesh, self._before = mesh, 0
+        self._before = 0
+        if jax.process_count() > 1:
+            self._votes = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+            everywhere = NamedSharding(mesh, PartitionSpec())
+            self._max = jax.jit(jnp.max, out_shardings=everywhere)
 
     def now(self, vote: int) -> int:
         """Return the highest vote, once each process has voted."""
         if jax.process_count() == 1:
             return vote
-        self.later(vote)
-        highest, self._before = int(self._before), 0
-        return highest
+        self._before = 0
+        return int(self._find_highest(vote))
 
     def later(self, vote: int) -> int:
         """Vote, and return the highest vote of the last time, or 0 if there was none.
@@ -167,16 +167,9 @@ class Vote:
         """
         if jax.process_count() == 1:
             return vote
-        before, self._before = self._before, _find_highest(vote, self._mesh)
+        before, self._before = self._before, self._find_highest(vote)
         return int(before)
 
-
-def _find_highest(vote, mesh):
-    votes = np.full(mesh.size, vote, np.int32)
-    votes = place(votes, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
-    return _jit_max(mesh)(votes)
-
-
-@functools.cache
-def _jit_max(mesh):
-    return jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    def _find_highest(self, vote):
+        votes = np.full(self._votes.mesh.size, vote, np.int32)
+        return self._max(place(votes, self._votes))
