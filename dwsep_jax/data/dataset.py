@@ -156,9 +156,9 @@ def find_official(
             names, splits = own.load(name, image_size)
         elif name == "digits":
             names, splits = digits.read()
-        elif own.TFDS_NAME.fullmatch(name) and (
-            version_dir := find_version_dir(data_dir, name)
-        ):
+        elif not own.TFDS_NAME.fullmatch(name):
+            return None
+        elif version_dir := find_version_dir(data_dir, name):
             names, splits = cache.load(version_dir, label)
         else:
             return None
