@@ -47,13 +47,13 @@ def restore(
     config: ConfigDict, workdir: str | os.PathLike, state: TrainState | None
 ) -> TrainState:
     """Return what `restore_to_evaluate` does of a run that may still be training."""
+    checkpoints = Checkpoints(workdir)
     for _ in range(5):
-        with Checkpoints(workdir, read_only=True) as checkpoints:
-            restored = restore_to_evaluate(config, checkpoints, state)
-            if restored is not None:
-                return restored
-            if not checkpoints.epochs():
-                break
+        restored = restore_to_evaluate(config, checkpoints, state)
+        if restored is not None:
+            return restored
+        if not checkpoints.epochs():
+            break
     if read_json(workdir, "manifest"):
         raise UserError(
             f"--workdir={workdir}: holds an export, which has no checkpoints; name the "

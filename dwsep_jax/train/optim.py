@@ -131,19 +131,21 @@ def make_plateau() -> Plateau:
     return Plateau(jnp.float32(1), jnp.float32(highest), jnp.int32(0))
 
 
-def update_plateau(
-    plateau: Plateau, val_loss: float, *, factor: float, patience: int
-) -> Plateau:
-    """Return the plateau's state after an epoch.
+def update_plateau(config: ConfigDict, plateau: Plateau, val_loss: float) -> Plateau:
+    """Return the plateau's state after an epoch; with another schedule, it stays.
 
-    The multiplier shrinks by `factor` once the validation loss has not fallen by one
-    part in ten thousand for `patience` epochs; then the count starts over.
+    The multiplier shrinks by `plateau_factor` once the validation loss has not fallen
+    by one part in ten thousand for `plateau_patience` epochs; then the count starts
+    over.
     """
+    if config.schedule != "plateau":
+        return plateau
     better = val_loss < plateau.best_loss * (1 - 1e-4)
     waited = jnp.where(better, 0, plateau.epochs_since_best + 1)
-    expired = waited >= patience
+    expired = waited >= config.plateau_patience
+    lower = plateau.multiplier * config.plateau_factor
     return Plateau(
-        jnp.where(expired, plateau.multiplier * factor, plateau.multiplier),
+        jnp.where(expired, lower, plateau.multiplier),
         jnp.where(better, jnp.float32(val_loss), plateau.best_loss),
         jnp.where(expired, 0, waited).astype(jnp.int32),
     )
