@@ -13,8 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from dwsep_jax import launch, processes
-from dwsep_jax.console import print_evaluation, say
+from dwsep_jax import console, launch, processes
 from dwsep_jax.data import Dataset, Split
 from dwsep_jax.data.augment import normalize
 from dwsep_jax.environment import compiler_options, describe_environment
@@ -63,12 +62,11 @@ def evaluate(
     sharding = mesh and NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
     results = []
     for start in range(0, len(split.labels), batch_size):
-        images = split.images[start : start + batch_size]
-        labels = split.labels[start : start + batch_size]
-        missing = batch_size - len(labels)
-        mask = np.arange(batch_size) < len(labels)
-        images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        labels = np.pad(labels, (0, missing))
+        batch = slice(start, start + batch_size)
+        mask = np.arange(batch.start, batch.stop) < len(split.labels)
+        missing = (0, batch_size - mask.sum())
+        images = np.pad(split.images[batch], (missing, (0, 0), (0, 0), (0, 0)))
+        labels = np.pad(split.labels[batch], missing)
         arrays = processes.place((images, labels, mask), sharding)
         results.append(step(state, *arrays))
     totals, probabilities = zip(*results, strict=True)
@@ -90,7 +88,7 @@ def compile_evaluation(config: ConfigDict, dataset: Dataset, state: TrainState) 
     image = Split(*(array[:1] for array in dataset.validation))
     evaluate(state, image, config.eval_batch_size, config.deterministic)
     seconds = time.perf_counter() - start
-    say(f"compiled the evaluation step in {seconds:.1f} s")
+    console.say(f"compiled the evaluation step in {seconds:.1f} s")
 
 
 def evaluate_epoch(config: ConfigDict, dataset: Dataset, state: TrainState) -> Row:
@@ -99,12 +97,10 @@ def evaluate_epoch(config: ConfigDict, dataset: Dataset, state: TrainState) -> R
     Raises:
       DivergedError: if a loss is not finite.
     """
-    parts = {
-        "train_eval": (state, dataset.train_eval),
-        "val": (state, dataset.validation),
-    }
+    validation = dataset.validation
+    parts = {"train_eval": (state, dataset.train_eval), "val": (state, validation)}
     if state.ema is not None:
-        parts["ema_val"] = (averaged(state), dataset.validation)
+        parts["ema_val"] = (averaged(state), validation)
     row, options = {}, (config.eval_batch_size, config.deterministic)
     for prefix, (weights, split) in parts.items():
         values, _ = evaluate(weights, split, *options)
@@ -172,7 +168,7 @@ def evaluate_and_write(
         "image_shape": list(dataset.image_shape),
         "environment": describe_environment(config.dtype, config.seed),
     }
-    print_evaluation(evaluation, network)
+    console.print_evaluation(evaluation, network)
     if launch.is_first():
         _write(pathlib.Path(workdir), evaluation, split, probabilities)
     return evaluation

@@ -48,18 +48,14 @@ OPTIMIZERS = {
 }
 
 
-def _step(progress):
-    """A tenth from a half on, a hundredth from three quarters on (Huang 2017)."""
-    return jnp.where(progress < 0.5, 1.0, jnp.where(progress < 0.75, 0.1, 0.01))
-
-
 # Progress from 0 to 1 after the warm-up -> share of the peak rate.
 SCHEDULES = {
     # Half a cosine (Loshchilov and Hutter 2017).
     "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
     # The falling side of a triangle (Smith and Topin 2018).
     "onecycle": lambda progress: 1 - progress,
-    "step": _step,
+    # A tenth from a half on, a hundredth from three quarters on (Huang 2017).
+    "step": lambda p: jnp.where(p < 0.5, 1.0, jnp.where(p < 0.75, 0.1, 0.01)),
     # Down to a hundredth, by the same factor at each step.
     "exponential": lambda progress: 0.01**progress,
     "constant": jnp.ones_like,
@@ -94,10 +90,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """Return the configuration with suitable values for unset rate, decay and warm-up.
 
     Raises:
-      ConfigError: for an unknown optimizer or schedule.
+      ConfigError: for an unknown optimizer.
     """
     recipe = choose("optimizer", config.optimizer, OPTIMIZERS)
-    choose("schedule", config.schedule, SCHEDULES)
     config = config.copy_and_resolve_references()
     if config.learning_rate is None:
         scale = (config.batch_size / 128) ** recipe.rate_exponent
@@ -169,7 +164,6 @@ def descend(
     """
 
     def init(params):
-        del params
         return DescentState(
             jnp.zeros((), jnp.int32),
             jnp.asarray(learning_rate, jnp.float32),

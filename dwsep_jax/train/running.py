@@ -16,10 +16,9 @@ from dwsep_jax import console, data, launch, processes
 from dwsep_jax.data import order
 from dwsep_jax.environment import describe_parallelism
 from dwsep_jax.errors import ConfigError, DivergedError, UserError
-from dwsep_jax.train import optim, output
+from dwsep_jax.train import loggers, optim, output
 from dwsep_jax.train.checkpoint import Checkpoints, Restored
 from dwsep_jax.train.evaluation import evaluate_epoch
-from dwsep_jax.train.loggers import open_loggers, try_to
 from dwsep_jax.train.metrics import Metrics
 from dwsep_jax.train.programs import EpochResult
 from dwsep_jax.train.step import make_run_keys, make_state
@@ -36,8 +35,6 @@ from dwsep_jax.workdir import (
 # The directory that holds an unfinished epoch of a run; its checkpoints are named by
 # step.
 _PART = "partial"
-# Whether to give a run up, given the rows of its epochs so far.
-Prune = Callable[[list[Row]], bool]
 
 
 class Member:
@@ -65,12 +62,12 @@ class Member:
         workdir: str | os.PathLike,
         dataset: data.Dataset,
         log: pathlib.Path | None = None,
-        prune: Prune = lambda history: False,
+        prune: Callable[[list[Row]], bool] = lambda history: False,
     ):
         """Take a resolved configuration, and a file for what would go to the console.
 
-        `prune` says whether to give the run up. It is asked after each epoch, and at
-        the start about those already trained.
+        `prune` says whether to give the run up, given the rows of its epochs so far. It
+        is asked after each epoch, and at the start about those already trained.
         """
         self.config, self.workdir, self.dataset = config, pathlib.Path(workdir), dataset
         self.state, self.history = make_state(config, dataset), []
@@ -110,7 +107,8 @@ class Member:
             what = "finished" if self.is_finished else "resuming"
             n, step = len(self.history), int(self.state.step)
             console.say(f"{what} after epoch {n}, step {step:,}")
-            self._compare_with(saved.metadata)
+            if not self.is_finished:
+                self._compare_with(saved.metadata)
         elif self.config.init_from:
             self.state = load_weights(self.config, self.state)
             console.say(f"starting from the weights of {self.config.init_from}")
@@ -119,9 +117,9 @@ class Member:
             for name in ("evaluation.json", "diagnosis.json"):
                 (self.workdir / name).unlink(missing_ok=True)
         run = (self.config, self.workdir, self.history, self.is_finished)
-        for logger in open_loggers(*run):
+        for logger in loggers.open_loggers(*run):
             self._loggers.append(logger)
-            stack.callback(try_to, logger.close)
+            stack.callback(loggers.try_to, logger.close)
         return self.history
 
     @property
@@ -155,19 +153,20 @@ class Member:
         """
         self._epoch_seconds += seconds
         elapsed = self._seconds_before + time.perf_counter() - start
-        if result.error is None and int(result.state.step) % self._steps_per_epoch:
-            self._save_part(result, elapsed)
-        else:
-            self._finish_epoch(result, elapsed)
+        try:
+            if result.error is not None:
+                raise result.error
+            if int(result.state.step) % self._steps_per_epoch:
+                self._save_part(result, elapsed)
+            else:
+                self._finish_epoch(result, elapsed)
+        except DivergedError as error:
+            self.error = error
         self._saved_at = time.monotonic()
 
     def _finish_epoch(self, result, elapsed):
         """Evaluate and save an epoch: first the state, then its row; print the row."""
-        try:
-            row = self._make_row(result, elapsed)
-        except DivergedError as error:
-            self.error = error
-            return
+        row = self._make_row(result, elapsed)
         before = result.state.plateau
         plateau = optim.update_plateau(self.config, before, row["val_loss"])
         self.state = result.state.replace(plateau=plateau)
@@ -178,11 +177,10 @@ class Member:
         self.is_pruned = self._prune(self.history)
 
     def _make_row(self, result, elapsed):
-        """Evaluate an epoch; raise `DivergedError` if anything is not finite."""
-        if result.error is not None:
-            raise result.error
+        """Evaluate an epoch; raise `DivergedError` if a loss is not finite."""
         config, state, step = self.config, result.state, int(result.state.step)
-        share = float(optim.make_schedule(config, self._steps_per_epoch)(step - 1))
+        schedule = optim.make_schedule(config, self._steps_per_epoch)
+        rate = float(schedule(step - 1)) * config.learning_rate
         num_images = self._steps_per_epoch * config.batch_size
         means = result.total.compute()
         return {
@@ -190,9 +188,7 @@ class Member:
             "step": step,
             **{f"train_{name}": float(value) for name, value in means.items()},
             **evaluate_epoch(config, self.dataset, state),
-            "learning_rate": (
-                share * config.learning_rate * float(state.plateau.multiplier)
-            ),
+            "learning_rate": rate * float(state.plateau.multiplier),
             "images_per_second": num_images / self._epoch_seconds,
             "elapsed_seconds": elapsed,
         }
@@ -204,7 +200,7 @@ class Member:
         shutil.rmtree(self.workdir / _PART, ignore_errors=True)
         append_row(self.workdir, row)
         for logger in self._loggers:
-            try_to(logger.log, row)
+            loggers.try_to(logger.log, row)
         num_epochs = self.config.num_epochs
         left = seconds_left(self.history, self.num_resumed, num_epochs)
         with self._logged():
@@ -254,8 +250,6 @@ class Member:
 
         Checkpoints of earlier versions lack what there is to compare.
         """
-        if self.is_finished:
-            return
         if metadata.get("data") not in (None, self.dataset.checksum):
             raise UserError(
                 f"dataset={self.config.dataset}: its images or labels have changed "
