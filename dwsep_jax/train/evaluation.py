@@ -55,7 +55,8 @@ def evaluate(
     Returns:
       {loss (nats), accuracy}, and the probabilities of the classes, float32 (N, K).
     """
-    mesh = _find_mesh(state)
+    # The devices that share batches; one device has none.
+    mesh = getattr(state.step.sharding, "mesh", None)
     step = _jit_eval_step(deterministic, mesh)
     if mesh is not None:
         batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -73,13 +74,6 @@ def evaluate(
     total = functools.reduce(metrics.Metrics.merge, totals)
     values = {name: float(value) for name, value in total.compute().items()}
     return values, np.concatenate(jax.device_get(probabilities))[: len(split.labels)]
-
-
-def _find_mesh(state):
-    """Return the devices of a state that share batches; None if there is only one."""
-    sharding = state.step.sharding
-    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
-    return mesh if mesh and mesh.axis_names == (BATCH_AXIS,) else None
 
 
 def compile_evaluation(config: ConfigDict, dataset: Dataset, state: TrainState) -> None:

@@ -1,11 +1,15 @@
-"""Where the rows of a run go besides metrics.jsonl: TensorBoard, W&B, MLflow."""
+"""Where the rows of a run go besides metrics.jsonl: TensorBoard, W&B, MLflow.
+
+Each takes every row once, however often the run is resumed. Its `place` in the workdir
+is there once rows were logged.
+"""
 
 import pathlib
 import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -17,22 +21,6 @@ from dwsep_jax.workdir import Row, write_atomically
 PROJECT = "dwsep_jax"
 # Names in a row; `train_eval_loss` starts with two of the prefixes.
 _OF_A_CURVE = re.compile("^(train_eval|train|ema_val|val)_(.*)")
-
-
-class Logger(Protocol):
-    """Takes each row of a run once, however often the run is resumed.
-
-    Attributes:
-      place: in the workdir, what is there once rows were logged.
-    """
-
-    place: str
-
-    def log(self, row: Row) -> None:
-        """Add the numbers of an epoch, at its step."""
-
-    def close(self) -> None:
-        """Write what is left."""
 
 
 class TensorBoard:
@@ -124,6 +112,7 @@ class MLflow:
         self._client.set_terminated(self._id)
 
 
+Logger = TensorBoard | WeightsAndBiases | MLflow
 # By the fields of a config that ask for them.
 LOGGERS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
 

@@ -96,10 +96,8 @@ def train(members: Sequence[Member]) -> None:
     programs = EpochPrograms(config, dataset, [member.state for member in members])
     evaluation.compile_evaluation(config, dataset, members[0].state)
     start, num_steps = time.perf_counter(), dataset.steps_per_epoch(config.batch_size)
-    with (
-        signals.deferred() as stop,
-        console.EpochProgress(config, num_steps) as progress,
-    ):
+    progress = console.EpochProgress(config, num_steps)
+    with signals.deferred() as stop, progress:
         vote = processes.Vote(make_batch_mesh(config))
 
         def must_save():
@@ -205,10 +203,9 @@ def evaluate_on_test(member: Member) -> None:
     config, workdir, state = member.config, member.workdir, member.state
     if config.early_stopping:
         like = processes.localize(state)
-        restore = evaluation.restore_to_evaluate
-        state = processes.tree_from_first(
-            lambda: restore(config, member.checkpoints, like), like
-        )
+        checkpoints = member.checkpoints
+        restore = partial(evaluation.restore_to_evaluate, config, checkpoints, like)
+        state = processes.tree_from_first(restore, like)
     epoch = int(state.step) // member.dataset.steps_per_epoch(config.batch_size)
     if config.early_stopping:
         output.print_stop(config, member.history, epoch)

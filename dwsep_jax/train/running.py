@@ -75,7 +75,8 @@ class Member:
         self.error: DivergedError | None = None
         self.checkpoints, self._seconds_before = Checkpoints(workdir), 0.0
         self._steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
-        self._log, self._prune, self._loggers = log, prune, []
+        self._logged = partial(console.logged, log) if log else contextlib.nullcontext
+        self._prune, self._loggers = prune, []
 
     def __enter__(self) -> "Member":
         """Start the run or resume it, without the epochs that must be trained again.
@@ -267,9 +268,6 @@ class Member:
                 f"warning: trained with {there} so far, and now with {here}: the last "
                 "digits may differ from those of an uninterrupted run"
             )
-
-    def _logged(self):
-        return console.logged(self._log) if self._log else contextlib.nullcontext()
 
 
 def is_finished(config: ConfigDict, history: list[Row]) -> bool:
