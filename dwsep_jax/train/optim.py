@@ -173,10 +173,11 @@ def descend(
     def update(updates, state, params):
         rate = schedule(state.count) * state.learning_rate
 
-        def step(u, p, decays):
-            return -rate * (u + state.weight_decay * p if decays else u)
+        def step(u, p):
+            is_kernel = p.ndim > 1  # Biases and the scales of norms do not decay.
+            return -rate * (u + state.weight_decay * p if is_kernel else u)
 
-        updates = jax.tree.map(step, updates, params, decay_mask(params))
+        updates = jax.tree.map(step, updates, params)
         return updates, state._replace(count=state.count + 1)
 
     return optax.GradientTransformation(init, update)
@@ -224,8 +225,3 @@ def frozen_mask(patterns: str, params: Any) -> Any:
             )
         frozen |= dict.fromkeys(names, True)
     return unflatten_dict(frozen, sep="/")
-
-
-def decay_mask(params: Any) -> Any:
-    """Return a tree of bools: True for kernels, False for biases and norms' scales."""
-    return jax.tree.map(lambda p: p.ndim > 1, params)
