@@ -172,8 +172,7 @@ def read_end(workdir: pathlib.Path) -> dict[str, Any]:
     from dwsep_jax.train.checkpoint import Checkpoints
     from tests.tiny import bits
 
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        tree = checkpoints.restore_latest(None).tree
+    tree = Checkpoints(workdir).restore_latest(None).tree
     times = ("elapsed_seconds", "images_per_second")
     rows = [{k: v for k, v in r.items() if k not in times} for r in read_rows(workdir)]
     evaluation = read_json(workdir, "evaluation")

@@ -47,12 +47,12 @@ def restore(
     config: ConfigDict, workdir: str | os.PathLike, state: TrainState | None
 ) -> TrainState:
     """Return what `restore_to_evaluate` does of a run that may still be training."""
+    checkpoints = Checkpoints(workdir)
     for _ in range(5):
-        with Checkpoints(workdir, read_only=True) as checkpoints:
-            if (found := restore_to_evaluate(config, checkpoints, state)) is not None:
-                return found
-            if not checkpoints.epochs():
-                break
+        if (found := restore_to_evaluate(config, checkpoints, state)) is not None:
+            return found
+        if not checkpoints.epochs():
+            break
     if read_json(workdir, "manifest"):
         raise UserError(
             f"--workdir={workdir}: holds an export, which has no checkpoints; name the "

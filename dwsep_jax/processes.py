@@ -28,8 +28,11 @@ def first_devices(num_devices: int) -> list[jax.Device]:
     return [d for i in range(n) for d in jax.local_devices(i)[: num_devices // n]]
 
 
-def place(tree: Tree, sharding: Sharding) -> Tree:
-    """Put arrays that every process has in whole onto the devices of a sharding."""
+def place(tree: Tree, sharding: Sharding | None) -> Tree:
+    """Put arrays that every process has in whole onto the devices of a sharding.
+
+    None is the default device, of one process alone.
+    """
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 

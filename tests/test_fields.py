@@ -6,7 +6,7 @@ import pytest
 
 from dwsep_jax import data
 from dwsep_jax.fields import FIELDS
-from dwsep_jax.train import evaluation, loop, programs, running
+from dwsep_jax.train import evaluation, loop, optim, programs, running
 from dwsep_jax.train.metrics import Metrics
 from tests import quick, tiny
 from tests.compare import comparing
@@ -122,13 +122,13 @@ def test_early_stopping_and_min_change_end_a_run(dataset):
     assert not finished(dataset, rows, early_stopping=3, min_change=0.01)
 
 
-def test_the_plateau_waits_and_lowers_as_it_is_told(dataset):
+def test_the_plateau_waits_and_lowers_as_it_is_told():
     def multipliers(**changes):
         config = tiny.make_resolved(schedule="plateau", **changes)
-        state = loop.make_state(config, dataset)
+        plateau = optim.make_plateau()
         for _ in range(6):
-            state = running.lower_rate_on_plateau(config, state, 1.0)
-            yield float(state.plateau.multiplier)
+            plateau = optim.update_plateau(config, plateau, 1.0)
+            yield float(plateau.multiplier)
 
     default = list(multipliers())
     assert default == pytest.approx([1, 1, 1, 1, 1, 0.2])

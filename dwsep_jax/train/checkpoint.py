@@ -19,6 +19,7 @@ from dwsep_jax.workdir import write_atomically
 
 Tree = Any
 _SUMS = "SHA256SUMS.json"
+_UNFINISHED = ".orbax-checkpoint-tmp"
 # Errors that say nothing about the checkpoint that is being read.
 _NOT_ITS_FAULT = (UserError, MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
@@ -49,47 +50,13 @@ class Checkpoints:
     """The checkpoints of a run: the latest and the one with the highest score.
 
     Saves are synchronous and atomic, and end with the checksums of all files: orbax
-    itself restores a flipped bit in silence. Use as a context manager.
+    itself restores a flipped bit in silence.
     """
 
-    @_alone()
-    def __init__(
-        self,
-        workdir: str | os.PathLike,
-        read_only: bool = False,
-        name: str = "checkpoints",
-    ):
-        """Open `workdir`/`name`; unless `read_only`, create it if missing.
-
-        Raises:
-          UserError: if what orbax reads first is damaged.
-        """
+    def __init__(self, workdir: str | os.PathLike, name: str = "checkpoints"):
+        """Take those in `workdir`/`name`, which the first save creates."""
         self._directory = pathlib.Path(workdir).resolve() / name
-        if read_only and not self._directory.is_dir():
-            self._manager = None
-            return
-        if not read_only:
-            for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished)
-        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-        names = ("arrays", "metadata")
-        try:
-            self._manager = ocp.CheckpointManager(
-                self._directory, item_names=names, options=options
-            )
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
-            raise UserError(
-                f"{self._directory} has a damaged _CHECKPOINT_METADATA ({error}); "
-                "delete the checkpoint of that epoch"
-            ) from error
-
-    def __enter__(self):
-        return self
-
-    @_alone()
-    def __exit__(self, *exception):
-        if self._manager is not None:
-            self._manager.close()
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
     @_alone()
     def save(
@@ -101,30 +68,31 @@ class Checkpoints:
     ) -> None:
         """Save after an epoch, then delete all checkpoints but this one and the best.
 
+        One of the same epoch, which was damaged or not completed, is replaced.
+
         Args:
           epoch: counted from one.
           tree: of arrays.
           metadata: JSON-serializable.
-          scores: of the epochs so far; one that is missing or not finite is the worst.
-            They are not orbax's `metrics`, which could not be read if damaged.
+          scores: of the epochs so far; one that is missing is the worst.
         """
         args = ocp.args.Composite(
             arrays=ocp.args.StandardSave(tree),
             metadata=ocp.args.JsonSave({"leaves": describe_leaves(tree)} | metadata),
         )
-        self._manager.save(epoch, args=args, force=True)
         directory = self._directory / str(epoch)
+        self._orbax.save(directory, args, force=True)
         write_atomically(directory / _SUMS, json.dumps(_sums(directory), indent=1))
-        best = max(self.epochs(), key=lambda e: _finite(scores.get(e)))
-        for other in self.epochs():
-            if other not in (epoch, best):
-                self._manager.delete(other)
+        best = max(self.epochs(), key=lambda e: scores.get(e, -math.inf))
+        for path in self._directory.iterdir():
+            number = path.name.partition(_UNFINISHED)[0]
+            if number.isdigit() and path.name not in (str(epoch), str(best)):
+                shutil.rmtree(path)
 
-    @_alone()
     def epochs(self) -> list[int]:
         """Return the epochs that have a complete checkpoint, even a damaged one."""
-        steps = self._manager.all_steps() if self._manager else []
-        return sorted(s for s in steps if (self._directory / str(s) / _SUMS).exists())
+        names = (path.parent.name for path in self._directory.glob(f"*/{_SUMS}"))
+        return sorted(int(name) for name in names if name.isdigit())
 
     def restore_latest(self, like: Tree | None) -> Restored | None:
         """Return the newest intact checkpoint, or None if there are no checkpoints.
@@ -174,42 +142,27 @@ class Checkpoints:
         return None
 
     @_alone()
-    def discard_after(self, epoch: int) -> None:
-        """Delete the checkpoints of later epochs, damaged or incomplete.
-
-        Otherwise saving such an epoch again would be refused.
-        """
-        for later in self._manager.all_steps():
-            if later > epoch:
-                self._manager.delete(later)
-
-    @_alone()
     def _restore(self, epoch, like):
         directory = self._directory / str(epoch)
         expected, found = json.loads((directory / _SUMS).read_bytes()), _sums(directory)
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                raise ValueError(f"the checksum of {name} does not match")
+        if different := expected.items() ^ found.items():
+            raise ValueError(f"the checksum of {min(different)[0]} does not match")
         args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-        metadata = dict(self._manager.restore(epoch, args=args)["metadata"])
-        leaves = metadata.pop("leaves")
-        if like is not None:
-            self._refuse_another_network(epoch, leaves, like)
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target))
-        tree = self._manager.restore(epoch, args=args)["arrays"]
-        metadata.pop("checksums", None)  # Older ones have those of each leaf.
-        return Restored(epoch, tree, metadata)
-
-    def _refuse_another_network(self, epoch, there, like):
-        here = describe_leaves(like)
+        metadata = dict(self._orbax.restore(directory, args)["metadata"])
+        there = metadata.pop("leaves")
+        here = there if like is None else describe_leaves(like)
         for name in [*here, *there]:
             if there.get(name) != here.get(name):
                 raise ConfigError(
-                    f"the checkpoint {self._directory}/{epoch} is of "
-                    f"another network: {name} is {there.get(name, 'missing')} there, "
-                    f"{here.get(name, 'missing')} here; choose another --workdir"
+                    f"the checkpoint {directory} is of another network: {name} is "
+                    f"{there.get(name, 'missing')} there, {here.get(name, 'missing')} "
+                    "here; choose another --workdir"
                 )
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        args = ocp.args.Composite(arrays=ocp.args.StandardRestore(target))
+        tree = self._orbax.restore(directory, args)["arrays"]
+        metadata.pop("checksums", None)  # Older ones have those of each leaf.
+        return Restored(epoch, tree, metadata)
 
 
 def describe_leaves(tree: Tree) -> dict[str, str]:
@@ -229,7 +182,3 @@ def _sums(directory):
         for path in sorted(directory.rglob("*"))
         if path.is_file() and not path.name.startswith(_SUMS)
     }
-
-
-def _finite(score):
-    return score if score is not None and math.isfinite(score) else -math.inf

@@ -13,19 +13,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from dwsep_jax import launch, processes
-from dwsep_jax.console import print_evaluation, say
+from dwsep_jax import console, launch, processes
 from dwsep_jax.data import Dataset, Split
 from dwsep_jax.data.augment import normalize
 from dwsep_jax.environment import compiler_options, describe_environment
-from dwsep_jax.errors import DivergedError, UserError, choose
+from dwsep_jax.errors import DivergedError, UserError
+from dwsep_jax.train import metrics
 from dwsep_jax.train.checkpoint import Checkpoints
-from dwsep_jax.train.metrics import (
-    calibration,
-    classification_report,
-    fit_temperature,
-    with_temperature,
-)
 from dwsep_jax.train.programs import BATCH_AXIS
 from dwsep_jax.train.step import TrainState, averaged, eval_step
 from dwsep_jax.workdir import Row, read_intact, score, write_atomically, write_json
@@ -61,43 +55,34 @@ def evaluate(
     Returns:
       {loss (nats), accuracy}, and the probabilities of the classes, float32 (N, K).
     """
-    mesh = _find_mesh(state)
+    # The devices that share batches; one device has none.
+    mesh = getattr(state.step.sharding, "mesh", None)
     step = _jit_eval_step(deterministic, mesh)
     if mesh is not None:
         batch_size = -(-batch_size // mesh.size) * mesh.size
-    total, probabilities = None, []
+    sharding = mesh and NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
+    results = []
     for start in range(0, len(split.labels), batch_size):
-        images = split.images[start : start + batch_size]
-        labels = split.labels[start : start + batch_size]
-        missing = batch_size - len(labels)
-        mask = np.arange(batch_size) < len(labels)
-        images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        labels = np.pad(labels, (0, missing))
-        arrays = images, labels, mask
-        if mesh is not None:
-            sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
-            arrays = processes.place(arrays, sharding)
-        metrics, batch_probabilities = step(state, *arrays)
-        total = metrics if total is None else total.merge(metrics)
-        probabilities.append(batch_probabilities)
+        batch = slice(start, start + batch_size)
+        mask = np.arange(batch.start, batch.stop) < len(split.labels)
+        missing = (0, batch_size - mask.sum())
+        images = np.pad(split.images[batch], (missing, (0, 0), (0, 0), (0, 0)))
+        labels = np.pad(split.labels[batch], missing)
+        arrays = processes.place((images, labels, mask), sharding)
+        results.append(step(state, *arrays))
+    totals, probabilities = zip(*results, strict=True)
+    total = functools.reduce(metrics.Metrics.merge, totals)
     values = {name: float(value) for name, value in total.compute().items()}
     return values, np.concatenate(jax.device_get(probabilities))[: len(split.labels)]
-
-
-def _find_mesh(state):
-    """Return the devices of a state that share batches; None if there is only one."""
-    sharding = state.step.sharding
-    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
-    return mesh if mesh and mesh.axis_names == (BATCH_AXIS,) else None
 
 
 def compile_evaluation(config: ConfigDict, dataset: Dataset, state: TrainState) -> None:
     """Evaluate one image, so that compilation is not charged to the first epoch."""
     start = time.perf_counter()
     image = Split(*(array[:1] for array in dataset.validation))
-    evaluate(state, image, config.eval_batch_size, deterministic=config.deterministic)
+    evaluate(state, image, config.eval_batch_size, config.deterministic)
     seconds = time.perf_counter() - start
-    say(f"compiled the evaluation step in {seconds:.1f} s")
+    console.say(f"compiled the evaluation step in {seconds:.1f} s")
 
 
 def evaluate_epoch(config: ConfigDict, dataset: Dataset, state: TrainState) -> Row:
@@ -106,17 +91,13 @@ def evaluate_epoch(config: ConfigDict, dataset: Dataset, state: TrainState) -> R
     Raises:
       DivergedError: if a loss is not finite.
     """
-    parts = {
-        "train_eval": (state, dataset.train_eval),
-        "val": (state, dataset.validation),
-    }
+    validation = dataset.validation
+    parts = {"train_eval": (state, dataset.train_eval), "val": (state, validation)}
     if state.ema is not None:
-        parts["ema_val"] = (averaged(state), dataset.validation)
-    row = {}
+        parts["ema_val"] = (averaged(state), validation)
+    row, options = {}, (config.eval_batch_size, config.deterministic)
     for prefix, (weights, split) in parts.items():
-        values, _ = evaluate(
-            weights, split, config.eval_batch_size, deterministic=config.deterministic
-        )
+        values, _ = evaluate(weights, split, *options)
         row |= {f"{prefix}_{name}": value for name, value in values.items()}
         if not math.isfinite(values["loss"]):
             raise DivergedError(
@@ -155,42 +136,40 @@ def evaluate_and_write(
     Raises:
       UserError: if the result, which has been printed, cannot be written.
     """
-    names = ("train", "validation", "test")
-    splits = {name: getattr(dataset, name) for name in names}
-    split = choose("split", split_name, splits)
+    split, validation = getattr(dataset, split_name), dataset.validation
     weights = state if state.ema is None else averaged(state)
-    options = {"batch_size": config.eval_batch_size}
-    options["deterministic"] = config.deterministic
-    values, probabilities = evaluate(weights, split, **options)
+    options = config.eval_batch_size, config.deterministic
+    values, probabilities = evaluate(weights, split, *options)
     on_validation = probabilities
-    if split is not dataset.validation:
-        _, on_validation = evaluate(weights, dataset.validation, **options)
-    temperature = fit_temperature(dataset.validation.labels, on_validation)
-    scaled = calibration(split.labels, with_temperature(probabilities, temperature))
-    steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
+    if split is not validation:
+        _, on_validation = evaluate(weights, validation, *options)
+    temperature = metrics.fit_temperature(validation.labels, on_validation)
+    scaled = metrics.with_temperature(probabilities, temperature)
+    calibrated = metrics.calibration(split.labels, scaled)
     evaluation = {
         "schema": 1,
         "split": split_name,
         "weights": "raw" if state.ema is None else "ema",
-        "epoch": int(state.step) // steps_per_epoch,
+        "epoch": int(state.step) // dataset.steps_per_epoch(config.batch_size),
         "num_examples": len(split.labels),
         **values,
-        **classification_report(split.labels, probabilities, dataset.class_names),
-        "calibration": calibration(split.labels, probabilities),
+        **metrics.classification_report(
+            split.labels, probabilities, dataset.class_names
+        ),
+        "calibration": metrics.calibration(split.labels, probabilities),
         "temperature": temperature,
-        "calibrated": {name: scaled[name] for name in ("ece", "nll")},
+        "calibrated": {name: calibrated[name] for name in ("ece", "nll")},
         "image_shape": list(dataset.image_shape),
         "environment": describe_environment(config.dtype, config.seed),
     }
-    print_evaluation(evaluation, network)
+    console.print_evaluation(evaluation, network)
     if launch.is_first():
         _write(pathlib.Path(workdir), evaluation, split, probabilities)
     return evaluation
 
 
 def _write(directory, evaluation, split, probabilities):
-    is_test = evaluation["split"] == "test"
-    suffix = "" if is_test else f"-{evaluation['split']}"
+    suffix = f"-{evaluation['split']}".removesuffix("-test")
     arrays = io.BytesIO()
     np.savez_compressed(
         arrays, id=split.ids, label=split.labels, probabilities=probabilities

@@ -1,10 +1,15 @@
-"""Where the rows of a run go besides metrics.jsonl: TensorBoard, W&B, MLflow."""
+"""Where the rows of a run go besides metrics.jsonl: TensorBoard, W&B, MLflow.
+
+Each takes every row once, however often the run is resumed. Its `place` in the workdir
+is there once rows were logged.
+"""
 
 import pathlib
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -14,44 +19,26 @@ from dwsep_jax.errors import UserError
 from dwsep_jax.workdir import Row, write_atomically
 
 PROJECT = "dwsep_jax"
-# Prefixes of a row's names; `train_eval_loss` starts with two of them.
-_CURVES = ("train_eval", "train", "ema_val", "val")
-
-
-class Logger(Protocol):
-    """Takes each row of a run once, however often the run is resumed.
-
-    Attributes:
-      place: in the workdir, what is there once rows were logged.
-    """
-
-    place: str
-
-    def log(self, row: Row) -> None:
-        """Add the numbers of an epoch, at its step."""
-
-    def close(self) -> None:
-        """Write what is left."""
+# Names in a row; `train_eval_loss` starts with two of the prefixes.
+_OF_A_CURVE = re.compile("^(train_eval|train|ema_val|val)_(.*)")
 
 
 class TensorBoard:
-    """Events in <workdir>/tensorboard, started afresh from the rows so far."""
+    """Events in <workdir>/tensorboard, started afresh."""
 
     place = "tensorboard"
 
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path, history: list[Row]):
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path):
         from tensorboardX import SummaryWriter  # It imports PyTorch where that is.
 
         directory = workdir / self.place
         if directory.exists():
             shutil.rmtree(directory)
         self._writer = SummaryWriter(str(directory))
-        for row in history:
-            self.log(row)
 
     def log(self, row: Row) -> None:
         """Add the numbers of an epoch, at its step."""
-        for tag, value in _make_scalars(row):
+        for tag, value in _make_scalars(row).items():
             self._writer.add_scalar(tag, value, row["step"])
         self._writer.flush()
 
@@ -68,7 +55,7 @@ class WeightsAndBiases:
 
     place = "wandb"
 
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path, history: list[Row]):
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path):
         import wandb
 
         directory = workdir / self.place
@@ -82,12 +69,10 @@ class WeightsAndBiases:
             config=flatten(config),
             settings=wandb.Settings(silent=True),
         )
-        for row in history:
-            self.log(row)
 
     def log(self, row: Row) -> None:
         """Add the numbers of an epoch, at its step."""
-        self._run.log(dict(_make_scalars(row)), step=row["step"])
+        self._run.log(_make_scalars(row), step=row["step"])
 
     def close(self) -> None:
         """Write what is left."""
@@ -99,33 +84,27 @@ class MLflow:
 
     place = "mlflow.id"
 
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path, history: list[Row]):
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path):
         from mlflow.tracking import MlflowClient
 
-        self._client = MlflowClient()
-        experiment = self._client.get_experiment_by_name(PROJECT)
-        experiment_id = (
-            experiment.experiment_id
-            if experiment
-            else self._client.create_experiment(PROJECT)
-        )
+        self._client = client = MlflowClient()
+        found = client.get_experiment_by_name(PROJECT)
+        parent = found.experiment_id if found else client.create_experiment(PROJECT)
 
         def start():
-            run = self._client.create_run(experiment_id, run_name=workdir.name)
+            run = client.create_run(parent, run_name=workdir.name)
             for name, value in flatten(config).items():
-                self._client.log_param(run.info.run_id, name, value)
+                client.log_param(run.info.run_id, name, value)
             return run.info.run_id
 
         self._id = _keep_id(workdir / self.place, start)
-        there = self._client.get_metric_history(self._id, "run/epoch")
+        there = client.get_metric_history(self._id, "run/epoch")
         self._last_step = max((metric.step for metric in there), default=0)
-        for row in history:
-            self.log(row)
 
     def log(self, row: Row) -> None:
         """Add the numbers of an epoch, at its step."""
         if row["step"] > self._last_step:
-            for tag, value in _make_scalars(row):
+            for tag, value in _make_scalars(row).items():
                 self._client.log_metric(self._id, tag, value, step=row["step"])
 
     def close(self) -> None:
@@ -133,6 +112,7 @@ class MLflow:
         self._client.set_terminated(self._id)
 
 
+Logger = TensorBoard | WeightsAndBiases | MLflow
 # By the fields of a config that ask for them.
 LOGGERS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
 
@@ -150,20 +130,20 @@ def open_loggers(
     for name, logger in LOGGERS.items():
         if config[name] and not (is_finished and (workdir / logger.place).exists()):
             try:
-                yield logger(config, workdir, history)
-            except ModuleNotFoundError as error:
-                raise UserError(
-                    f"--config.{name}: {error}; pip install 'dwsep_jax[{name}]', or "
-                    f"--noconfig.{name}"
-                ) from error
+                started = logger(config, workdir)
+                for row in history:
+                    started.log(row)
             except Exception as error:  # Of many types, as each package has its own.
-                place = workdir / logger.place
-                another = f"delete {place} to log to another run, " * place.is_file()
+                place, remedy = workdir / logger.place, "log in there"
+                if isinstance(error, ModuleNotFoundError):
+                    remedy = f"pip install 'dwsep_jax[{name}]'"
+                elif place.is_file():
+                    remedy += f", delete {place} to log to another run"
                 raise UserError(
-                    f"--config.{name}: {error}; log in there, {another}or "
-                    f"--noconfig.{name}"
+                    f"--config.{name}: {error}; {remedy}, or --noconfig.{name}"
                 ) from error
             say(f"logging to {name}")
+            yield started
 
 
 def try_to(call: Callable[..., None], *arguments: Any) -> None:
@@ -182,11 +162,7 @@ def _keep_id(path: pathlib.Path, make: Callable[[], str]) -> str:
     return path.read_text().strip()
 
 
-def _make_scalars(row):
-    """Return (tag, value) of the numbers in a row, grouped by what they measure."""
-    for name, value in row.items():
-        if name in ("schema", "step"):
-            continue
-        curve = next((c for c in _CURVES if name.startswith(c + "_")), None)
-        tag = f"{name.removeprefix(f'{curve}_')}/{curve}" if curve else f"run/{name}"
-        yield tag, value
+def _make_scalars(row: Row) -> dict[str, float]:
+    """Return the numbers in a row by their tags, grouped by what they measure."""
+    tags = {name: _OF_A_CURVE.sub(r"\2/\1", name) for name in row if name != "step"}
+    return {t if "/" in t else f"run/{t}": row[name] for name, t in tags.items()}

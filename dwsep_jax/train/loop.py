@@ -21,21 +21,12 @@ from dwsep_jax.environment import memory_bytes
 from dwsep_jax.errors import ConfigError
 from dwsep_jax.fields import CHANGE_NOTHING
 from dwsep_jax.report.figures import LAST_FIGURE, draw_run
-from dwsep_jax.train import optim, output
-from dwsep_jax.train.evaluation import (
-    compile_evaluation,
-    evaluate_and_write,
-    read_evaluation,
-    restore_to_evaluate,
-)
+from dwsep_jax.train import evaluation, optim, output
 from dwsep_jax.train.programs import EpochPrograms, count_devices, make_batch_mesh
 from dwsep_jax.train.running import Member
 from dwsep_jax.train.step import make_state, static_fields
 from dwsep_jax.train.weights import load_weights
-from dwsep_jax.workdir import (
-    claimed,
-    open_workdir,
-)
+from dwsep_jax.workdir import claimed, open_workdir
 
 
 def train_and_evaluate(
@@ -103,18 +94,15 @@ def train(members: Sequence[Member]) -> None:
         return
     config, dataset = members[0].config, members[0].dataset
     programs = EpochPrograms(config, dataset, [member.state for member in members])
-    compile_evaluation(config, dataset, members[0].state)
+    evaluation.compile_evaluation(config, dataset, members[0].state)
     start, num_steps = time.perf_counter(), dataset.steps_per_epoch(config.batch_size)
-    with (
-        signals.deferred() as stop,
-        console.EpochProgress(config, num_steps) as progress,
-    ):
+    progress = console.EpochProgress(config, num_steps)
+    with signals.deferred() as stop, progress:
         vote = processes.Vote(make_batch_mesh(config))
 
         def must_save():
-            if len(members) > 1:
-                return False
-            return vote.later(stop[0] if stop else int(members[0].is_due())) > 0
+            is_due = bool(stop) or members[0].is_due()
+            return len(members) == 1 and vote.later(int(is_due)) > 0
 
         # The number of a signal, by which all processes stop, or 0.
         while not (signal := vote.now(stop[0] if stop else 0)) and (
@@ -215,27 +203,26 @@ def evaluate_on_test(member: Member) -> None:
     config, workdir, state = member.config, member.workdir, member.state
     if config.early_stopping:
         like = processes.localize(state)
-        state = processes.tree_from_first(
-            lambda: restore_to_evaluate(config, member.checkpoints, like), like
-        )
+        checkpoints = member.checkpoints
+        restore = partial(evaluation.restore_to_evaluate, config, checkpoints, like)
+        state = processes.tree_from_first(restore, like)
     epoch = int(state.step) // member.dataset.steps_per_epoch(config.batch_size)
     if config.early_stopping:
         output.print_stop(config, member.history, epoch)
     # If this process has trained, what is there may be of an earlier epoch.
     has_trained = len(member.history) > member.num_resumed
-    evaluation = None
-    if not has_trained:
-        evaluation = processes.from_first(partial(read_evaluation, workdir, epoch))
+    read = partial(evaluation.read_evaluation, workdir, epoch)
+    found = None if has_trained else processes.from_first(read)
     last_figure = workdir / LAST_FIGURE
-    if evaluation is None:
+    if found is None:
         arguments = (member.dataset, state, "test", member.network)
-        evaluate_and_write(config, workdir, *arguments)
+        evaluation.evaluate_and_write(config, workdir, *arguments)
     if not launch.is_first():
         return
-    if evaluation is None:
+    if found is None:
         last_figure.unlink(missing_ok=True)
     else:
-        console.print_evaluation(evaluation, member.network)
+        console.print_evaluation(found, member.network)
     if not last_figure.exists():
         draw_run(workdir)
     diagnosis = write_diagnosis(workdir)

@@ -93,12 +93,10 @@ def classification_report(
     for average in ("macro", "weighted", "micro"):
         for name, value in zip(names, scores(average)[:3], strict=True):
             report[name][average] = float(value)
+    keys, columns = ("name", *names, "support"), scores(None, classes)
     report["per_class"] = [
-        {"name": name, "precision": float(p), "recall": float(r), "f1": float(f)}
-        | {"support": int(support)}
-        for name, p, r, f, support in zip(
-            class_names, *scores(None, classes), strict=True
-        )
+        dict(zip(keys, row, strict=True))
+        for row in zip(class_names, *(c.tolist() for c in columns), strict=True)
     ]
     matrix = sk_metrics.confusion_matrix(labels, predictions, labels=classes)
     report["confusion_matrix"] = matrix.tolist()

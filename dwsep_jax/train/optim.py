@@ -48,18 +48,14 @@ OPTIMIZERS = {
 }
 
 
-def _step(progress):
-    """A tenth from a half on, a hundredth from three quarters on (Huang 2017)."""
-    return jnp.where(progress < 0.5, 1.0, jnp.where(progress < 0.75, 0.1, 0.01))
-
-
 # Progress from 0 to 1 after the warm-up -> share of the peak rate.
 SCHEDULES = {
     # Half a cosine (Loshchilov and Hutter 2017).
     "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
     # The falling side of a triangle (Smith and Topin 2018).
     "onecycle": lambda progress: 1 - progress,
-    "step": _step,
+    # A tenth from a half on, a hundredth from three quarters on (Huang 2017).
+    "step": lambda p: jnp.where(p < 0.5, 1.0, jnp.where(p < 0.75, 0.1, 0.01)),
     # Down to a hundredth, by the same factor at each step.
     "exponential": lambda progress: 0.01**progress,
     "constant": jnp.ones_like,
@@ -94,10 +90,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """Return the configuration with suitable values for unset rate, decay and warm-up.
 
     Raises:
-      ConfigError: for an unknown optimizer or schedule.
+      ConfigError: for an unknown optimizer.
     """
     recipe = choose("optimizer", config.optimizer, OPTIMIZERS)
-    choose("schedule", config.schedule, SCHEDULES)
     config = config.copy_and_resolve_references()
     if config.learning_rate is None:
         scale = (config.batch_size / 128) ** recipe.rate_exponent
@@ -131,19 +126,21 @@ def make_plateau() -> Plateau:
     return Plateau(jnp.float32(1), jnp.float32(highest), jnp.int32(0))
 
 
-def update_plateau(
-    plateau: Plateau, val_loss: float, *, factor: float, patience: int
-) -> Plateau:
-    """Return the plateau's state after an epoch.
+def update_plateau(config: ConfigDict, plateau: Plateau, val_loss: float) -> Plateau:
+    """Return the plateau's state after an epoch; with another schedule, it stays.
 
-    The multiplier shrinks by `factor` once the validation loss has not fallen by one
-    part in ten thousand for `patience` epochs; then the count starts over.
+    The multiplier shrinks by `plateau_factor` once the validation loss has not fallen
+    by one part in ten thousand for `plateau_patience` epochs; then the count starts
+    over.
     """
+    if config.schedule != "plateau":
+        return plateau
     better = val_loss < plateau.best_loss * (1 - 1e-4)
     waited = jnp.where(better, 0, plateau.epochs_since_best + 1)
-    expired = waited >= patience
+    expired = waited >= config.plateau_patience
+    lower = plateau.multiplier * config.plateau_factor
     return Plateau(
-        jnp.where(expired, plateau.multiplier * factor, plateau.multiplier),
+        jnp.where(expired, lower, plateau.multiplier),
         jnp.where(better, jnp.float32(val_loss), plateau.best_loss),
         jnp.where(expired, 0, waited).astype(jnp.int32),
     )
@@ -167,7 +164,6 @@ def descend(
     """
 
     def init(params):
-        del params
         return DescentState(
             jnp.zeros((), jnp.int32),
             jnp.asarray(learning_rate, jnp.float32),
@@ -177,10 +173,11 @@ def descend(
     def update(updates, state, params):
         rate = schedule(state.count) * state.learning_rate
 
-        def step(u, p, decays):
-            return -rate * (u + state.weight_decay * p if decays else u)
+        def step(u, p):
+            is_kernel = p.ndim > 1  # Biases and the scales of norms do not decay.
+            return -rate * (u + state.weight_decay * p if is_kernel else u)
 
-        updates = jax.tree.map(step, updates, params, decay_mask(params))
+        updates = jax.tree.map(step, updates, params)
         return updates, state._replace(count=state.count + 1)
 
     return optax.GradientTransformation(init, update)
@@ -228,8 +225,3 @@ def frozen_mask(patterns: str, params: Any) -> Any:
             )
         frozen |= dict.fromkeys(names, True)
     return unflatten_dict(frozen, sep="/")
-
-
-def decay_mask(params: Any) -> Any:
-    """Return a tree of bools: True for kernels, False for biases and norms' scales."""
-    return jax.tree.map(lambda p: p.ndim > 1, params)

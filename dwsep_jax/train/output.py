@@ -25,35 +25,30 @@ def print_start(config: ConfigDict, dataset: Dataset, state: TrainState) -> str:
     columns = ["part", "output", "parameters", "MACs per image"]
     console.print_table("Network", columns, rows)
     network = describe_network(config, parts)
-    splits = (dataset.train, dataset.validation, dataset.test)
-    train, validation, test = (f"{len(split.labels):,}" for split in splits)
+    splits = ("train", "validation", "test")
+    sizes = (f"{len(getattr(dataset, name).labels):,} {name}" for name in splits)
     found, used = jax.device_count(), count_devices(config)
     others = f" ({used} of {found} used)" if found > 1 else ""
     console.say(f"network: {network}")
-    console.say(
-        f"data: {dataset.name}, {train} train, {validation} validation, {test} test"
-    )
+    console.say(f"data: {', '.join([dataset.name, *sizes])}")
     console.say(
         f"optimizer: {config.optimizer}, peak learning rate {config.learning_rate:g}, "
         f"weight decay {config.weight_decay:g}, batch size {config.batch_size}"
     )
     if config.early_stopping:
-        console.say(_describe_early_stopping(config))
+        text = (
+            f"early stopping: after {config.early_stopping} epochs without a "
+            f"validation accuracy better by more than {config.min_change:g}"
+        )
+        if config.schedule not in STEADY_SCHEDULES:
+            text += (
+                f"; the {config.schedule} schedule is planned for all "
+                f"{config.num_epochs} epochs, so a run that stops early never sees its "
+                "lowest rates"
+            )
+        console.say(text)
     console.say(f"device: {jax.devices()[0].device_kind}{others}")
     return network
-
-
-def _describe_early_stopping(config):
-    text = (
-        f"early stopping: after {config.early_stopping} epochs without a validation "
-        f"accuracy better by more than {config.min_change:g}"
-    )
-    if config.schedule in STEADY_SCHEDULES:
-        return text
-    return text + (
-        f"; the {config.schedule} schedule is planned for all {config.num_epochs} "
-        "epochs, so a run that stops early never sees its lowest rates"
-    )
 
 
 def print_stop(config: ConfigDict, history: list[Row], epoch: int) -> None:

@@ -65,13 +65,9 @@ class EpochPrograms:
         start, n = time.perf_counter(), len(states)
         self._mesh = make_mesh(n) if n > 1 else make_batch_mesh(config)
         images, labels = dataset.train.images, dataset.train.labels
-        arrays = {"image": images, "label": labels}
-        if self._mesh is None:
-            arrays = jax.tree.map(jnp.asarray, arrays)
-        self._arrays = self._place(arrays, _SHARED)
+        self._arrays = self._place({"image": images, "label": labels}, _SHARED)
         order = jnp.zeros(len(labels), jnp.int32)
-        totals = [Metrics.empty()] * n
-        arguments = self._pack(states, totals, [True] * n, [order] * n)
+        arguments = self._pack(states, [Metrics.empty()] * n, [True] * n, [order] * n)
         leaves, structure = jax.tree.flatten(arguments)
         compile_steps = partial(
             _compile,
@@ -124,19 +120,18 @@ class EpochPrograms:
 
         def read(losses):
             losses = np.asarray(losses).reshape(len(states), -1)
-            for i, member_losses in enumerate(losses):
-                errors[i] = errors[i] or find_divergence(done[i], member_losses)
-                done[i] += len(member_losses)
+            for i, bad in enumerate(~np.isfinite(losses)):
+                if bad.any():
+                    errors[i] = errors[i] or _make_error(done[i] + bad.argmax() + 1)
+                done[i] += len(bad)
             progress.advance(losses.shape[1])
 
         num_before = done[0] % self._steps_per_epoch if len(states) == 1 else 0
         progress.advance(num_before)
         state, total, *rest = self._pack(states, totals, is_active, orders)
         pending = None  # Read while the next dispatch runs.
-        for num_steps, program in self.programs:
-            if num_before > 0:
-                num_before -= num_steps
-                continue
+        num_done = num_before // self.programs[0][0]
+        for _, program in self.programs[num_done:]:
             state, total, losses = program(state, total, *rest)
             if pending is not None:
                 read(pending)
@@ -146,7 +141,10 @@ class EpochPrograms:
             if must_save():
                 break
         read(losses)
-        return list(map(EpochResult, *self._unpack(state, total), errors))
+        if len(states) == 1:
+            return [EpochResult(state, total, errors[0])]
+        state, total = jax.device_put((state, total), jax.devices()[0])
+        return list(map(EpochResult, unstack(state), unstack(total), errors))
 
     def _pack(self, states, totals, is_active, orders):
         """Return (state, total, arrays, order, [is_active]) as the programs take it."""
@@ -157,16 +155,8 @@ class EpochPrograms:
         state, total, order, is_active = self._place(stacked, _PER_MEMBER)
         return state, total, self._arrays, order, is_active
 
-    def _unpack(self, state, total):
-        if not state.step.shape:
-            return [state], [total]
-        state, total = jax.device_put((state, total), jax.devices()[0])
-        return unstack(state), unstack(total)
-
     def _place(self, tree, spec):
-        if self._mesh is None:
-            return tree
-        return processes.place(tree, NamedSharding(self._mesh, spec))
+        return processes.place(tree, self._mesh and NamedSharding(self._mesh, spec))
 
     def _describe(self, array):
         sharding = self._mesh and array.sharding
@@ -301,18 +291,9 @@ def _check_memory(needed, batch_size, inputs, num_members):
     )
 
 
-def find_divergence(first_step: int, losses: np.ndarray) -> DivergedError | None:
-    """Return the error that names the first step whose loss is not finite, if any.
-
-    Args:
-      first_step: number of steps taken before these.
-      losses: of each step, as `train_many` returns them.
-    """
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if not bad.size:
-        return None
+def _make_error(step):
     return DivergedError(
-        f"step {first_step + bad[0] + 1:,} left a loss or a parameter that is not "
-        "finite; try a lower --config.learning_rate, or --config.clip_norm=1. What was "
-        "saved after the epochs before is kept"
+        f"step {step:,} left a loss or a parameter that is not finite; try a lower "
+        "--config.learning_rate, or --config.clip_norm=1. What was saved after the "
+        "epochs before is kept"
     )

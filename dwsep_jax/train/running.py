@@ -16,13 +16,12 @@ from dwsep_jax import console, data, launch, processes
 from dwsep_jax.data import order
 from dwsep_jax.environment import describe_parallelism
 from dwsep_jax.errors import ConfigError, DivergedError, UserError
-from dwsep_jax.train import optim, output
+from dwsep_jax.train import loggers, optim, output
 from dwsep_jax.train.checkpoint import Checkpoints, Restored
 from dwsep_jax.train.evaluation import evaluate_epoch
-from dwsep_jax.train.loggers import open_loggers, try_to
 from dwsep_jax.train.metrics import Metrics
 from dwsep_jax.train.programs import EpochResult
-from dwsep_jax.train.step import TrainState, make_run_keys, make_state
+from dwsep_jax.train.step import make_run_keys, make_state
 from dwsep_jax.train.weights import load_weights
 from dwsep_jax.workdir import (
     Row,
@@ -36,8 +35,6 @@ from dwsep_jax.workdir import (
 # The directory that holds an unfinished epoch of a run; its checkpoints are named by
 # step.
 _PART = "partial"
-# Whether to give a run up, given the rows of its epochs so far.
-Prune = Callable[[list[Row]], bool]
 
 
 class Member:
@@ -65,19 +62,21 @@ class Member:
         workdir: str | os.PathLike,
         dataset: data.Dataset,
         log: pathlib.Path | None = None,
-        prune: Prune = lambda history: False,
+        prune: Callable[[list[Row]], bool] = lambda history: False,
     ):
         """Take a resolved configuration, and a file for what would go to the console.
 
-        `prune` says whether to give the run up. It is asked after each epoch, and at
-        the start about those already trained.
+        `prune` says whether to give the run up, given the rows of its epochs so far. It
+        is asked after each epoch, and at the start about those already trained.
         """
         self.config, self.workdir, self.dataset = config, pathlib.Path(workdir), dataset
         self.state, self.history = make_state(config, dataset), []
         self.total, self._epoch_seconds = Metrics.empty(), 0.0
         self.error: DivergedError | None = None
-        self._log, self._prune, self._loggers = log, prune, []
-        self._order_key = make_run_keys(config.seed).order
+        self.checkpoints, self._seconds_before = Checkpoints(workdir), 0.0
+        self._steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
+        self._logged = partial(console.logged, log) if log else contextlib.nullcontext
+        self._prune, self._loggers = prune, []
 
     def __enter__(self) -> "Member":
         """Start the run or resume it, without the epochs that must be trained again.
@@ -87,16 +86,11 @@ class Member:
         """
         with contextlib.ExitStack() as stack, self._logged():
             self.network = output.print_start(self.config, self.dataset, self.state)
-            self.history, part = processes.from_first(partial(self._open_files, stack))
-            self.state, self.total = processes.tree_from_first(
-                lambda: (self.state, self.total), (self.state, self.total)
-            )
+            self.history = processes.from_first(partial(self._open_files, stack))
+            trees = self.state, self.total
+            self.state, self.total = processes.tree_from_first(lambda: trees, trees)
             self._close = stack.pop_all().close
         n = self.num_resumed = len(self.history)
-        self._seconds_before = self.history[-1]["elapsed_seconds"] if n else 0.0
-        if part:
-            self._epoch_seconds = part["epoch_seconds"]
-            self._seconds_before = part["elapsed_seconds"]
         self._saved_at = time.monotonic()
         self.is_pruned = any(self._prune(self.history[: i + 1]) for i in range(n))
         return self
@@ -105,30 +99,29 @@ class Member:
         self._close()
 
     def _open_files(self, stack):
-        """Restore what was saved; return the rows, and metadata of a part or None."""
-        self.checkpoints = stack.enter_context(Checkpoints(self.workdir))
+        """Restore what was saved, start the loggers, and return the rows."""
         saved = self.checkpoints.restore_latest(self.state)
         if saved:
             self.state, self.history = saved.tree, saved.metadata["history"]
-        part = self._restore_part()
-        if saved := part or saved:
+            self._seconds_before = self.history[-1]["elapsed_seconds"]
+        if saved := self._restore_part() or saved:
             what = "finished" if self.is_finished else "resuming"
             n, step = len(self.history), int(self.state.step)
             console.say(f"{what} after epoch {n}, step {step:,}")
-            self._compare_with(saved.metadata)
+            if not self.is_finished:
+                self._compare_with(saved.metadata)
         elif self.config.init_from:
             self.state = load_weights(self.config, self.state)
             console.say(f"starting from the weights of {self.config.init_from}")
         write_rows(self.workdir, self.history)
-        self.checkpoints.discard_after(len(self.history))
         if not self.is_finished:  # Those of earlier epochs, before it goes on.
             for name in ("evaluation.json", "diagnosis.json"):
                 (self.workdir / name).unlink(missing_ok=True)
         run = (self.config, self.workdir, self.history, self.is_finished)
-        for logger in open_loggers(*run):
+        for logger in loggers.open_loggers(*run):
             self._loggers.append(logger)
-            stack.callback(try_to, logger.close)
-        return self.history, part and part.metadata
+            stack.callback(loggers.try_to, logger.close)
+        return self.history
 
     @property
     def is_finished(self) -> bool:
@@ -143,7 +136,8 @@ class Member:
     def permute(self) -> jax.Array:
         """Return the order of the examples in the next epoch, int32 (M,)."""
         num_examples = len(self.dataset.train.labels)
-        return order.epoch_permutation(self._order_key, len(self.history), num_examples)
+        key = make_run_keys(self.config.seed).order
+        return order.epoch_permutation(key, len(self.history), num_examples)
 
     def is_due(self) -> bool:
         """Return whether `checkpoint_minutes` have passed since it was saved."""
@@ -160,38 +154,54 @@ class Member:
         """
         self._epoch_seconds += seconds
         elapsed = self._seconds_before + time.perf_counter() - start
-        num_steps = self.dataset.steps_per_epoch(self.config.batch_size)
-        if result.error is None and int(result.state.step) % num_steps:
-            self._save_part(result, elapsed)
-        else:
-            self._finish_epoch(result, elapsed)
+        try:
+            if result.error is not None:
+                raise result.error
+            if int(result.state.step) % self._steps_per_epoch:
+                self._save_part(result, elapsed)
+            else:
+                self._finish_epoch(result, elapsed)
+        except DivergedError as error:
+            self.error = error
         self._saved_at = time.monotonic()
 
     def _finish_epoch(self, result, elapsed):
         """Evaluate and save an epoch: first the state, then its row; print the row."""
-        try:
-            row = make_row(self.config, self.dataset, result, self._epoch_seconds)
-        except DivergedError as error:
-            self.error = error
-            return
-        row["elapsed_seconds"] = elapsed
-        self.state = lower_rate_on_plateau(self.config, result.state, row["val_loss"])
+        row = self._make_row(result, elapsed)
+        before = result.state.plateau
+        plateau = optim.update_plateau(self.config, before, row["val_loss"])
+        self.state = result.state.replace(plateau=plateau)
         self.total, self._epoch_seconds = Metrics.empty(), 0.0
         self.history.append(row)
         if launch.is_first():
             self._write_epoch(row)
         self.is_pruned = self._prune(self.history)
 
+    def _make_row(self, result, elapsed):
+        """Evaluate an epoch; raise `DivergedError` if a loss is not finite."""
+        config, state, step = self.config, result.state, int(result.state.step)
+        schedule = optim.make_schedule(config, self._steps_per_epoch)
+        rate = float(schedule(step - 1)) * config.learning_rate
+        num_images = self._steps_per_epoch * config.batch_size
+        means = result.total.compute()
+        return {
+            "epoch": step // self._steps_per_epoch,
+            "step": step,
+            **{f"train_{name}": float(value) for name, value in means.items()},
+            **evaluate_epoch(config, self.dataset, state),
+            "learning_rate": rate * float(state.plateau.multiplier),
+            "images_per_second": num_images / self._epoch_seconds,
+            "elapsed_seconds": elapsed,
+        }
+
     def _write_epoch(self, row):
-        self._check_workdir()
         scores = {row["epoch"]: score(row) for row in self.history}
-        metadata = {"history": self.history, **self._describe_circumstances()}
-        state = processes.localize(self.state)
-        self.checkpoints.save(row["epoch"], state, metadata, scores)
+        metadata = {"history": self.history}
+        self._write(self.checkpoints, row["epoch"], self.state, metadata, scores)
         shutil.rmtree(self.workdir / _PART, ignore_errors=True)
         append_row(self.workdir, row)
         for logger in self._loggers:
-            try_to(logger.log, row)
+            loggers.try_to(logger.log, row)
         num_epochs = self.config.num_epochs
         left = seconds_left(self.history, self.num_resumed, num_epochs)
         with self._logged():
@@ -199,59 +209,48 @@ class Member:
 
     def _save_part(self, result, elapsed):
         """Save an epoch in the middle, to go on from there with the same bits."""
-        self.state, self.total, step = (
-            result.state,
-            result.total,
-            int(result.state.step),
-        )
-        if not launch.is_first():
-            return
-        self._check_workdir()
-        metadata = {"elapsed_seconds": elapsed, "epoch_seconds": self._epoch_seconds}
-        metadata |= self._describe_circumstances()
-        with Checkpoints(self.workdir, name=_PART) as parts:
-            tree = processes.localize((self.state, self.total))
-            parts.save(step, tree, metadata, {step: 1.0})
-        with self._logged():
+        self.state, self.total = tree = result.state, result.total
+        if launch.is_first():
+            step, parts = int(self.state.step), Checkpoints(self.workdir, _PART)
+            times = {"elapsed_seconds": elapsed, "epoch_seconds": self._epoch_seconds}
+            self._write(parts, step, tree, times, {step: 1.0})
             console.say(f"saved in epoch {len(self.history) + 1}, after step {step:,}")
+
+    def _write(self, checkpoints, number, tree, metadata, scores):
+        if not self.workdir.is_dir():  # Part of it would be saved.
+            raise UserError(
+                f"{self.workdir} was removed while it was trained; the same command "
+                "starts anew"
+            )
+        metadata["parallelism"] = describe_parallelism()
+        metadata["data"] = self.dataset.checksum
+        checkpoints.save(number, processes.localize(tree), metadata, scores)
 
     def _restore_part(self) -> Restored | None:
         """Go on in an epoch that was saved in the middle; return None if none was.
 
         One that is damaged, or older than the last whole epoch, is deleted.
         """
-        num_steps = self.dataset.steps_per_epoch(self.config.batch_size)
-        with Checkpoints(self.workdir, read_only=True, name=_PART) as parts:
-            try:
-                found = parts.restore_latest((self.state, self.total))
-            except ConfigError:
-                raise  # It is whole, and of another network.
-            except UserError:
-                found = None  # Damaged, as has been said.
-        if found and int(found.tree[0].step) // num_steps == len(self.history):
+        try:
+            parts = Checkpoints(self.workdir, _PART)
+            found = parts.restore_latest((self.state, self.total))
+        except ConfigError:
+            raise  # It is whole, and of another network.
+        except UserError:
+            found = None  # Damaged, as has been said.
+        if found and found.epoch // self._steps_per_epoch == len(self.history):
             self.state, self.total = found.tree
+            self._seconds_before = found.metadata["elapsed_seconds"]
+            self._epoch_seconds = found.metadata["epoch_seconds"]
             return found
         shutil.rmtree(self.workdir / _PART, ignore_errors=True)
         return None
-
-    def _check_workdir(self):
-        """Raise `UserError` if somebody has removed it; part of it would be saved."""
-        if not self.workdir.is_dir():
-            raise UserError(
-                f"{self.workdir} was removed while it was trained; the same command "
-                "starts anew"
-            )
-
-    def _describe_circumstances(self):
-        return {"parallelism": describe_parallelism(), "data": self.dataset.checksum}
 
     def _compare_with(self, metadata: dict[str, Any]) -> None:
         """Warn of another number of threads or devices; refuse to train on other data.
 
         Checkpoints of earlier versions lack what there is to compare.
         """
-        if self.is_finished:
-            return
         if metadata.get("data") not in (None, self.dataset.checksum):
             raise UserError(
                 f"dataset={self.config.dataset}: its images or labels have changed "
@@ -270,56 +269,9 @@ class Member:
                 "digits may differ from those of an uninterrupted run"
             )
 
-    def _logged(self):
-        return console.logged(self._log) if self._log else contextlib.nullcontext()
-
 
 def is_finished(config: ConfigDict, history: list[Row]) -> bool:
     """Return whether there is nothing left to train."""
     return len(history) >= config.num_epochs or is_settled(
         history, config.early_stopping, config.min_change
     )
-
-
-def make_row(
-    config: ConfigDict, dataset: data.Dataset, result: EpochResult, seconds: float
-) -> Row:
-    """Evaluate the state after an epoch, and return the epoch's row.
-
-    Args:
-      config: resolved.
-      dataset: its train_eval and validation are read.
-      result: of the epoch, before the rate is lowered on a plateau.
-      seconds: that its steps took.
-
-    Raises:
-      DivergedError: if a loss or a parameter is not finite.
-    """
-    if result.error is not None:
-        raise result.error
-    state, steps_per_epoch = result.state, dataset.steps_per_epoch(config.batch_size)
-    means = result.total.compute()
-    num_steps = int(state.step)
-    share = float(optim.make_schedule(config, steps_per_epoch)(num_steps - 1))
-    multiplier = float(state.plateau.multiplier)
-    return {
-        "epoch": num_steps // steps_per_epoch,
-        "step": num_steps,
-        **{f"train_{name}": float(value) for name, value in means.items()},
-        **evaluate_epoch(config, dataset, state),
-        "learning_rate": share * config.learning_rate * multiplier,
-        "images_per_second": steps_per_epoch * config.batch_size / seconds,
-    }
-
-
-def lower_rate_on_plateau(
-    config: ConfigDict, state: TrainState, val_loss: float
-) -> TrainState:
-    """Return the state for the next epoch."""
-    if config.schedule != "plateau":
-        return state
-    factor, patience = config.plateau_factor, config.plateau_patience
-    plateau = optim.update_plateau(
-        state.plateau, val_loss, factor=factor, patience=patience
-    )
-    return state.replace(plateau=plateau)

@@ -30,7 +30,7 @@ Batch = dict[str, jax.Array]
 
 # Fields whose values are leaves of the state: runs that differ in them share a program.
 # Some are off at 0, which makes another, smaller program.
-_ALWAYS_IN_THE_STATE = ("seed", "learning_rate", "weight_decay")
+_ALWAYS_IN_THE_STATE = ("learning_rate", "weight_decay")
 _IN_THE_STATE_ABOVE_0 = ("dropout_rate", "label_smoothing")
 
 
@@ -151,14 +151,11 @@ def make_state(
     Raises:
       ConfigError: for an unknown choice, or class.
     """
-    init = _make_init(
-        static_fields(config),
-        len(dataset.class_names),
-        dataset.image_shape,
-        dataset.steps_per_epoch(config.batch_size),
-    )
-    rates = (*_ALWAYS_IN_THE_STATE[1:], *_IN_THE_STATE_ABOVE_0)
-    arguments = make_run_keys(config.seed), {name: config[name] for name in rates}
+    network = len(dataset.class_names), dataset.image_shape
+    steps_per_epoch = dataset.steps_per_epoch(config.batch_size)
+    init = _make_init(static_fields(config), *network, steps_per_epoch)
+    names = _ALWAYS_IN_THE_STATE + _IN_THE_STATE_ABOVE_0
+    arguments = make_run_keys(config.seed), {name: config[name] for name in names}
     state = jax.eval_shape(init, *arguments) if abstract else init(*arguments)
     weights = make_class_weights(config.class_weights, dataset)
     return state.replace(class_weights=weights, accumulate=config.accumulate)
@@ -166,7 +163,7 @@ def make_state(
 
 def static_fields(config: ConfigDict) -> tuple[tuple[str, Any], ...]:
     """Return what distinguishes programs: equal for two runs that share a program."""
-    in_the_state = dict.fromkeys(_ALWAYS_IN_THE_STATE, 0)
+    in_the_state = dict.fromkeys(("seed", *_ALWAYS_IN_THE_STATE), 0)
     in_the_state |= {name: config[name] > 0 for name in _IN_THE_STATE_ABOVE_0}
     return tuple((run_fields(config) | in_the_state).items())
 
@@ -186,10 +183,7 @@ def _make_init(fields, num_classes, image_shape, steps_per_epoch):
     def init(keys, rates):
         own_tx = make_optimizer(ConfigDict(static | rates), schedule)
         state = create_train_state(model, own_tx, image_shape, keys, config.ema_decay)
-        above_0 = {
-            name: jnp.float32(rates[name]) if static[name] else None
-            for name in _IN_THE_STATE_ABOVE_0
-        }
+        above_0 = {n: jnp.float32(rates[n]) for n in _IN_THE_STATE_ABOVE_0 if static[n]}
         return state.replace(tx=tx, **above_0)
 
     # For so small a program, the CPU compiler would spend more time than it saves.
@@ -377,8 +371,7 @@ def eval_step(state: TrainState, batch: Batch) -> tuple[Metrics, jax.Array]:
         )
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     logits = state.apply_fn(variables, batch["image"], train=False)
-    losses = cross_entropy(logits, labels)
-    metrics = measure(losses, logits, labels, mask)
+    metrics = measure(cross_entropy(logits, labels), logits, labels, mask)
     return metrics, nn.softmax(logits)
 
 
@@ -426,7 +419,4 @@ def _check_images(images):
 
 def _step_keys(state):
     """Return the keys of a step: (augmentation, dropout)."""
-    augment_key, dropout_key = jax.random.split(
-        jax.random.fold_in(state.key, state.step)
-    )
-    return augment_key, dropout_key
+    return jax.random.split(jax.random.fold_in(state.key, state.step))

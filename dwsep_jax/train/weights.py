@@ -86,8 +86,7 @@ def read_exported(directory: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _read_run(workdir, field):
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        trained = restore_to_evaluate(load_config(workdir), checkpoints, None)
+    trained = restore_to_evaluate(load_config(workdir), Checkpoints(workdir), None)
     if trained is None:
         raise ConfigError(f"{field}: has no checkpoint yet; train it with --mode=train")
     return _flatten(trained["ema"] or trained)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dwsep_jax.data.augment import normalize
-from dwsep_jax.errors import ConfigError, UserError
+from dwsep_jax.errors import UserError
 from dwsep_jax.train import evaluation
 from dwsep_jax.train.metrics import calibration, fit_temperature, with_temperature
 from dwsep_jax.workdir import read_json
@@ -79,8 +79,6 @@ def test_files_hold_what_the_contract_says(state, dataset, tmp_path):
         assert (environment["seed"], environment["device_count"]) == (5, 2)
         assert environment["versions"]["jax"] == jax.__version__
     assert not list(tmp_path.glob("*.tmp"))
-    with pytest.raises(ConfigError, match="one of train, validation, test"):
-        evaluation.evaluate_and_write(config, tmp_path, dataset, state, "val", "")
 
 
 def test_an_unwritable_result_is_shown(state, dataset, tmp_path, monkeypatch, capsys):

@@ -40,8 +40,8 @@ def read_scalars(workdir):
 
 def log(logger, workdir, history, rows):
     """Start a logger, and give it more rows."""
-    logger = logger(tiny.make_config(), workdir, history)
-    for row in rows:
+    logger = logger(tiny.make_config(), workdir)
+    for row in history + rows:
         logger.log(row)
     logger.close()
     return logger

@@ -51,8 +51,8 @@ def evaluate_again(workdir, split):
 
 
 def restore(workdir, config, dataset):
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        return checkpoints.restore_latest(loop.make_state(config, dataset)).tree
+    like = loop.make_state(config, dataset)
+    return Checkpoints(workdir).restore_latest(like).tree
 
 
 def without_times(rows):
@@ -352,8 +352,7 @@ def test_resuming_restores_every_leaf_of_the_state(dataset, tmp_path):
     assert all(before[name] != want[name] for name in want)
     assert {".plateau.epochs_since_best", ".ema.decay", ".label_smoothing"} < set(want)
     row = {"epoch": 1, "val_accuracy": 0.5, "elapsed_seconds": 1.0}
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, saved, {"history": [row]}, {1: 0.5})
+    Checkpoints(tmp_path).save(1, saved, {"history": [row]}, {1: 0.5})
     with loop.Member(config, tmp_path, dataset) as member:
         assert tiny.bits(member.state) == want
         assert member.history == [row]
@@ -433,8 +432,7 @@ def test_divergence_stops_the_run_and_names_the_step(tmp_path, monkeypatch):
             run(config, tmp_path / str(bad_step))
         rows = read_rows(tmp_path / str(bad_step))
         assert [row["epoch"] for row in rows] == epochs
-        with Checkpoints(tmp_path / str(bad_step)) as checkpoints:
-            assert checkpoints.epochs() == epochs
+        assert Checkpoints(tmp_path / str(bad_step)).epochs() == epochs
 
 
 @pytest.mark.usefixtures("recompiled", "strict")

@@ -53,10 +53,12 @@ UNKNOWN = [1.0, float("nan"), 0.5]
     [(STALLED, 2, [1, 1, 1, *SMALL]), (UNKNOWN, 1, [1, 0.5, 0.5])],
 )
 def test_the_plateau_lowers_the_rate(losses, patience, multipliers):
+    config = make_config(schedule="plateau", plateau_factor=0.5)
+    config.plateau_patience = patience
     plateau, got = optim.make_plateau(), []
     for loss in losses:
         before = plateau
-        plateau = optim.update_plateau(before, loss, factor=0.5, patience=patience)
+        plateau = optim.update_plateau(config, before, loss)
         got.append(float(plateau.multiplier))
         for a, b in zip(before, plateau, strict=True):
             assert (a.dtype, a.shape) == (b.dtype, b.shape)

@@ -90,8 +90,7 @@ def assert_same_files(workdir, lone, config, dataset):
     assert names == {path.name for path in lone.iterdir()}
     like, restored = loop.make_state(config, dataset), []
     for directory in (workdir, lone):
-        with Checkpoints(directory, read_only=True) as checkpoints:
-            restored.append(checkpoints.restore_latest(like))
+        restored.append(Checkpoints(directory).restore_latest(like))
     assert restored[0].epoch == restored[1].epoch
     assert_near(*(parts(one.tree) for one in restored), 1e-3)
 

@@ -84,6 +84,7 @@ def test_a_long_epoch_is_saved_between(whole, dataset, tmp_path, monkeypatch, ca
     assert "saved in epoch 1, after step 4" in saved
     assert "saved in epoch 1, after step 2" not in saved
     assert train(tmp_path) == whole
+    (tmp_path / "other").mkdir()
     with loop.Member(tiny.make_resolved(), tmp_path / "other", dataset) as member:
         for minutes, is_due in ((6.0, True), (0.0, False)):
             member.config.checkpoint_minutes = minutes
