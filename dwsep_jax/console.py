@@ -134,6 +134,11 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
 
 
+def format_setting(value: Any, digits: int = 3) -> str:
+    """Return the value of a field, a float to so many significant digits."""
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
 def format_points(summary: dict[str, Any], sign: str = "") -> str:
     """Return mean and 95 % interval of shares of 1, in points.
 

@@ -59,13 +59,14 @@ def bootstrap_images(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
     an image that is hard for both does not widen the interval.
 
     Args:
-      ours: whether each prediction is right, bool (seeds, images).
+      ours: whether each prediction is right, bool (seeds, images); also as a list of
+        the arrays of the seeds.
       theirs: the same, for the same seeds and images.
 
     Returns:
       {mean, ci95, num_resamples, num_images}; deterministic.
     """
-    differences = ours.mean(axis=0) - theirs.mean(axis=0)
+    differences = np.mean(ours, axis=0) - np.mean(theirs, axis=0)
     result = scipy.stats.bootstrap(
         (differences,),
         np.mean,

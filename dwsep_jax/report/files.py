@@ -24,7 +24,7 @@ class Run(NamedTuple):
       rows: of metrics.jsonl.
       evaluation: on test.
       others: the evaluations on other splits.
-      predictions: {id, label, probabilities} on test.
+      predictions: {id, label, probabilities, correct} on test.
       diagnosis: of diagnosis.json.
       efficiency: of efficiency.json.
     """
@@ -178,10 +178,11 @@ def _read_predictions(directory, evaluation):
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {key: arrays[key] for key in ("id", "label", "probabilities")}
-        np.add.at(counts, (found["label"], found["probabilities"].argmax(axis=1)), 1)
+        predicted = found["probabilities"].argmax(axis=1)
+        np.add.at(counts, (found["label"], predicted), 1)
     except Exception as error:  # A damaged archive raises what it meets first.
         raise damaged(path, str(error)) from error
     is_whole = found["id"].shape == found["label"].shape
     if not is_whole or not np.array_equal(counts, evaluation["confusion_matrix"]):
         raise damaged(path, "it contradicts the confusion matrix of evaluation.json")
-    return found
+    return found | {"correct": predicted == found["label"]}
