@@ -150,10 +150,7 @@ def _read_comparison(directory, content):
     variants = content["variants"]
     order = dict.fromkeys([content["main"], content["baseline"], *variants])
     content["variants"] = {name: variants[name] for name in order if name in variants}
-    runs = {
-        name: [read_run(directory / run["workdir"]) for run in variant["runs"]]
-        for name, variant in content["variants"].items()
-    }
+    runs = _read_runs(directory, content["variants"])
     return Comparison(directory, content, read_json(directory, "config"), runs)
 
 
@@ -162,11 +159,16 @@ def _read_sweep(directory, config):
     axes = parse_space(config["resolved"].sweep.space)
     trials = read_trials(directory / "trials.csv", axes)
     finals = {final["number"]: final for final in (best["finals"] if best else [])}
-    runs = {
-        number: [read_run(directory / run["workdir"]) for run in final["runs"]]
-        for number, final in finals.items()
-    }
+    runs = _read_runs(directory, finals)
     return Sweep(directory, config, best, axes, trials, finals, runs)
+
+
+def _read_runs(directory, entries):
+    """Return the runs of each variant or final, in the order of their seeds."""
+    return {
+        name: [read_run(directory / run["workdir"]) for run in entry["runs"]]
+        for name, entry in entries.items()
+    }
 
 
 def _read_predictions(directory, evaluation):

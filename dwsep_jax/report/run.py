@@ -120,11 +120,8 @@ def show_command(
       environment: of one of its other files; None without one.
       kind: `RUN`, `COMPARISON` or `SWEEP`.
     """
-    blocks: list[page.Block] = []
-    if config:
-        blocks.append(page.Code(build_command(config["requested"], kind)))
-    if environment:
-        blocks.append(_describe_environment(environment))
+    blocks = [page.Code(build_command(config["requested"], kind))] if config else []
+    blocks += [_describe_environment(environment)] if environment else []
     return blocks or ["Left out: no config.json to derive the command from."]
 
 

@@ -127,10 +127,10 @@ class EpochPrograms:
             for i, member_losses in enumerate(losses):
                 errors[i] = errors[i] or find_divergence(done[i], member_losses)
                 done[i] += len(member_losses)
-            progress.advance(losses.shape[1])
+            progress.advance_steps(losses.shape[1])
 
         num_before = done[0] % self._steps_per_epoch if len(states) == 1 else 0
-        progress.advance(num_before)
+        progress.advance_steps(num_before)
         state, total, *rest = self._pack(states, totals, is_active, orders)
         pending = None  # Read while the next dispatch runs.
         for num_steps, program in self.programs:
