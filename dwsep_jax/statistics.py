@@ -107,14 +107,13 @@ def answer(
             "undecided", f"{count} too few to tell: it takes at least {MIN_SEEDS}."
         )
     intervals = (over_seeds["ci95"], over_images["ci95"])
-    low = min(interval[0] for interval in intervals)
-    high = max(interval[1] for interval in intervals)
+    lows, highs = zip(*intervals, strict=True)
     points = 100 * margin
-    if low > 0:
+    if min(lows) > 0:
         verdict, where = "better", "both lie above zero"
-    elif low > -margin:
+    elif min(lows) > -margin:
         verdict, where = "not_worse", f"both lie above the margin of -{points:g}"
-    elif high < 0:
+    elif max(highs) < 0:
         verdict, where = "worse", f"both lie below zero, and not above -{points:g}"
     else:
         verdict = "undecided"

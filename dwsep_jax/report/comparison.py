@@ -69,14 +69,12 @@ def _describe_unfinished(comparison):
             row = [f"{variant}/{run.directory.name}", str(last["epoch"])]
             rows.append([*row, percent(last["val_accuracy"]), test])
     words = "No comparison.json yet. Repeat the comparison's command to continue."
+    headline = page.Headline("Unfinished", "open", words)
     columns = ["run", "epochs", "validation accuracy", "test accuracy"]
+    parts = {"Runs": [page.Table("The runs so far", columns, rows)]}
     name = comparison.directory.resolve().name
-    return page.Section(
-        f"Comparison {name}, under way",
-        page.Headline("Unfinished", "open", words),
-        {"Runs": [page.Table("The runs so far", columns, rows)]},
-        [name, DASH, "comparison", DASH],
-    )
+    summary = [name, DASH, "comparison", DASH]
+    return page.Section(f"Comparison {name}, under way", headline, parts, summary)
 
 
 def answer(content: dict[str, Any], costs: dict[str, Cost]) -> page.Headline:
@@ -164,12 +162,8 @@ def _show_costs(content, costs):
     shown = ["macs", "parameters", *latencies, "memory"]
     found = [_draw_accuracy(content, k, costs[k]) for k in shown if costs[k].values]
     words = "Up and to the left is better. Error bars are 95 % intervals over seeds."
-    names = list(content["variants"])
-    rows = [
-        [cost.label, *(cost.describe(name, baseline) for name in names)]
-        for cost in costs.values()
-        if cost.values
-    ]
+    names, known = list(content["variants"]), [c for c in costs.values() if c.values]
+    rows = [[c.label, *(c.describe(name, baseline) for name in names)] for c in known]
     note = (
         f"Times are medians; in parentheses, the share of {baseline}. FLOPs count the "
         "operations of a forward pass over one image, two for each multiply-add (MAC); "

@@ -138,9 +138,8 @@ def _answer_so_far(sweep, winner):
             f" The best so far is trial {winner.number}, with {percent(winner.value)} "
             "on validation."
         )
-    return page.Headline(
-        "In progress", "open", f"{text} Run the same command to continue."
-    )
+    text += " Run the same command to continue."
+    return page.Headline("In progress", "open", text)
 
 
 def _name(trial):
@@ -165,9 +164,8 @@ def _show_winner(sweep, winner):
         "explains, by fANOVA over the complete trials. A factor multiplies the default "
         "learning rate of the optimizer and batch size."
     )
-    table = page.Table(
-        "Settings", ["field", "value", "searched", "importance"], rows, note
-    )
+    columns = ["field", "value", "searched", "importance"]
+    table = page.Table("Settings", columns, rows, note)
     return [table, page.Code(sweep.best["command"])]
 
 
