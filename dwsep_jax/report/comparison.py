@@ -162,7 +162,8 @@ def _show_costs(content, costs):
     shown = ["macs", "parameters", *latencies, "memory"]
     found = [_draw_accuracy(content, k, costs[k]) for k in shown if costs[k].values]
     words = "Up and to the left is better. Error bars are 95 % intervals over seeds."
-    names, known = list(content["variants"]), [c for c in costs.values() if c.values]
+    names = list(content["variants"])
+    known = [cost for cost in costs.values() if cost.values]
     rows = [[c.label, *(c.describe(name, baseline) for name in names)] for c in known]
     note = (
         f"Times are medians; in parentheses, the share of {baseline}. FLOPs count the "

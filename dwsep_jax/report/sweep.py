@@ -149,14 +149,9 @@ def _name(trial):
 
 
 def _show_winner(sweep, winner):
-    shares = sweep.best["importance"] or {}
+    settings, shares = winner.settings, sweep.best["importance"] or {}
     rows = [
-        [
-            name,
-            format_setting(winner.settings[name]),
-            text,
-            percent(shares.get(name), 0),
-        ]
+        [name, format_setting(settings[name]), text, percent(shares.get(name), 0)]
         for name, text in _list_searched(sweep).items()
     ]
     note = (

@@ -145,9 +145,8 @@ def end_trial(sweep: Sweep, number: int) -> None:
     # This worker takes the next trial at once.
     num_rounds = num_waiting / (1 + states.count("running"))
     left = sum(seconds) / max(1, len(seconds)) * num_rounds
-    values = " ".join(
-        f"{k}={console.format_setting(v)}" for k, v in trial.settings.items()
-    )
+    settings = trial.settings.items()
+    values = " ".join(f"{k}={console.format_setting(v)}" for k, v in settings)
     console.say(
         f"trial {done:>{len(str(total))}}/{total}  number {number}, {values}: "
         f"{_describe_result(trial)}  {console.format_seconds(trial.seconds)}, "
