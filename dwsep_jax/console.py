@@ -1,6 +1,7 @@
 """Console output: lines, tables, and a progress bar on a terminal."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,13 +27,10 @@ FLOP_ITEMS = {
 }
 
 
-def _make_console(**options):
-    """Return a console that neither styles, parses nor wraps what it prints."""
-    return Console(
-        highlight=False, emoji=False, markup=False, soft_wrap=True, **options
-    )
-
-
+# A console that neither styles, parses nor wraps what it prints.
+_make_console = functools.partial(
+    Console, highlight=False, emoji=False, markup=False, soft_wrap=True
+)
 _console = _make_console()
 _log = None  # Within `logged`, the console that writes to the file.
 
@@ -74,15 +72,14 @@ def print_table(
     _make_console(file=(_log or _console).file, width=100_000).print(table)
 
 
-class EpochProgress:
+class EpochProgress(Progress):
     """A progress bar over the steps of each epoch, if enabled and on a terminal.
 
     A context manager around the whole run.
     """
 
     def __init__(self, config: ConfigDict, steps_per_epoch: int):
-        self._num_epochs = config.num_epochs
-        self._bar = Progress(
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed}/{task.total} steps"),
@@ -91,23 +88,16 @@ class EpochProgress:
             disable=not (config.progress and _console.is_terminal),
             transient=True,
         )
-        self._task = self._bar.add_task("", total=steps_per_epoch)
-
-    def __enter__(self) -> "EpochProgress":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._bar.stop()
+        self._task = self.add_task("", total=steps_per_epoch)
+        self._num_epochs = config.num_epochs
 
     def start_epoch(self, epoch: int) -> None:
         """Move the bar back to the start of an epoch, counted from zero."""
-        description = f"epoch {epoch + 1}/{self._num_epochs}"
-        self._bar.reset(self._task, description=description)
+        self.reset(self._task, description=f"epoch {epoch + 1}/{self._num_epochs}")
 
-    def advance(self, num_steps: int) -> None:
+    def advance_steps(self, num_steps: int) -> None:
         """Move the bar."""
-        self._bar.advance(self._task, num_steps)
+        self.advance(self._task, num_steps)
 
 
 def format_epoch(row: dict[str, Any], num_epochs: int, seconds_left: float) -> str:
@@ -132,6 +122,11 @@ def format_seconds(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
+
+
+def format_setting(value: Any, digits: int = 3) -> str:
+    """Return the value of a field, a float to so many significant digits."""
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def format_points(summary: dict[str, Any], sign: str = "") -> str:
@@ -193,15 +188,13 @@ def tabulate_efficiency(
 
     A figure that could not be had is "-".
     """
+    total = {"name": "total", "kind": "", "output_shape": (), "share": 1.0}
     layers = [
         [layer["name"], layer["kind"], "x".join(map(str, layer["output_shape"]))]
         + [_number(layer["parameters"]), _number(layer["macs"])]
         + [f"{layer['share']:.2%}"]
-        for layer in efficiency["layers"]
+        for layer in [*efficiency["layers"], efficiency | total]
     ]
-    total = (_number(efficiency[key]) for key in ("parameters", "macs"))
-    layers.append(["total", "", "", *total, "100.00%"])
-
     flops = efficiency["flops"]
     items = (flops["itemized"], flops["itemized_train_step"])
     counts = [
@@ -244,20 +237,17 @@ def tabulate_efficiency(
 
 def describe_limit(efficiency: dict[str, Any]) -> str:
     """Return what the machine reached with the network, and what that says."""
-    machine = efficiency["machine"]
     limits = {
         "arithmetic": "arithmetic limits it",
         "memory": "memory limits it",
         "neither": "neither limits it, but the number or the shape of its operations",
         None: "what limits it is not known",
     }
-    rates = (
-        efficiency["achieved_flops_per_second"],
-        machine["matmul_flops_per_second"],
-        efficiency["achieved_bytes_per_second"],
-        machine["copy_bytes_per_second"],
+    rates = efficiency | efficiency["machine"]
+    flops, most_flops, num_bytes, most_bytes = (
+        _number(rates[f"{kind}_per_second"], 1, 1e9)
+        for kind in ("achieved_flops", "matmul_flops", "achieved_bytes", "copy_bytes")
     )
-    flops, most_flops, num_bytes, most_bytes = (_number(r, 1, 1e9) for r in rates)
     return (
         "FLOPs is a count of operations, two for each MAC, and FLOP/s a rate: "
         f"{efficiency['achieved_by'] or 'inference'} reached {flops} GFLOP/s of the "

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from dwsep_jax.errors import UserError
 from dwsep_jax.workdir import Row, read_intact, read_rows, write_json
 
 # The end of a curve is its last sixth; trends are measured over its last half.
@@ -48,14 +47,11 @@ def write_diagnosis(workdir: str | os.PathLike) -> dict[str, Any]:
     The number of classes is read from evaluation.json if it exists.
 
     Raises:
-      UserError: if metrics.jsonl has no epoch, or is damaged.
+      UserError: if metrics.jsonl is damaged.
     """
-    rows = read_rows(workdir)
-    if not rows:
-        raise UserError(f"{workdir} has no epoch to diagnose; train it first")
     evaluation = read_intact(workdir, "evaluation")
     num_classes = len(evaluation["per_class"]) if evaluation else None
-    diagnosis = {"schema": 1, **diagnose(rows, num_classes)}
+    diagnosis = {"schema": 1, **diagnose(read_rows(workdir), num_classes)}
     # Diagnosing a finished run again leaves its file alone.
     if read_intact(workdir, "diagnosis") != diagnosis:
         write_json(pathlib.Path(workdir, "diagnosis.json"), diagnosis)
@@ -65,10 +61,8 @@ def write_diagnosis(workdir: str | os.PathLike) -> dict[str, Any]:
 def diagnose(rows: Sequence[Row], num_classes: int | None = None) -> dict[str, Any]:
     """Return what the curves of a run say about it.
 
-    Epochs and values may be missing (left out, None or not finite).
-
     Args:
-      rows: as in metrics.jsonl, in any order.
+      rows: as in metrics.jsonl, at least one.
       num_classes: the loss of guessing is its logarithm; without it, the loss of the
         first epoch is used.
 
@@ -76,53 +70,34 @@ def diagnose(rows: Sequence[Row], num_classes: int | None = None) -> dict[str, A
       {verdict, evidence, advice}: one of overfitting, underfitting, well_fitted,
       still_improving, diverged; numbers by name, losses in nats, None if unknown; one
       or two sentences that name config fields.
-
-    Raises:
-      UserError: if no row has a train_eval_loss, or none has a val_loss.
     """
-    by_epoch = {row["epoch"]: row for row in rows if _is_finite(row.get("epoch"))}
-    evidence = _measure([by_epoch[epoch] for epoch in sorted(by_epoch)], num_classes)
+    evidence = _measure(rows, num_classes)
     verdict, advice = _judge(SimpleNamespace(**evidence))
     return {"verdict": verdict, "evidence": evidence, "advice": advice}
-
-
-def _is_finite(value):
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _interpolate(rows, name):
-    """Return a value for every epoch, NaN if none is known."""
-    points = [(r["epoch"], r[name]) for r in rows if _is_finite(r.get(name))]
-    if not points and name.endswith("loss"):
-        raise UserError(f"no epoch with a finite {name}: nothing to diagnose")
-    epochs = np.arange(rows[0]["epoch"], rows[-1]["epoch"] + 1)
-    return np.interp(epochs, *np.array(points or [(0, math.nan)], float).T)
 
 
 def _measure(rows, num_classes):
     """Return the evidence: what the rules use, and what else a reader wants to see."""
     names = ("train_eval_loss", "val_loss", "train_eval_accuracy", "val_accuracy")
-    curves = {name: _interpolate(rows, name) for name in names}
+    curves = {name: np.array([row[name] for row in rows], float) for name in names}
     train, val = curves["train_eval_loss"], curves["val_loss"]
-    first, size = rows[0]["epoch"], _part_size(len(rows))
+    size = _part_size(len(rows))
     levels, gaps = _levels(val, size), _levels(val - train, size)
-    rates = [r["learning_rate"] for r in rows if _is_finite(r.get("learning_rate"))]
+    rates = [row["learning_rate"] for row in rows]
     ends, best = {}, {}
     for name, curve in curves.items():
         ends[name] = _levels(curve, size)[-1]
         # A level may be better than any running median.
         best_of = min if name.endswith("loss") else max
         best[name] = best_of([*_smooth(curve, size), ends[name]])
-    best_epoch = first + int(curves["val_accuracy"].argmax())
-    has_accuracy = not math.isnan(best["val_accuracy"])
-    evidence = ends | {
+    return ends | {
         "num_epochs": len(rows),
         "guessing_loss": math.log(num_classes or 1) or max(train[0], val[0]),
         "train_eval_loss_last": train[-1],
         "train_eval_loss_best": best["train_eval_loss"],
         "train_eval_loss_rise": ends["train_eval_loss"] - best["train_eval_loss"],
         "val_loss_best": best["val_loss"],
-        "val_loss_best_epoch": first + int(_smooth(val, size).argmin()),
+        "val_loss_best_epoch": rows[_smooth(val, size).argmin()]["epoch"],
         "val_loss_rise": ends["val_loss"] - best["val_loss"],
         "val_loss_fall": levels[0] - ends["val_loss"],
         "val_loss_slope": _slope(levels, size),
@@ -131,20 +106,12 @@ def _measure(rows, num_classes):
         "loss_gap": gaps[-1],
         "loss_gap_slope": _slope(gaps, size),
         "learning_rate_share": rates[-1] / max(rates) if any(rates) else None,
-        "num_not_finite_at_end": _count_not_finite_at_end(rows),
+        "num_not_finite_at_end": 0,  # A run ends at the first loss that is not finite.
         "train_eval_accuracy_best": best["train_eval_accuracy"],
-        "val_accuracy_best_epoch": best_epoch if has_accuracy else None,
+        "val_accuracy_best_epoch": rows[curves["val_accuracy"].argmax()]["epoch"],
         "val_accuracy_drop": best["val_accuracy"] - ends["val_accuracy"],
         "accuracy_gap": ends["train_eval_accuracy"] - ends["val_accuracy"],
     }
-    return {name: _plain(value) for name, value in evidence.items()}
-
-
-def _plain(value):
-    """Return a number as Python's own; None for NaN, which JSON does not have."""
-    if value is None or math.isnan(value):
-        return None
-    return value if isinstance(value, int) else float(value)
 
 
 def _part_size(num_epochs):
@@ -205,26 +172,8 @@ def _extrapolate(train, val, size):
     return falls[-1] * sum(ratio**k for k in range(1, num_parts + 1))
 
 
-def _count_not_finite_at_end(rows):
-    """Count the last epochs that have a loss of NaN or infinity (None is no loss)."""
-
-    def is_finite(row):
-        losses = (row.get("train_eval_loss"), row.get("val_loss"))
-        return all(loss is None or math.isfinite(loss) for loss in losses)
-
-    return next((i for i, row in enumerate(rows[::-1]) if is_finite(row)), len(rows))
-
-
 _AUGMENT = (
     "augment more (shift, cutout, mixup; flip where mirrored images mean the same)"
-)
-_LOWER_RATE = (
-    ": lower learning_rate to a third or less, then try a longer warmup_epochs or "
-    "clip_norm=1."
-)
-_OVERCONFIDENT = (
-    " while validation accuracy held: the network grows overconfident, not worse. Try "
-    "label_smoothing, mixup or a higher weight_decay, or fewer num_epochs."
 )
 _MORE = " For more accuracy raise growth_rate together with cutout or mixup."
 _DECAYED = " The learning rate has decayed, so a higher num_epochs may still gain."
@@ -232,23 +181,27 @@ _DECAYED = " The learning rate has decayed, so a higher num_epochs may still gai
 
 def _judge(e: SimpleNamespace) -> tuple[str, str]:
     """Return verdict and advice by the evidence, in the order in which to act on it."""
-    if e.num_not_finite_at_end:
-        return "diverged", f"The loss is no longer a number{_LOWER_RATE}"
     if _has_diverged(e):
         return "diverged", (
             f"Train loss was {e.train_eval_loss_best:.3g} at its best and is "
-            f"{e.train_eval_loss_last:.3g} at the end{_LOWER_RATE}"
+            f"{e.train_eval_loss_last:.3g} at the end: lower learning_rate to a third "
+            "or less, then try a longer warmup_epochs or clip_norm=1."
         )
     if _has_risen(e):
         text = f"Validation loss rose by {e.val_loss_rise:.3g} since epoch "
         text += str(e.val_loss_best_epoch)
-        if e.val_accuracy_drop is not None and e.val_accuracy_drop < MIN_DROP:
-            return "overfitting", text + _OVERCONFIDENT
+        if e.val_accuracy_drop < MIN_DROP:
+            return "overfitting", (
+                f"{text} while validation accuracy held: the network grows "
+                "overconfident, not worse. Try label_smoothing, mixup or a higher "
+                "weight_decay, or fewer num_epochs."
+            )
         return "overfitting", (
             f"{text}: raise dropout_rate or weight_decay, or {_AUGMENT}. Failing that, "
             "set early_stopping, or shrink growth_rate or block_sizes."
         )
-    ahead = f"Train is ahead of validation by {_describe_gap(e)}"
+    gap = f"{100 * e.accuracy_gap:.1f} points of accuracy"
+    ahead = f"Train is ahead of validation by {gap}"
     if _has_gap(e):
         return "overfitting", (
             f"{ahead}: raise dropout_rate or weight_decay, {_AUGMENT}, or shrink "
@@ -267,9 +220,9 @@ def _judge(e: SimpleNamespace) -> tuple[str, str]:
             "before anything else, or learning_rate if each epoch is expensive."
         )
     # A decayed learning rate flattens a curve that could fall further.
-    share = e.learning_rate_share
-    has_decayed = share is not None and share <= 0.1 and e.val_loss_fall >= min_gain
-    if _is_underfitted(e):
+    has_decayed = e.learning_rate_share <= 0.1 and e.val_loss_fall >= min_gain
+    is_wrong = 1 - e.train_eval_accuracy > UNDERFITTED
+    if is_wrong and e.train_eval_loss > UNDERFITTED * e.guessing_loss:
         return "underfitting", _advise_underfitted(e, has_decayed)
     good = f"{ahead}, and validation loss is level: there is nothing to fix."
     return "well_fitted", good + (_DECAYED if has_decayed else _MORE)
@@ -277,14 +230,10 @@ def _judge(e: SimpleNamespace) -> tuple[str, str]:
 
 def _has_diverged(e):
     """Return whether most of what was learned has been lost."""
-    if e.num_epochs < 2:
-        return False
     best, guessing = e.train_eval_loss_best, e.guessing_loss
     lost = best + UNLEARNED * max(guessing - best, guessing / 2)
     if e.train_eval_loss > lost or e.train_eval_loss_last > max(lost, guessing):
         return True
-    if e.train_eval_accuracy is None:
-        return False
     # If the learning rate is far too high, losses are wild; accuracies tell more.
     learned = e.train_eval_accuracy_best - math.exp(-guessing)
     left = e.train_eval_accuracy - math.exp(-guessing)
@@ -305,29 +254,9 @@ def _has_risen(e):
 
 def _has_gap(e):
     """Return whether much of the error is a gap that more training would not close."""
-    if e.val_loss_gain_ahead >= 0.5 * e.loss_gap:
-        return False
-    if e.accuracy_gap is None:
-        return e.loss_gap > max(
-            2 * MIN_GAP * e.guessing_loss, MIN_RELATIVE_GAP * e.val_loss
-        )
     error = 1 - e.val_accuracy
-    return (
-        e.accuracy_gap > max(MIN_GAP, MIN_RELATIVE_GAP * error)
-        and e.loss_gap > MIN_GAP * e.guessing_loss
-    )
-
-
-def _describe_gap(e):
-    if e.accuracy_gap is None:
-        return f"{e.loss_gap:.2g} in loss"
-    return f"{100 * e.accuracy_gap:.1f} points of accuracy"
-
-
-def _is_underfitted(e):
-    accuracy = e.train_eval_accuracy
-    return e.train_eval_loss > UNDERFITTED * e.guessing_loss and (
-        accuracy is None or 1 - accuracy > UNDERFITTED
+    return e.accuracy_gap > max(MIN_GAP, MIN_RELATIVE_GAP * error) and e.loss_gap > max(
+        MIN_GAP * e.guessing_loss, 2 * e.val_loss_gain_ahead
     )
 
 

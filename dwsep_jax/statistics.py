@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -11,13 +11,6 @@ CONFIDENCE = 0.95
 # With fewer, the spread over seeds is only a guess.
 MIN_SEEDS = 3
 NUM_RESAMPLES = 10_000
-
-
-class Answer(NamedTuple):
-    """One of better, not_worse, worse and undecided, and the reason, one sentence."""
-
-    answer: str
-    reason: str
 
 
 def summarize_sample(values: Sequence[float]) -> dict[str, Any]:
@@ -59,13 +52,14 @@ def bootstrap_images(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
     an image that is hard for both does not widen the interval.
 
     Args:
-      ours: whether each prediction is right, bool (seeds, images).
+      ours: whether each prediction is right, bool (seeds, images); also as a list of
+        the arrays of the seeds.
       theirs: the same, for the same seeds and images.
 
     Returns:
       {mean, ci95, num_resamples, num_images}; deterministic.
     """
-    differences = ours.mean(axis=0) - theirs.mean(axis=0)
+    differences = np.mean(ours, axis=0) - np.mean(theirs, axis=0)
     result = scipy.stats.bootstrap(
         (differences,),
         np.mean,
@@ -86,7 +80,7 @@ def bootstrap_images(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
 
 def answer(
     over_seeds: dict[str, Any], over_images: dict[str, Any], margin: float
-) -> Answer:
+) -> tuple[str, str]:
     """Decide what a difference in accuracy amounts to.
 
     Other seeds and other images would each have given another difference, so both
@@ -98,32 +92,32 @@ def answer(
       over_seeds: as returned by `compare_pairs`.
       over_images: as returned by `bootstrap_images`.
       margin: the loss of accuracy that is acceptable, as a share of 1.
+
+    Returns:
+      The answer, and the reason, one sentence.
     """
     n = over_seeds["n"]
     if n < MIN_SEEDS:
         count = "1 seed is" if n == 1 else f"{n} seeds are"
-        return Answer(
-            "undecided", f"{count} too few to tell: it takes at least {MIN_SEEDS}."
-        )
+        reason = f"{count} too few to tell: it takes at least {MIN_SEEDS}."
+        return "undecided", reason
     intervals = (over_seeds["ci95"], over_images["ci95"])
-    low = min(interval[0] for interval in intervals)
-    high = max(interval[1] for interval in intervals)
+    lows, highs = zip(*intervals, strict=True)
     points = 100 * margin
-    if low > 0:
+    if min(lows) > 0:
         verdict, where = "better", "both lie above zero"
-    elif low > -margin:
+    elif min(lows) > -margin:
         verdict, where = "not_worse", f"both lie above the margin of -{points:g}"
-    elif high < 0:
+    elif max(highs) < 0:
         verdict, where = "worse", f"both lie below zero, and not above -{points:g}"
     else:
         verdict = "undecided"
         where = f"not both lie above the margin of -{points:g}, nor both below zero"
     seeds, images = (f"{100 * a:+.2f} to {100 * b:+.2f}" for a, b in intervals)
-    return Answer(
-        verdict,
+    return verdict, (
         f"The difference in accuracy is {100 * over_seeds['mean']:+.2f} points over "
         f"{n} seeds; the 95 % intervals are {seeds} over seeds and {images} over test "
-        f"images: {where}.",
+        f"images: {where}."
     )
 
 
@@ -145,5 +139,5 @@ def compare_networks(
     """
     seeds = compare_pairs(*accuracies)
     images = bootstrap_images(*correct) if correct else None
-    decision = answer(seeds, images or seeds, margin)
-    return {**seeds, "bootstrap": images, **decision._asdict()}
+    verdict, reason = answer(seeds, images or seeds, margin)
+    return {**seeds, "bootstrap": images, "answer": verdict, "reason": reason}

@@ -36,6 +36,7 @@ def make_rows(train, val, train_error, val_error, num_classes) -> list[dict]:
         "train_eval_accuracy": 1 - guess * np.clip(train_error, 0, 1),
         "val_loss": chance * np.maximum(val, 1e-6),
         "val_accuracy": 1 - guess * np.clip(val_error, 0, 1),
+        "learning_rate": np.ones(len(train)),
     }
     return [
         {"epoch": i + 1, **{name: float(v[i]) for name, v in columns.items()}}
@@ -103,7 +104,7 @@ def make_curve(verdict: str, rng: np.random.Generator) -> Curve:
     train, doubt, val = train * noise[0], doubt * noise[1], val * noise[1]
     train_error, val_error = (np.expm1(0.5 * x) / np.expm1(0.5) for x in (train, val))
     rows = make_rows(train, val + doubt, train_error, val_error, num_classes)
-    return Curve(verdict, _damage(rows, rng), num_classes)
+    return Curve(verdict, rows, num_classes)
 
 
 def _blow_up(t, train, val, rng):
@@ -130,13 +131,3 @@ def _draw_noise(n, rng):
     early = np.arange(n) < 0.7 * n
     spikes = np.where((rng.random(n) < 0.03) & early, rng.uniform(1.5, 3, n), 1.0)
     return np.exp(noise) * spikes
-
-
-def _damage(rows, rng):
-    """Leave out some rows and some values; the last row is whole."""
-    kept = [row for row in rows[:-1] if rng.random() > 0.03]
-    for row in kept:
-        for name in list(row)[1:]:
-            if rng.random() < 0.03:
-                row[name] = rng.choice([None, float("nan")])
-    return [*kept, rows[-1]]

@@ -30,11 +30,11 @@ def test_the_bar_is_shown_on_a_terminal_if_wanted(screen, is_terminal, progress,
     config = tiny.make_config(progress=progress, num_epochs=7)
     with console.EpochProgress(config, steps_per_epoch=3) as bar:
         bar.start_epoch(0)
-        bar.advance(3)
+        bar.advance_steps(3)
         bar.start_epoch(1)
-        bar.advance(2)
-        bar.advance(1)
-        bar._bar.refresh()
+        bar.advance_steps(2)
+        bar.advance_steps(1)
+        bar.refresh()
     assert ("epoch 2/7" in output.getvalue()) == shown
     assert ("3/3 steps" in output.getvalue()) == shown
 
@@ -74,7 +74,7 @@ def test_what_is_logged_is_not_shown_but_for_the_bar(screen, tmp_path):
         console.print_table("title", ["name", "n"], [["row", 12345]])
         with console.EpochProgress(tiny.make_config(), steps_per_epoch=3) as bar:
             bar.start_epoch(0)
-            bar._bar.refresh()
+            bar.refresh()
     log = (tmp_path / "train.log").read_text()
     assert log.startswith("a line that is long enough to be wrapped: " + 60 * "x")
     assert "12,345" in log

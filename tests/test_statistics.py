@@ -69,19 +69,19 @@ def verdict(seeds, images, n=3, margin=0.005):
 
 @pytest.mark.parametrize(("seeds", "images", "want"), ANSWERS.values(), ids=ANSWERS)
 def test_both_intervals_must_agree(seeds, images, want):
-    assert verdict(seeds, images).answer == want
+    assert verdict(seeds, images)[0] == want
 
 
 def test_the_margin_and_the_number_of_seeds_count():
-    assert verdict([-0.015, 0.01], [-0.01, 0.01], margin=0.02).answer == "not_worse"
-    assert verdict([-0.004, 0.01], [-0.004, 0.01], margin=0.0).answer == "undecided"
+    assert verdict([-0.015, 0.01], [-0.01, 0.01], margin=0.02)[0] == "not_worse"
+    assert verdict([-0.004, 0.01], [-0.004, 0.01], margin=0.0)[0] == "undecided"
     for n, count in ((2, "2 seeds are"), (1, "1 seed is")):
         reason = f"{count} too few to tell: it takes at least 3."
         assert verdict([0.1, 0.2], [0.1, 0.2], n=n) == ("undecided", reason)
 
 
 def test_the_reason_has_the_numbers():
-    assert verdict([-0.004, 0.01], [-0.002, 0.008]).reason == (
+    assert verdict([-0.004, 0.01], [-0.002, 0.008])[1] == (
         "The difference in accuracy is +0.30 points over 3 seeds; the 95 % intervals "
         "are -0.40 to +1.00 over seeds and -0.20 to +0.80 over test images: both lie "
         "above the margin of -0.5."

@@ -101,7 +101,7 @@ class Comparison:
         for variant in self._variants:
             # Widths of a stem that was solved for have many digits.
             fields = ", ".join(
-                f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+                f"{name}={console.format_setting(value, 4)}"
                 for name, value in variant.overrides.items()
             )
             rows.append([variant.name, fields, *variant.size])

@@ -5,7 +5,6 @@ a mark shows under the pointer.
 """
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -115,20 +114,18 @@ def confusion(names: list[str], matrix: list[list[int]]) -> Spec:
     ]
     axis = {"grid": False, "ticks": False, "domain": False, "labelOverlap": not few}
     axis |= {} if few else {"labelFontSize": 9}
+    angle = {"labelAngle": 0 if few and max(map(len, names)) <= 2 else -90}
     place = {
-        channel: category(field, axis=axis, scale={"domain": names})
-        for channel, field in (("x", "predicted class"), ("y", "true class"))
+        "x": category("predicted class", axis=axis | angle, scale={"domain": names}),
+        "y": category("true class", axis=axis, scale={"domain": names}),
     }
-    is_upright = few and max(map(len, names)) <= 2
-    place["x"]["axis"] = axis | {"labelAngle": 0 if is_upright else -90}
     scale = {"type": "sqrt", "domain": [0, 1], "range": [0.03, 1]}
     opacity = quantity("share of the true class", **scale) | {"legend": None}
     layers = [layer("rect", place | {"opacity": opacity}, color="var(--heat)")]
     if few:
         size = 12 if len(names) <= 10 and counts.max() < 10_000 else 9
-        layers.append(
-            layer("text", place | {"text": {"field": "images"}}, fontSize=size)
-        )
+        text = place | {"text": {"field": "images"}}
+        layers.append(layer("text", text, fontSize=size))
     return layered(rows, layers, max(220, len(names) * (34 if few else 9)))
 
 
@@ -145,8 +142,8 @@ def reliability(bins: list[Spec]) -> Spec:
     y = quantity("accuracy", domain=[0, 1]) | limits
     bar = {"x": x | {"field": "low"}, "x2": {"field": "high"}, "y": y}
     gap = {"x": x, "y": y, "y2": {"field": "confidence"}}
-    count = {"x": x, "y": {"value": -6}, "text": {"field": "count", "format": ",.4~s"}}
-    count["text"]["type"] = "quantitative"
+    words = {"field": "count", "type": "quantitative", "format": ",.4~s"}
+    count = {"x": x, "y": {"value": -6}, "text": words}
     diagonal = [{"confidence": end, "accuracy": end} for end in (0, 1)]
     dashed = {"color": "var(--muted)", "strokeDash": [4, 3]}
     layers = [
@@ -216,13 +213,12 @@ def band_of(curves: list[list[Spec]], key: str, factor: float = 1) -> Series:
 
     Args:
       curves: the rows of each run.
-      key: of a row; missing and non-finite values are left out.
+      key: of a row; missing values are left out.
       factor: of the values, which are rounded to five significant digits.
     """
     found: dict[int, list[float]] = {}
     for row in itertools.chain(*curves):
-        value = row.get(key)
-        if value is not None and math.isfinite(value):
+        if (value := row.get(key)) is not None:
             found.setdefault(row["epoch"], []).append(factor * value)
     return [
         {"epoch": epoch}

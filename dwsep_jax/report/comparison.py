@@ -3,15 +3,15 @@
 import statistics
 from typing import Any
 
+from dwsep_jax.console import format_setting
 from dwsep_jax.fields import COMPARISON
 from dwsep_jax.report import charts, page
 from dwsep_jax.report.costs import TOLERANCE, Cost, find_speeds, list_costs
 from dwsep_jax.report.files import Comparison
 from dwsep_jax.report.format import (
     DASH,
-    PLUS_MINUS,
+    difference,
     fixed,
-    interval,
     listing,
     mean_and_interval,
     percent,
@@ -69,14 +69,12 @@ def _describe_unfinished(comparison):
             row = [f"{variant}/{run.directory.name}", str(last["epoch"])]
             rows.append([*row, percent(last["val_accuracy"]), test])
     words = "No comparison.json yet. Repeat the comparison's command to continue."
+    headline = page.Headline("Unfinished", "open", words)
     columns = ["run", "epochs", "validation accuracy", "test accuracy"]
+    parts = {"Runs": [page.Table("The runs so far", columns, rows)]}
     name = comparison.directory.resolve().name
-    return page.Section(
-        f"Comparison {name}, under way",
-        page.Headline("Unfinished", "open", words),
-        {"Runs": [page.Table("The runs so far", columns, rows)]},
-        [name, DASH, "comparison", DASH],
-    )
+    summary = [name, DASH, "comparison", DASH]
+    return page.Section(f"Comparison {name}, under way", headline, parts, summary)
 
 
 def answer(content: dict[str, Any], costs: dict[str, Cost]) -> page.Headline:
@@ -85,9 +83,9 @@ def answer(content: dict[str, Any], costs: dict[str, Cost]) -> page.Headline:
     inference = find_speeds(costs, main, baseline)
     speed = statistics.geometric_mean(inference.values()) if inference else None
     parameters, macs = (costs[k].ratio(main, baseline) for k in ("parameters", "macs"))
-    difference = f"{points(content['paired'][main]['mean'])} points"
+    gain = points(content["paired"][main]["mean"])
     figures = [
-        (difference, f"accuracy, against {baseline}"),
+        (f"{gain} points", f"accuracy, against {baseline}"),
         (percent(parameters, 0), "of its parameters"),
         (percent(macs, 0), "of its multiply-adds"),
         (times(speed), "its speed in inference, mean over batch sizes"),
@@ -113,7 +111,6 @@ def decide(result: str, saves: bool, speed: float | None) -> tuple[str, str]:
       speed: how many times as fast it is; None where it was not measured.
     """
     is_faster = speed is not None and speed > 1 + TOLERANCE
-    is_slower = speed is not None and speed < 1 - TOLERANCE
     if result == "undecided":
         return "Undecided", "open"
     if result == "worse":
@@ -122,7 +119,7 @@ def decide(result: str, saves: bool, speed: float | None) -> tuple[str, str]:
         return "Worth it", "good"
     if not saves:
         return ("Worth it" if result == "better" else "No gain"), "open"
-    if is_slower:
+    if speed is not None and speed < 1 - TOLERANCE:
         return "Worth it for its size, not for speed", "open"
     return "Worth it for its size", "good"
 
@@ -130,18 +127,12 @@ def decide(result: str, saves: bool, speed: float | None) -> tuple[str, str]:
 def _show_variants(content):
     rows, described = [], []
     for name, variant in content["variants"].items():
-        summary, cells = variant["summary"], [DASH] * 4
-        if pair := content["paired"].get(name):
-            cells = [points(pair["mean"]), interval(pair["ci95"])]
-            cells += [interval(pair["bootstrap"]["ci95"])]
-            cells += [pair["answer"].replace("_", " ")]
+        summary, pair = variant["summary"], content["paired"].get(name)
         means = [mean_and_interval(summary[key], fixed) for key in ("f1", "ece")]
-        rows.append([name, mean_and_interval(summary["accuracy"]), *means, *cells])
+        row = [name, mean_and_interval(summary["accuracy"]), *means, *difference(pair)]
+        rows.append([*row, pair["answer"].replace("_", " ") if pair else DASH])
         # A stem width that was solved for has many digits.
-        told = [
-            f"{key}={f'{value:.4g}' if isinstance(value, float) else value}"
-            for key, value in variant["overrides"].items()
-        ]
+        told = [f"{k}={format_setting(v, 4)}" for k, v in variant["overrides"].items()]
         tried = [f"{rate['learning_rate']:.3g}" for rate in variant["rates"]]
         rate = f"{variant['learning_rate']:.3g}"
         if len(tried) > 1:
@@ -152,7 +143,7 @@ def _show_variants(content):
     columns += [f"minus {content['baseline']}, points", "95 % over seeds"]
     columns += ["95 % over images", "answer"]
     note = (
-        f"Mean {PLUS_MINUS} half the 95 % interval over seeds (Student's t, "
+        "Mean ± half the 95 % interval over seeds (Student's t, "
         f"n = {len(content['seeds'])}), on {content['num_examples']:,} test images "
         f"after {content['num_epochs']} epochs; ECE is the expected calibration error, "
         "at best 0. Differences are paired, and both intervals must agree. Better: "
@@ -172,11 +163,8 @@ def _show_costs(content, costs):
     found = [_draw_accuracy(content, k, costs[k]) for k in shown if costs[k].values]
     words = "Up and to the left is better. Error bars are 95 % intervals over seeds."
     names = list(content["variants"])
-    rows = [
-        [cost.label, *(cost.describe(name, baseline) for name in names)]
-        for cost in costs.values()
-        if cost.values
-    ]
+    known = [cost for cost in costs.values() if cost.values]
+    rows = [[c.label, *(c.describe(name, baseline) for name in names)] for c in known]
     note = (
         f"Times are medians; in parentheses, the share of {baseline}. FLOPs count the "
         "operations of a forward pass over one image, two for each multiply-add (MAC); "
@@ -221,13 +209,11 @@ def _show_curves(runs):
         }
         spec = charts.lines(series, title.lower())
         blocks.append(page.Chart(name, title, spec))
-    words = "Lines are means over seeds; bands run from the lowest to the highest."
-    told = [
-        f"{name}: {verdicts}."
-        for name in runs
-        if (verdicts := count_verdicts(runs[name]))
-    ]
-    return [*blocks, " ".join([words, *told])]
+    text = "Lines are means over seeds; bands run from the lowest to the highest."
+    for name, found in runs.items():
+        if verdicts := count_verdicts(found):
+            text += f" {name}: {verdicts}."
+    return [*blocks, text]
 
 
 def _tabulate_classes(content):

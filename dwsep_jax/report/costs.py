@@ -73,9 +73,8 @@ def _read_costs(variant, measured):
 
 def find_speeds(costs: dict[str, Cost], name: str, baseline: str) -> dict[int, float]:
     """Return how many times as fast inference is, by batch size."""
-    found = {
-        int(key.removeprefix(_LATENCY)): cost.ratio(baseline, name)
+    return {
+        int(key.removeprefix(_LATENCY)): ratio
         for key, cost in costs.items()
-        if key.startswith(_LATENCY)
+        if key.startswith(_LATENCY) and (ratio := cost.ratio(baseline, name))
     }
-    return {size: ratio for size, ratio in found.items() if ratio}

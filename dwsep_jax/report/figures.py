@@ -6,7 +6,7 @@ from typing import Any
 
 from dwsep_jax.report import charts
 from dwsep_jax.report.files import read_evaluations
-from dwsep_jax.report.format import percent
+from dwsep_jax.report.format import amount, percent
 from dwsep_jax.report.page import Chart, draw_all
 from dwsep_jax.workdir import read_rows, score, write_atomically
 
@@ -72,12 +72,13 @@ def curves(rows: list[dict[str, Any]]) -> list[Chart]:
 
 
 def describe_best(rows: list[dict[str, Any]]) -> str:
-    """Return the best validation accuracy and its epoch, which the charts mark."""
-    best = max(rows, key=score)
+    """Return the best epoch on validation, which the charts mark, and the time."""
+    best, seconds = max(rows, key=score), rows[-1].get("elapsed_seconds")
     weights = " of the EMA weights" if "ema_val_accuracy" in best else ""
+    took = f" Training took {amount(seconds)} s." if seconds else ""
     return (
         f"Best validation accuracy{weights}: {percent(score(best))}, in epoch "
-        f"{best['epoch']} (vertical line)."
+        f"{best['epoch']} (vertical line).{took}"
     )
 
 

@@ -24,7 +24,7 @@ class Run(NamedTuple):
       rows: of metrics.jsonl.
       evaluation: on test.
       others: the evaluations on other splits.
-      predictions: {id, label, probabilities} on test.
+      predictions: {id, label, probabilities, correct} on test.
       diagnosis: of diagnosis.json.
       efficiency: of efficiency.json.
     """
@@ -150,10 +150,7 @@ def _read_comparison(directory, content):
     variants = content["variants"]
     order = dict.fromkeys([content["main"], content["baseline"], *variants])
     content["variants"] = {name: variants[name] for name in order if name in variants}
-    runs = {
-        name: [read_run(directory / run["workdir"]) for run in variant["runs"]]
-        for name, variant in content["variants"].items()
-    }
+    runs = _read_runs(directory, content["variants"])
     return Comparison(directory, content, read_json(directory, "config"), runs)
 
 
@@ -162,11 +159,16 @@ def _read_sweep(directory, config):
     axes = parse_space(config["resolved"].sweep.space)
     trials = read_trials(directory / "trials.csv", axes)
     finals = {final["number"]: final for final in (best["finals"] if best else [])}
-    runs = {
-        number: [read_run(directory / run["workdir"]) for run in final["runs"]]
-        for number, final in finals.items()
-    }
+    runs = _read_runs(directory, finals)
     return Sweep(directory, config, best, axes, trials, finals, runs)
+
+
+def _read_runs(directory, entries):
+    """Return the runs of each variant or final, in the order of their seeds."""
+    return {
+        name: [read_run(directory / run["workdir"]) for run in entry["runs"]]
+        for name, entry in entries.items()
+    }
 
 
 def _read_predictions(directory, evaluation):
@@ -178,10 +180,11 @@ def _read_predictions(directory, evaluation):
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {key: arrays[key] for key in ("id", "label", "probabilities")}
-        np.add.at(counts, (found["label"], found["probabilities"].argmax(axis=1)), 1)
+        predicted = found["probabilities"].argmax(axis=1)
+        np.add.at(counts, (found["label"], predicted), 1)
     except Exception as error:  # A damaged archive raises what it meets first.
         raise damaged(path, str(error)) from error
     is_whole = found["id"].shape == found["label"].shape
     if not is_whole or not np.array_equal(counts, evaluation["confusion_matrix"]):
         raise damaged(path, "it contradicts the confusion matrix of evaluation.json")
-    return found
+    return found | {"correct": predicted == found["label"]}

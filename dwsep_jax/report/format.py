@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 MINUS, TIMES, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
-PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 
 
 def _or_dash(form: Callable[..., str]) -> Callable[..., str]:
@@ -44,22 +43,19 @@ def fixed(value: float | None, digits: int = 4) -> str:
 
 
 @_or_dash
-def significant(value: float | None, digits: int = 3) -> str:
-    """Return a number with a number of significant digits, never as a power of ten."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    exponent = math.floor(math.log10(abs(value)))
-    return f"{value:,.{max(0, digits - 1 - exponent)}f}"
+def significant(value: float | None) -> str:
+    """Return a number with three significant digits, never as a power of ten."""
+    decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(0, decimals)}f}"
 
 
 @_or_dash
 def amount(value: float | None) -> str:
     """Return a count in full up to 99,999, and then in k, M, G or T: 12.3 M."""
-    size, prefix = 1, ""
-    for larger in ((1e3, " k"), (1e6, " M"), (1e9, " G"), (1e12, " T")):
-        if abs(value) >= max(1e5, larger[0]):
-            size, prefix = larger
-    return f"{significant(value / size)}{prefix}" if prefix else f"{value:,.0f}"
+    if abs(value) < 1e5:
+        return f"{value:,.0f}"
+    power = min(math.floor(math.log10(abs(value))) // 3, 4)
+    return f"{significant(value / 1000**power)} {' kMGT'[power]}"
 
 
 @_or_dash
@@ -70,11 +66,22 @@ def times(ratio: float | None) -> str:
 
 def mean_and_interval(summary: dict | None, form: Callable = percent) -> str:
     """Return a mean and half its interval, `98.25 ± 0.35 %`, or the mean alone."""
-    ends = (summary or {}).get("ci95")
+    mean, ends = (summary["mean"], summary["ci95"]) if summary else (None, None)
     if not ends:
-        return form((summary or {}).get("mean"))
-    mean, half = form(summary["mean"]), form((ends[1] - ends[0]) / 2)
-    return f"{mean.removesuffix(' %')} {PLUS_MINUS} {half}"
+        return form(mean)
+    half = form((ends[1] - ends[0]) / 2)
+    return f"{form(mean).removesuffix(' %')} ± {half}"
+
+
+def difference(pair: dict | None) -> list[str]:
+    """Return a paired difference: its mean, and its intervals over seeds and images.
+
+    Args:
+      pair: as `statistics.compare_networks` returns it; None gives three dashes.
+    """
+    found = pair or {"mean": None, "ci95": None, "bootstrap": None}
+    over_images = found["bootstrap"] and found["bootstrap"]["ci95"]
+    return [points(found["mean"]), interval(found["ci95"]), interval(over_images)]
 
 
 def listing(names: list[str]) -> str:

@@ -170,10 +170,8 @@ def _to_markdown(block, figures):
         case str():
             return _escape(block)
         case Headline(verdict, _, text, numbers):
-            numbers = [f"{number} {meaning}" for number, meaning in numbers]
-            return (
-                f"**{_escape(verdict)}.** {_escape(text)}\n\n{_list(numbers)}".strip()
-            )
+            listed = _list(f"{number} {meaning}" for number, meaning in numbers)
+            return f"**{_escape(verdict)}.** {_escape(text)}\n\n{listed}".strip()
         case Table(caption, columns, rows, note):
             rule = ["---", *["---:"] * (len(columns) - 1)]
             cells = [map(_escape, columns), rule, *(map(_escape, row) for row in rows)]
@@ -202,8 +200,7 @@ def _chart_config():
     short = "replace(datum.label, regexp('^(.{26}).+', 'su'), '$1\u2026')"
     axis |= {"labelLimit": 0, "labelExpr": short}
     legend = {"orient": "top", "title": None, "symbolStrokeWidth": 2, "columns": 2}
-    legend |= {"symbolOpacity": 1}
-    legend |= {"labelFontSize": 11, "columnPadding": 8}
+    legend |= {"symbolOpacity": 1, "labelFontSize": 11, "columnPadding": 8}
     return {
         "axis": words | axis,
         "legend": words | legend,

@@ -12,7 +12,7 @@ from dwsep_jax.console import describe_limit, tabulate_classes, tabulate_efficie
 from dwsep_jax.fields import CHANGE_NOTHING, RUN, SECTIONS, fields_of, format_value
 from dwsep_jax.report import figures, page
 from dwsep_jax.report.files import Run
-from dwsep_jax.report.format import DASH, amount, fixed, interval, listing, percent
+from dwsep_jax.report.format import DASH, fixed, interval, listing, percent
 from dwsep_jax.report.mistakes import show_mistakes
 from dwsep_jax.statistics import wilson_interval
 from dwsep_jax.workdir import score
@@ -23,7 +23,10 @@ _TONES = {"well_fitted": "good", "diverged": "bad"}
 
 def describe_run(run: Run) -> page.Section:
     """Return the report of a run, finished or not."""
-    parts = {"Curves": _show_curves(run.rows)} if run.rows else {}
+    parts = {}
+    if run.rows:
+        text = figures.describe_best(run.rows)
+        parts["Curves"] = [text, *figures.curves(run.rows)]
     if run.evaluation:
         table = page.Table(*tabulate_classes(run.evaluation))
         parts |= {
@@ -71,13 +74,6 @@ def _summarize(run):
     return page.Headline(verdict, tone, " ".join(told), numbers)
 
 
-def _show_curves(rows):
-    text = figures.describe_best(rows)
-    if seconds := rows[-1].get("elapsed_seconds"):
-        text += f" Training took {amount(seconds)} s."
-    return [text, *figures.curves(rows)]
-
-
 def _show_calibration(evaluation):
     found = evaluation["calibration"]
     text = (
@@ -120,11 +116,8 @@ def show_command(
       environment: of one of its other files; None without one.
       kind: `RUN`, `COMPARISON` or `SWEEP`.
     """
-    blocks: list[page.Block] = []
-    if config:
-        blocks.append(page.Code(build_command(config["requested"], kind)))
-    if environment:
-        blocks.append(_describe_environment(environment))
+    blocks = [page.Code(build_command(config["requested"], kind))] if config else []
+    blocks += [_describe_environment(environment)] if environment else []
     return blocks or ["Left out: no config.json to derive the command from."]
 
 

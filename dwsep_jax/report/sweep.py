@@ -4,20 +4,17 @@ import math
 from collections import Counter
 from typing import Any
 
-import numpy as np
-
+from dwsep_jax.console import format_setting
 from dwsep_jax.fields import SWEEP
 from dwsep_jax.report import charts, page
 from dwsep_jax.report.files import Sweep
 from dwsep_jax.report.format import (
     DASH,
-    PLUS_MINUS,
     amount,
-    interval,
+    difference,
     listing,
     mean_and_interval,
     percent,
-    points,
 )
 from dwsep_jax.report.run import count_verdicts, show_command
 from dwsep_jax.space import Axis
@@ -37,10 +34,8 @@ def describe_sweep(sweep: Sweep) -> page.Section:
     winner, best, duels, parts = _find_winner(sweep), sweep.best, {}, {}
     if best:
         duels = compare_finals(sweep)
-        title, headline = (
-            f"Which settings are best on {dataset}?",
-            _answer(sweep, duels),
-        )
+        title = f"Which settings are best on {dataset}?"
+        headline = _answer(sweep, winner, duels)
         accuracy = headline.figures[-1][0]
         parts["The winner"] = _show_winner(sweep, winner)
         parts["Finals"] = [_tabulate_finals(sweep, duels)]
@@ -86,27 +81,17 @@ def compare_finals(sweep: Sweep) -> dict[int, dict[str, Any]]:
         if seeds := [seed for seed in ours if seed in theirs]:
             pair = [[runs[seed] for seed in seeds] for runs in (ours, theirs)]
             accuracies = [[accuracy for accuracy, _ in runs] for runs in pair]
-            correct = _find_correct(pair)
+            correct = None
+            if all(found for runs in pair for _, found in runs):
+                correct = [[found["correct"] for _, found in runs] for runs in pair]
             duels[number] = compare_networks(accuracies, correct, margin=0.0)
     return duels
 
 
-def _find_correct(pair):
-    """Return whether each prediction of both finals is right; None if not all exist."""
-    predictions = [[found for _, found in runs] for runs in pair]
-    if None in predictions[0] + predictions[1]:
-        return None
-    return [
-        np.stack([p["probabilities"].argmax(axis=1) == p["label"] for p in runs])
-        for runs in predictions
-    ]
-
-
-def _answer(sweep, duels):
+def _answer(sweep, winner, duels):
     """Return which settings are best, and how sure that is."""
-    best, winner = sweep.best, _find_winner(sweep)
-    final, reached = sweep.finals[winner.number], best["validation"]
-    num_seeds = len(final["runs"])
+    best, final = sweep.best, sweep.finals[winner.number]
+    reached, num_seeds = best["validation"], len(final["runs"])
     verdict, tone = _decide(sweep, num_seeds, duels)
     text = (
         f"Trial {winner.number} reached the highest validation accuracy of "
@@ -153,9 +138,8 @@ def _answer_so_far(sweep, winner):
             f" The best so far is trial {winner.number}, with {percent(winner.value)} "
             "on validation."
         )
-    return page.Headline(
-        "In progress", "open", f"{text} Run the same command to continue."
-    )
+    text += " Run the same command to continue."
+    return page.Headline("In progress", "open", text)
 
 
 def _name(trial):
@@ -165,19 +149,18 @@ def _name(trial):
 
 
 def _show_winner(sweep, winner):
-    shares = sweep.best["importance"] or {}
+    settings, shares = winner.settings, sweep.best["importance"] or {}
     rows = [
-        [name, _shorten(winner.settings[name]), searched, percent(shares.get(name), 0)]
-        for name, searched in _list_searched(sweep).items()
+        [name, format_setting(settings[name]), text, percent(shares.get(name), 0)]
+        for name, text in _list_searched(sweep).items()
     ]
     note = (
         "Importance is the share of the variance of the accuracy that a setting "
         "explains, by fANOVA over the complete trials. A factor multiplies the default "
         "learning rate of the optimizer and batch size."
     )
-    table = page.Table(
-        "Settings", ["field", "value", "searched", "importance"], rows, note
-    )
+    columns = ["field", "value", "searched", "importance"]
+    table = page.Table("Settings", columns, rows, note)
     return [table, page.Code(sweep.best["command"])]
 
 
@@ -190,31 +173,22 @@ def _list_searched(sweep):
     }
 
 
-def _shorten(setting):
-    """Return a setting, a float with three significant digits."""
-    if setting is None:
-        return DASH
-    return f"{setting:.3g}" if isinstance(setting, float) else str(setting)
-
-
 def _tabulate_finals(sweep, duels):
     trials, rows = {trial.number: trial for trial in sweep.trials}, []
     for number, final in sweep.finals.items():
-        summary, lost = final["summary"], len(final.get("diverged") or [])
+        summary, duel = final["summary"], duels.get(number)
+        lost = len(final.get("diverged") or [])
         row = [f"{_name(trials[number])} ({number})"]
         row += [mean_and_interval(summary.get("val_accuracy"))]
         row += [mean_and_interval(summary["accuracy"])]
         row += [f"{len(final['runs'])}" + (f" ({lost} diverged)" if lost else "")]
-        if duel := duels.get(number):
-            row += [points(duel["mean"]), interval(duel["ci95"])]
-            row += [interval((duel["bootstrap"] or {}).get("ci95"))]
-            row += [_RELATIONS[duel["answer"]]]
-        rows.append(row if duel else [*row, DASH, DASH, DASH, DASH])
+        relation = _RELATIONS[duel["answer"]] if duel else DASH
+        rows.append([*row, *difference(duel), relation])
     columns = ["trial", "validation accuracy", "test accuracy", "seeds"]
     columns += ["winner's lead", "95 % over seeds", "95 % over images", "it is"]
     note = (
         "The best trial found with each optimizer and each activation, its number in "
-        f"brackets. {PLUS_MINUS} is half a 95 % interval (Student's t over seeds). "
+        "brackets. ± is half a 95 % interval (Student's t over seeds). "
         "Leads are in points of test accuracy, paired by seed. A trial is behind or "
         "ahead only where both intervals exclude 0; by chance alone, one in twenty "
         "would be."
@@ -241,7 +215,7 @@ def _tabulate_trials(sweep):
     names = list(sweep.trials[0].settings) if sweep.trials else []
     rows = [
         [str(trial.number), trial.state, percent(trial.value), amount(trial.epochs)]
-        + [_shorten(trial.settings[name]) for name in names]
+        + [DASH if s is None else format_setting(s) for s in trial.settings.values()]
         + [amount(trial.seconds), amount(trial.retry_of), trial.note or ""]
         for trial in sweep.trials
     ]

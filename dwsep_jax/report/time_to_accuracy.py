@@ -69,12 +69,11 @@ def _conclude(content, reached, level):
     if not (seconds and other_seconds):
         return []
     ratio = seconds / other_seconds
+    outcome = "it takes as long to the same accuracy"
     if ratio < 1 - TOLERANCE:
         outcome = "what it saves per step is saved in the end"
     elif ratio > 1 + TOLERANCE:
         outcome = "it takes longer to the same accuracy"
-    else:
-        outcome = "it takes as long to the same accuracy"
     return [
         f"To {level} %, {content['main']} takes {times(epochs / other_epochs)} the "
         f"epochs and {times(ratio)} the time of {content['baseline']}: {outcome}."

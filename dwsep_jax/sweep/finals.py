@@ -17,7 +17,7 @@ from dwsep_jax.errors import UserError
 from dwsep_jax.lock import locked
 from dwsep_jax.statistics import summarize_sample
 from dwsep_jax.sweep.study import Sweep, list_trials
-from dwsep_jax.sweep.trial import DIVERGED, format_setting, make_config, tabulate
+from dwsep_jax.sweep.trial import DIVERGED, make_config, tabulate
 from dwsep_jax.train.runs import Run, RunQueue, describe_result
 from dwsep_jax.trials import ENDED, latest
 from dwsep_jax.workdir import write_json
@@ -209,7 +209,8 @@ def _list_overrides(config, axes):
 
 def print_result(best: dict[str, Any]) -> None:
     """Print the winner's values, its accuracy on test, and its command."""
-    values = ", ".join(f"{k} {format_setting(v)}" for k, v in best["overrides"].items())
+    settings = best["overrides"].items()
+    values = ", ".join(f"{k} {console.format_setting(v)}" for k, v in settings)
     winner = best["finals"][0]
     accuracy = console.format_points(winner["summary"]["accuracy"])
     console.say(f"best on validation: {values} (trial {best['number']})")

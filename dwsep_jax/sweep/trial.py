@@ -145,7 +145,8 @@ def end_trial(sweep: Sweep, number: int) -> None:
     # This worker takes the next trial at once.
     num_rounds = num_waiting / (1 + states.count("running"))
     left = sum(seconds) / max(1, len(seconds)) * num_rounds
-    values = " ".join(f"{k}={format_setting(v)}" for k, v in trial.settings.items())
+    settings = trial.settings.items()
+    values = " ".join(f"{k}={console.format_setting(v)}" for k, v in settings)
     console.say(
         f"trial {done:>{len(str(total))}}/{total}  number {number}, {values}: "
         f"{_describe_result(trial)}  {console.format_seconds(trial.seconds)}, "
@@ -159,8 +160,3 @@ def _describe_result(trial):
     if trial.note is not None:
         return f"{trial.state}: {trial.note}"
     return f"pruned after epoch {trial.epochs} at {trial.value:.2%}"
-
-
-def format_setting(value: Any) -> str:
-    """Return the value of a field, a float to three digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

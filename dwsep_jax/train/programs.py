@@ -124,10 +124,10 @@ class EpochPrograms:
                 if bad.any():
                     errors[i] = errors[i] or _make_error(done[i] + bad.argmax() + 1)
                 done[i] += len(bad)
-            progress.advance(losses.shape[1])
+            progress.advance_steps(losses.shape[1])
 
         num_before = done[0] % self._steps_per_epoch if len(states) == 1 else 0
-        progress.advance(num_before)
+        progress.advance_steps(num_before)
         state, total, *rest = self._pack(states, totals, is_active, orders)
         pending = None  # Read while the next dispatch runs.
         num_done = num_before // self.programs[0][0]

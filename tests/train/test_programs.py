@@ -32,7 +32,7 @@ def make_steps(config, num_steps=2):
 
 
 def train_epoch(compiled, state):
-    silent = types.SimpleNamespace(advance=lambda num_steps: None)
+    silent = types.SimpleNamespace(advance_steps=lambda num_steps: None)
     order = np.arange(44, dtype=np.int32)
     some = [state], [Metrics.empty()], [True], [order], silent
     return compiled.train_epoch(*some)[0]
