@@ -216,19 +216,16 @@ def _measure_programs(config, dataset, state):
 
 def _find_rates(flops_per_image, inference, machine):
     """Return the rates reached with the largest batch that fits, and their limit."""
-    flops = num_bytes = name = None
     fitting = [n for n, measured in inference.items() if measured.timing.median_ms]
-    if fitting:
-        size = max(fitting)
-        rate = _describe_times(size, inference[size])["images_per_second"]
-        flops = flops_per_image and flops_per_image * rate
-        num_bytes = inference[size].bytes_per_second
-        name = f"inference of {size} images"
+    size = max(fitting or inference)
+    measured = inference[size]
+    rate = _describe_times(size, measured)["images_per_second"]
+    flops = rate and flops_per_image and flops_per_image * rate
     return {
         "achieved_flops_per_second": flops,
-        "achieved_bytes_per_second": num_bytes,
-        "achieved_by": name,
-        "limited_by": find_limit(flops, num_bytes, machine),
+        "achieved_bytes_per_second": measured.bytes_per_second,
+        "achieved_by": rate and f"inference of {size} images",
+        "limited_by": find_limit(flops, measured.bytes_per_second, machine),
     }
 
 

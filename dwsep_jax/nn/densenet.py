@@ -7,6 +7,7 @@ is that of a `nn.BatchNorm` in each reader, for a fraction of the cost.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -199,25 +200,20 @@ class DenseNet(nn.Module):
         x = StandardConv(
             max(1, round(self.stem_width * self.growth_rate)),
             kernel_size,
-            (self.stem_stride, self.stem_stride),
+            self.stem_stride,
             dtype=self.dtype,
             lowering=self.lowering,
             name="stem",
         )(x)
-        features = Features((x,), *statistics(name="statistics0")(x, not train))
         for b, num_layers in enumerate(self.block_sizes):
-            if b > 0:
-                # Rounded first: 0.58 * 100 is a little less than 58.
-                kept = round(self.reduction * features.shape[-1], 9)
-                num_channels = max(1, int(kept))
-                name = f"transition{b}"
-                x = Transition(num_channels, normalize, self.lowering, name=name)(
-                    features
-                )
-                x_statistics = statistics(name=f"statistics{b}")(x, not train)
-                features = Features((x,), *x_statistics)
+            features = Features((x,), *statistics(name=f"statistics{b}")(x, not train))
             block = DenseBlock(num_layers, layer, statistics, name=f"block{b}")
             features = block(features, train)
+            if b + 1 < len(self.block_sizes):
+                # Rounded first: 0.58 * 100 is a little less than 58.
+                kept = int(round(self.reduction * features.shape[-1], 9))
+                transition = partial(Transition, name=f"transition{b + 1}")
+                x = transition(max(1, kept), normalize, self.lowering)(features)
         x = normalize(name="norm")(*features).map(
             lambda x: jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         )
@@ -235,21 +231,7 @@ def _check_image_size(shape, stem_stride, num_blocks):
         )
 
 
-def _separable(config):
-    return partial(SeparableConv, lowering=config.lowering)
-
-
-def _standard(config):
-    for field in ("inner_norm", "inner_activation"):
-        if config[field]:
-            raise ConfigError(
-                f"{field}={config[field]} needs conv='separable': a standard "
-                "convolution has no inside"
-            )
-    return partial(StandardConv, lowering=config.lowering)
-
-
-CONVOLUTIONS = {"separable": _separable, "standard": _standard}
+CONVOLUTIONS = {"separable": SeparableConv, "standard": StandardConv}
 ACTIVATIONS = {
     "relu": nn.relu,
     "leaky_relu": nn.leaky_relu,
@@ -265,22 +247,18 @@ def create_model(config: ConfigDict, num_classes: int) -> DenseNet:
     Raises:
       ConfigError: for an unknown choice, or an option that the convolution lacks.
     """
+    conv = choose("conv", config.conv, CONVOLUTIONS)
+    for field in ("inner_norm", "inner_activation"):
+        if conv is StandardConv and config[field]:
+            raise ConfigError(
+                f"{field}={config[field]} needs conv='separable': a standard "
+                "convolution has no inside"
+            )
+    # Most fields have the name of an argument.
+    arguments = {f.name: config[f.name] for f in fields(DenseNet) if f.name in config}
+    arguments["conv"] = partial(conv, lowering=config.lowering)
+    arguments["dtype"] = choose("dtype", config.dtype, DTYPES)
+    act = choose("activation", config.activation, ACTIVATIONS)
     return DenseNet(
-        conv=choose("conv", config.conv, CONVOLUTIONS)(config),
-        num_classes=num_classes,
-        growth_rate=config.growth_rate,
-        block_sizes=tuple(config.block_sizes),
-        bottleneck=config.bottleneck,
-        reduction=config.reduction,
-        stem_width=config.stem_width,
-        stem_stride=config.stem_stride,
-        kernel_size=config.kernel_size,
-        act=choose("activation", config.activation, ACTIVATIONS),
-        dropout_rate=config.dropout_rate,
-        inner_norm=config.inner_norm,
-        inner_act=config.inner_activation,
-        norm_momentum=config.norm_momentum,
-        lowering=config.lowering,
-        dtype=choose("dtype", config.dtype, DTYPES),
-        remat=config.remat,
+        **arguments, num_classes=num_classes, act=act, inner_act=config.inner_activation
     )
