@@ -171,20 +171,21 @@ def _compute(*arrays, **params):
         return _run(*arrays, params=tuple(params.items()))
 
 
-def _transpose_x(g, x, kernel, **params):
-    def transpose(g, kernel):
-        convolve = lambda x: _CONV.bind(x, kernel, **params)  # noqa: E731
-        return jax.linear_transpose(convolve, x.aval)(g)[0]
+def _transpose(convolve, g, unknown, known):
+    """Return the gradient of `unknown`, as lax has it: by a convolution, too."""
 
-    return by_shifts(transpose)(g, kernel)
+    def transpose(g, known):
+        return jax.linear_transpose(partial(convolve, known), unknown.aval)(g)[0]
+
+    return by_shifts(transpose)(g, known)
+
+
+def _transpose_x(g, x, kernel, **params):
+    return _transpose(lambda kernel, x: _CONV.bind(x, kernel, **params), g, x, kernel)
 
 
 def _transpose_kernel(g, x, kernel, **params):
-    def transpose(g, x):
-        convolve = lambda kernel: _CONV.bind(x, kernel, **params)  # noqa: E731
-        return jax.linear_transpose(convolve, kernel.aval)(g)[0]
-
-    return by_shifts(transpose)(g, x)
+    return _transpose(partial(_CONV.bind, **params), g, kernel, x)
 
 
 def _batch(arrays, axes, **params):

@@ -17,18 +17,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from dwsep_jax.errors import ConfigError, choose
-from dwsep_jax.nn import ops
-from dwsep_jax.nn.layers import (
-    BatchNorm,
-    BatchStatistics,
-    DeferredNormalize,
-    Dropout,
-    PointwiseConv,
-    SeparableConv,
-    StandardConv,
-    Weights,
-    he_normal,
-)
+from dwsep_jax.nn import layers, ops
 
 ModuleDef = Any
 Activation = Callable[[jax.Array], jax.Array]
@@ -78,13 +67,15 @@ class DenseLayer(nn.Module):
         x = self.normalize(name="norm")(*features)
         if self.bottleneck:
             width = round(self.bottleneck * self.growth_rate)
-            bottleneck = PointwiseConv(width, dtype=self.dtype, name="bottleneck")
+            bottleneck = layers.PointwiseConv(
+                width, dtype=self.dtype, name="bottleneck"
+            )
             x = self.norm(name="bottleneck_norm")(bottleneck(x.compute()))
         conv = self.conv(self.growth_rate, name="conv")
         if not (self.bottleneck or getattr(conv, "takes_normalized", False)):
             x = x.compute()
-        x = conv(x)
-        return Dropout(self.dropout_rate, name="dropout")(x, deterministic=not train)
+        dropout = layers.Dropout(self.dropout_rate, name="dropout")
+        return dropout(conv(x), deterministic=not train)
 
 
 class DenseBlock(nn.Module):
@@ -114,7 +105,7 @@ class Transition(nn.Module):
     def __call__(self, features: Features) -> jax.Array:
         x = self.normalize(name="norm")(*features)
         shape = (1, 1, x.shape[-1], self.num_channels)
-        kernel, _ = Weights(shape, name="conv")()
+        kernel, _ = layers.Weights(shape, name="conv")()
         return ops.halving_conv(x, kernel.astype(x.dtype), lowering=self.lowering)
 
 
@@ -144,7 +135,7 @@ class DenseNet(nn.Module):
         than keep it (Chen et al. 2016): less memory, more time, the same result.
     """
 
-    conv: ModuleDef = SeparableConv
+    conv: ModuleDef = layers.SeparableConv
     num_classes: int = 10
     growth_rate: int = 24
     block_sizes: Sequence[int] = (6, 6, 6, 6)
@@ -178,30 +169,31 @@ class DenseNet(nn.Module):
         dropout_rate = self.dropout_rate if dropout_rate is None else dropout_rate
         _check_image_size(x.shape, self.stem_stride, len(self.block_sizes))
         kernel_size = (self.kernel_size, self.kernel_size)
-        statistics = partial(BatchStatistics, self.norm_momentum)
-        normalize = partial(DeferredNormalize, dtype=self.dtype, activation=self.act)
-        inner_norm = partial(BatchNorm, not train, self.norm_momentum, dtype=self.dtype)
-        conv = partial(self.conv, kernel_size=kernel_size, dtype=self.dtype)
+        dtype, act = self.dtype, self.act
+        statistics = partial(layers.BatchStatistics, self.norm_momentum)
+        normalize = partial(layers.DeferredNormalize, dtype=dtype, activation=act)
+        norm = partial(layers.BatchNorm, not train, self.norm_momentum, dtype=dtype)
+        conv = partial(self.conv, kernel_size=kernel_size, dtype=dtype)
         if self.inner_norm:
-            conv = partial(conv, norm=inner_norm)
+            conv = partial(conv, norm=norm)
         if self.inner_act:
-            conv = partial(conv, activation=self.act)
+            conv = partial(conv, activation=act)
         layer = partial(
             nn.remat(DenseLayer, static_argnums=2) if self.remat else DenseLayer,
             growth_rate=self.growth_rate,
             conv=conv,
             normalize=normalize,
-            norm=partial(inner_norm, activation=self.act),
+            norm=partial(norm, activation=act),
             bottleneck=self.bottleneck,
             dropout_rate=dropout_rate,
-            dtype=self.dtype,
+            dtype=dtype,
         )
 
-        x = StandardConv(
+        x = layers.StandardConv(
             max(1, round(self.stem_width * self.growth_rate)),
             kernel_size,
             self.stem_stride,
-            dtype=self.dtype,
+            dtype=dtype,
             lowering=self.lowering,
             name="stem",
         )(x)
@@ -217,7 +209,7 @@ class DenseNet(nn.Module):
         x = normalize(name="norm")(*features).map(
             lambda x: jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         )
-        return nn.Dense(self.num_classes, kernel_init=he_normal, name="head")(x)
+        return nn.Dense(self.num_classes, kernel_init=layers.he_normal, name="head")(x)
 
 
 def _check_image_size(shape, stem_stride, num_blocks):
@@ -231,7 +223,7 @@ def _check_image_size(shape, stem_stride, num_blocks):
         )
 
 
-CONVOLUTIONS = {"separable": SeparableConv, "standard": StandardConv}
+CONVOLUTIONS = {"separable": layers.SeparableConv, "standard": layers.StandardConv}
 ACTIVATIONS = {
     "relu": nn.relu,
     "leaky_relu": nn.leaky_relu,
@@ -249,7 +241,7 @@ def create_model(config: ConfigDict, num_classes: int) -> DenseNet:
     """
     conv = choose("conv", config.conv, CONVOLUTIONS)
     for field in ("inner_norm", "inner_activation"):
-        if conv is StandardConv and config[field]:
+        if conv is layers.StandardConv and config[field]:
             raise ConfigError(
                 f"{field}={config[field]} needs conv='separable': a standard "
                 "convolution has no inside"

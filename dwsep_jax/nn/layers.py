@@ -72,9 +72,8 @@ class DepthwiseConv(_Convolution):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1] * self.channel_multiplier
-        kernel, bias = _weights(
-            self, (*ops.pair("kernel_size", self.kernel_size), 1, channels)
-        )
+        shape = (*ops.pair("kernel_size", self.kernel_size), 1, channels)
+        kernel, bias = _weights(self, shape)
         return _convolve(self, ops.depthwise_conv, x, [kernel], bias)
 
 
@@ -179,9 +178,8 @@ class BatchStatistics(nn.Module):
             mean = jnp.mean(x, tuple(range(x.ndim - 1)), where=mask)
             if self.axis_name is None or self.is_initializing():
                 return mean
-            return lax.pmean(
-                mean, self.axis_name, axis_index_groups=self.axis_index_groups
-            )
+            groups = self.axis_index_groups
+            return lax.pmean(mean, self.axis_name, axis_index_groups=groups)
 
         x = x.astype(dtype)
         mean = average(x)
@@ -210,7 +208,10 @@ class DeferredNormalize(nn.Module):
         """Return the normalized pieces (N, H, W, C_i), by mean and var of all C."""
         scale = self.param("scale", nn.initializers.ones, mean.shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, mean.shape, jnp.float32)
-        affine = ops.fold(mean, var, scale, bias, epsilon=self.epsilon)
+        # Backwards, these take two sums over the elements, all else is done by channel;
+        # and the gradient needs x alone: a centered x would be one more tensor.
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        affine = factor, bias - mean * factor
         dtype = self.dtype or jnp.result_type(*pieces)
         return ops.Normalized(tuple(pieces), *affine, self.activation, dtype)
 
@@ -251,13 +252,8 @@ class BatchNorm(nn.Module):
     ) -> jax.Array:
         name = "use_running_average"
         average = nn.merge_param(name, self.use_running_average, use_running_average)
-        statistics = BatchStatistics(
-            self.momentum,
-            self.axis_name,
-            self.axis_index_groups,
-            self.use_fast_variance,
-            name="statistics",
-        )
+        shared = (self.momentum, self.axis_name, self.axis_index_groups)
+        statistics = BatchStatistics(*shared, self.use_fast_variance, name="statistics")
         mean, var = statistics(x, average, mask)
         dtype = self.dtype or x.dtype
         if not self.use_fast_variance:

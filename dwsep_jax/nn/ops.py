@@ -62,12 +62,8 @@ class Normalized(struct.PyTreeNode):
 
     def compute(self) -> jax.Array:
         """Return the result, (N, H, W, C)."""
-        return shifted.activate(
-            shifted.join(self.pieces),
-            (self.factor, self.constant),
-            self.activation,
-            self.dtype,
-        )
+        x, affine = shifted.join(self.pieces), (self.factor, self.constant)
+        return shifted.activate(x, affine, self.activation, self.dtype)
 
 
 def depthwise_conv(
@@ -117,7 +113,12 @@ def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Raises:
       ValueError: if shapes or dtypes do not fit.
     """
-    _check_pointwise(x.shape[-1], kernel)
+    channels = x.shape[-1]
+    if kernel.ndim != 4 or kernel.shape[:3] != (1, 1, channels):
+        raise ValueError(
+            f"a pointwise kernel for {channels} channels has shape "
+            f"(1, 1, {channels}, F), not {kernel.shape}"
+        )
     _check_dtypes(x, kernel)
     return shifted.mix(x, kernel)
 
@@ -153,8 +154,6 @@ def separable_conv(
       ValueError: if shapes, dtypes, padding or the lowering do not fit.
     """
     _check_depthwise(x, depthwise_kernel)
-    _check_pointwise(depthwise_kernel.shape[-1], pointwise_kernel)
-    _check_dtypes(x, pointwise_kernel)
     geometry = _geometry(x, depthwise_kernel, strides, padding, kernel_dilation)
     convolve = partial(_conv, geometry=geometry)
 
@@ -203,16 +202,9 @@ def standard_conv(
             "standard_conv takes x (N, H, W, C) and kernel (kh, kw, C, F), not "
             f"{x.shape} and {kernel.shape}"
         )
-    _check_dtypes(x, kernel)
     geometry = _geometry(x, kernel, strides, padding, kernel_dilation)
-
-    def reference(x, kernel):
-        with jax.named_scope("conv"):
-            return _conv(x, kernel, geometry)
-
-    def patches(x, kernel):
-        return shifted.convolve_patches(x, kernel, geometry)
-
+    reference = jax.named_scope("conv")(partial(_conv, geometry=geometry))
+    patches = partial(shifted.convolve_patches, geometry=geometry)
     if lowering == "auto" and kernel.size > _MAX_PATCH_LENGTH * kernel.shape[-1]:
         return reference(x, kernel)
     return _lower(lowering, reference, patches, x, kernel)
@@ -263,30 +255,13 @@ _CHUNK_SIZE = 2**21
 _MAX_PATCH_LENGTH = 128
 
 
-def fold(
-    mean: jax.Array,
-    var: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    *,
-    epsilon: float,
-) -> tuple[jax.Array, jax.Array]:
-    """Return a normalization as factor and constant of each channel: (C,) all.
-
-    Backwards, these take two sums over the elements, all else is done by channel; and
-    the gradient needs x alone: a centered x would be one more tensor.
-    """
-    factor = scale * lax.rsqrt(var + epsilon)
-    return factor, bias - mean * factor
-
-
 def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    """Return the rows and columns of an option; raise `ValueError` if it has others."""
-    pair = (value, value) if isinstance(value, Integral) else tuple(value)
-    whole = all(isinstance(number, Integral) for number in pair)
-    if len(pair) != 2 or not whole or min(pair) < 1:
+    """Return what an option is for rows and columns; raise `ValueError` if not >= 1."""
+    numbers = (value, value) if isinstance(value, Integral) else tuple(value)
+    whole = all(isinstance(number, Integral) for number in numbers)
+    if len(numbers) != 2 or not whole or min(numbers) < 1:
         raise ValueError(f"{name} are one or two numbers >= 1, not {value!r}")
-    return tuple(map(int, pair))
+    return tuple(map(int, numbers))
 
 
 def _conv(x, kernel, geometry):
@@ -330,6 +305,7 @@ def _in_chunks(function, x, *kernels):
     return y.reshape(n, *y.shape[2:])
 
 
+_PADDINGS = dict.fromkeys(("SAME", "SAME_LOWER", "VALID"))
 _LOWERINGS = dict.fromkeys(("auto", "conv", "shift"))
 
 
@@ -352,15 +328,6 @@ def _check_depthwise(x, kernel):
             "a depthwise convolution takes x (N, H, W, C) and kernel (kh, kw, 1, "
             f"C * channel_multiplier), not {x.shape} and {kernel.shape}"
         )
-    _check_dtypes(x, kernel)
-
-
-def _check_pointwise(channels, kernel):
-    if kernel.ndim != 4 or kernel.shape[:3] != (1, 1, channels):
-        raise ValueError(
-            f"a pointwise kernel for {channels} channels has shape "
-            f"(1, 1, {channels}, F), not {kernel.shape}"
-        )
 
 
 def _check_dtypes(x, kernel):
@@ -372,17 +339,14 @@ def _check_dtypes(x, kernel):
 
 def _geometry(x, kernel, strides, padding, kernel_dilation):
     """Return the geometry with explicit padding; raise if no output would be left."""
+    _check_dtypes(x, kernel)
     if 0 in (*kernel.shape, *x.shape[1:]):
         raise ValueError(f"x {x.shape} or kernel {kernel.shape} is empty")
     strides = pair("strides", strides)
     kernel_dilation = pair("kernel_dilation", kernel_dilation)
     spans = shifted.spans(kernel.shape[:2], kernel_dilation)
     if isinstance(padding, str):
-        if padding not in ("SAME", "SAME_LOWER", "VALID"):
-            raise ValueError(
-                'padding is "SAME", "SAME_LOWER", "VALID" or (low, high) pairs, not '
-                f"{padding!r}"
-            )
+        choose("padding", padding, _PADDINGS)
         padding = lax.padtype_to_pads(x.shape[1:3], spans, strides, padding)
     if isinstance(padding, Integral):
         padding = (padding, padding)

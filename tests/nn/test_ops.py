@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.test_util import check_grads
 
-from dwsep_jax.nn import ops, shifted
+from dwsep_jax.nn import layers, ops, shifted
 from tests.nn.numerics import relative_error
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_refused_with_a_reason():
     x, kernel, _ = make_inputs((1, 5, 5, 2))
     for options, message in (
         (dict(lowering="fft"), "choose one of auto"),
-        (dict(padding="FULL"), "not 'FULL'"),
+        (dict(padding="FULL"), "one of SAME, SAME_LOWER, VALID"),
         (dict(strides=0), "strides are one or two"),
         (dict(padding=((-1, 0), (0, 0))), ">= 0"),
         (dict(strides=(1.5, 1)), "not \\(1.5, 1\\)"),
@@ -194,8 +194,8 @@ def test_what_does_not_fit_is_refused_with_a_reason():
 
 
 def normalize(x, mean, var, scale, bias, epsilon, activation):
-    affine = ops.fold(mean, var, scale, bias, epsilon=epsilon)
-    return ops.Normalized((x,), *affine, activation, mean.dtype).compute()
+    module = layers.Normalize(epsilon, activation=activation)
+    return module.apply({"params": {"scale": scale, "bias": bias}}, x, mean, var)
 
 
 @pytest.mark.parametrize("activation", [None, nn.relu, nn.swish])
@@ -259,6 +259,20 @@ def test_gradients_on_a_mesh_are_those_on_one_device(lowering):
             assert len(got[1].addressable_shards) == 2
         for a, b in zip(got, want):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_are_exported_for_any_number_of_images():
+    x, kernel, _ = make_inputs((5, 4, 4, 2))
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(ops.depthwise_conv(x, kernel)))
+
+    gradients = jax.jit(jax.grad(loss, (0, 1)))
+    shape = (*jax.export.symbolic_shape("n"), 4, 4, 2)
+    images = jax.ShapeDtypeStruct(shape, x.dtype)
+    exported = jax.export.export(gradients)(images, kernel)
+    for one, other in zip(exported.call(x, kernel), gradients(x, kernel)):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_an_activation_may_have_parameters_of_its_own():
