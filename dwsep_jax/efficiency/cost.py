@@ -16,14 +16,7 @@ from dwsep_jax import data
 from dwsep_jax.console import FLOP_ITEMS, print_efficiency, say
 from dwsep_jax.efficiency.timing import find_limit, measure_machine, measure_program
 from dwsep_jax.environment import compiler_options, describe_environment
-from dwsep_jax.nn.counting import (
-    Layer,
-    Operation,
-    itemize_flops,
-    list_layers,
-    list_operations,
-    xla_flops,
-)
+from dwsep_jax.nn import counting
 from dwsep_jax.nn.densenet import DTYPES
 from dwsep_jax.nn.summary import with_reference_lowering
 from dwsep_jax.train import loop
@@ -115,8 +108,8 @@ def count_cost(config: ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
     reference = with_reference_lowering(config)
     state = make_state(reference, dataset, abstract=True)
     image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
-    operations = list_operations(state.apply_fn, _variables(state), image)
-    layers = list_layers(operations, state.params)
+    operations = counting.list_operations(state.apply_fn, _variables(state), image)
+    layers = counting.list_layers(operations, state.params)
     macs = sum(layer.macs for layer in layers)
     return {
         "parameters": sum(layer.parameters for layer in layers),
@@ -144,8 +137,8 @@ def _count_flops(batch_size, state, image_shape, macs):
 
 def _itemize(batch_size, function, *args):
     """Return XLA's FLOPs per image, and what they are for; None where XLA is silent."""
-    total = xla_flops(function, *args)
-    counts = itemize_flops(list_operations(function, *args), _purpose)
+    total = counting.xla_flops(function, *args)
+    counts = counting.itemize_flops(counting.list_operations(function, *args), _purpose)
     items = {item: counts.get(item, 0) / batch_size for item in FLOP_ITEMS}
     if total is None:
         return None, {**items, "other": None}
@@ -153,7 +146,7 @@ def _itemize(batch_size, function, *args):
     return total / batch_size, {**items, "other": other / batch_size}
 
 
-def _purpose(operation: Operation) -> str:
+def _purpose(operation: counting.Operation) -> str:
     """Return the item of an operation; a gradient has the scope of its function."""
     names = operation.scope.replace("(", "/").replace(")", "").split("/")
     for name in ("activation", "dropout"):
@@ -170,7 +163,7 @@ def _purpose(operation: Operation) -> str:
     return "loss" if "jvp" in names else "update"
 
 
-def _describe_layer(layer: Layer) -> dict[str, Any]:
+def _describe_layer(layer: counting.Layer) -> dict[str, Any]:
     """Return a layer as in efficiency.json, with the output shape for one image."""
     kind, shape = layer.kind, list(layer.output_shape[1:])
     if kind == "elementwise":
@@ -216,19 +209,16 @@ def _measure_programs(config, dataset, state):
 
 def _find_rates(flops_per_image, inference, machine):
     """Return the rates reached with the largest batch that fits, and their limit."""
-    flops = num_bytes = name = None
     fitting = [n for n, measured in inference.items() if measured.timing.median_ms]
-    if fitting:
-        size = max(fitting)
-        rate = _describe_times(size, inference[size])["images_per_second"]
-        flops = flops_per_image and flops_per_image * rate
-        num_bytes = inference[size].bytes_per_second
-        name = f"inference of {size} images"
+    size = max(fitting or inference)
+    measured = inference[size]
+    rate = _describe_times(size, measured)["images_per_second"]
+    flops = rate and flops_per_image and flops_per_image * rate
     return {
         "achieved_flops_per_second": flops,
-        "achieved_bytes_per_second": num_bytes,
-        "achieved_by": name,
-        "limited_by": find_limit(flops, num_bytes, machine),
+        "achieved_bytes_per_second": measured.bytes_per_second,
+        "achieved_by": rate and f"inference of {size} images",
+        "limited_by": find_limit(flops, measured.bytes_per_second, machine),
     }
 
 

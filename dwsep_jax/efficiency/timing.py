@@ -119,9 +119,8 @@ def time_calls(run: Callable, make_inputs: Callable[[int], tuple]) -> Timing:
         if i <= WARMUP_CALLS:
             start = time.perf_counter()
         elapsed = time.perf_counter() - start
-        if len(seconds) >= MIN_CALLS and elapsed >= MIN_SECONDS:
-            break
-        if len(seconds) >= 3 and elapsed >= MAX_SECONDS:
+        least = 3 if elapsed >= MAX_SECONDS else MIN_CALLS
+        if elapsed >= MIN_SECONDS and len(seconds) >= least:
             break
         inputs = jax.block_until_ready(make_inputs(i))
         before = time.perf_counter()

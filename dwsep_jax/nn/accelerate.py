@@ -5,14 +5,14 @@ process, on CPU. All else is lax's own: autodiff, batching, sharding.
 """
 
 import math
-import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Literal, Primitive
+from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 from dwsep_jax.nn import shifted
@@ -52,22 +52,13 @@ def by_shifts(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     def run(*arrays):
         closed = jax.make_jaxpr(function)(*arrays)
-        jaxpr = closed.jaxpr
-        values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-        values |= zip(jaxpr.invars, arrays, strict=True)
-
-        def read(atom):
-            return atom.val if isinstance(atom, Literal) else values[atom]
-
-        for eqn in jaxpr.eqns:
-            primitive = _shifted_conv_p if eqn.primitive is _CONV else eqn.primitive
-            inputs = [read(atom) for atom in eqn.invars]
-            results = primitive.bind(*inputs, **eqn.params)
-            if not primitive.multiple_results:
-                results = [results]
-            values |= zip(eqn.outvars, results, strict=True)
-        (y,) = jaxpr.outvars
-        return read(y)
+        eqns = [
+            eqn.replace(primitive=_shifted_conv_p) if eqn.primitive is _CONV else eqn
+            for eqn in closed.eqns
+        ]
+        closed = closed.replace(jaxpr=closed.jaxpr.replace(eqns=eqns))
+        (y,) = jaxpr_as_fun(closed)(*arrays)
+        return y
 
     return run
 
@@ -83,35 +74,24 @@ def _registered_rule():
         ) from error
 
 
+_in_original = ContextVar("_in_original", default=False)
+
+
 def _rule(ctx, x, kernel, **params):
-    if not _in_original.is_set and _is_depthwise(
+    if not _in_original.get() and _is_depthwise(
         *ctx.avals_in, *ctx.avals_out, **params
     ):
         return _lower(ctx, x, kernel, **params)
     # It makes a complex convolution of real ones, which this rule shall leave alone.
-    _in_original.is_set = True
+    token = _in_original.set(True)
     try:
         return _rule.original(ctx, x, kernel, **params)
     finally:
-        _in_original.is_set = False
-
-
-class _Flag(threading.local):
-    is_set = False
-
-
-_in_original = _Flag()
+        _in_original.reset(token)
 
 
 def _is_depthwise(
-    x,
-    kernel,
-    y,
-    *,
-    dimension_numbers,
-    feature_group_count,
-    batch_group_count,
-    **params,
+    x, kernel, y, *, dimension_numbers, feature_group_count, batch_group_count, **params
 ):
     x_spec, kernel_spec, y_spec = dimension_numbers
     dtypes = {x.dtype.name, kernel.dtype.name, y.dtype.name}
@@ -138,21 +118,7 @@ def _lower(ctx, x, kernel, **params):
     return mlir.lower_fun(function, multiple_results=False)(ctx, x, kernel)
 
 
-def _convolve(
-    x,
-    kernel,
-    *,
-    y,
-    shards,
-    window_strides,
-    padding,
-    lhs_dilation,
-    rhs_dilation,
-    dimension_numbers,
-    feature_group_count,
-    batch_group_count,
-    **unused,
-):
+def _convolve(x, kernel, *, y, shards, **params):
     """Compute what lax's convolution of these parameters does; y: its shape and dtype.
 
     That is a convolution, with which the gradient of the input is one, too; or the
@@ -160,15 +126,17 @@ def _convolve(
     the batch of x, the images as its channels, and the gradient of the output as the
     kernel.
     """
-    x_spec, kernel_spec, y_spec = dimension_numbers
-    pads = tuple(map(tuple, padding))
-    groups = feature_group_count
-    if groups > 1 or batch_group_count == x.shape[x_spec[1]] == 1:
+    x_spec, kernel_spec, y_spec = params["dimension_numbers"]
+    strides, dilation = params["window_strides"], params["rhs_dilation"]
+    pads = tuple(map(tuple, params["padding"]))
+    input_dilation = params["lhs_dilation"]
+    groups = params["feature_group_count"]
+    if groups > 1 or params["batch_group_count"] == x.shape[x_spec[1]] == 1:
         images = x.transpose(x_spec[0], *x_spec[2:], x_spec[1])
         taps = kernel.transpose(*kernel_spec[2:], *kernel_spec[:2])
         taps = taps.reshape(*taps.shape[:2], 1, -1)
         images = jnp.repeat(images, taps.shape[-1] // images.shape[-1], axis=-1)
-        geometry = shifted.Geometry(window_strides, pads, rhs_dilation, lhs_dilation)
+        geometry = shifted.Geometry(strides, pads, dilation, input_dilation)
         result = shifted.shifted_sum(images, taps, geometry)
         if taps.shape[-1] > y.shape[y_spec[1]]:
             result = result.reshape(*result.shape[:3], groups, -1).sum(-1)
@@ -177,7 +145,7 @@ def _convolve(
         images = x.transpose(x_spec[1], *x_spec[2:], x_spec[0])
         g = kernel.transpose(kernel_spec[1], *kernel_spec[2:], kernel_spec[0])
         images = jnp.repeat(images, g.shape[-1] // images.shape[-1], axis=-1)
-        geometry = shifted.Geometry(rhs_dilation, pads, window_strides, lhs_dilation)
+        geometry = shifted.Geometry(dilation, pads, strides, input_dilation)
         size = tuple(y.shape[axis] for axis in y_spec[2:])
         result = shifted.kernel_gradient(images, g, size, geometry, shards)
         axes = (2, 3, 0, 1)
@@ -203,20 +171,21 @@ def _compute(*arrays, **params):
         return _run(*arrays, params=tuple(params.items()))
 
 
-def _transpose_x(g, x, kernel, **params):
-    def transpose(g, kernel):
-        convolve = lambda x: _CONV.bind(x, kernel, **params)  # noqa: E731
-        return jax.linear_transpose(convolve, x.aval)(g)[0]
+def _transpose(convolve, g, unknown, known):
+    """Return the gradient of `unknown`, as lax has it: by a convolution, too."""
 
-    return by_shifts(transpose)(g, kernel)
+    def transpose(g, known):
+        return jax.linear_transpose(partial(convolve, known), unknown.aval)(g)[0]
+
+    return by_shifts(transpose)(g, known)
+
+
+def _transpose_x(g, x, kernel, **params):
+    return _transpose(lambda kernel, x: _CONV.bind(x, kernel, **params), g, x, kernel)
 
 
 def _transpose_kernel(g, x, kernel, **params):
-    def transpose(g, x):
-        convolve = lambda kernel: _CONV.bind(x, kernel, **params)  # noqa: E731
-        return jax.linear_transpose(convolve, kernel.aval)(g)[0]
-
-    return by_shifts(transpose)(g, x)
+    return _transpose(partial(_CONV.bind, **params), g, kernel, x)
 
 
 def _batch(arrays, axes, **params):

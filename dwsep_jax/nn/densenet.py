@@ -7,6 +7,7 @@ is that of a `nn.BatchNorm` in each reader, for a fraction of the cost.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,18 +17,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from dwsep_jax.errors import ConfigError, choose
-from dwsep_jax.nn import ops
-from dwsep_jax.nn.layers import (
-    BatchNorm,
-    BatchStatistics,
-    DeferredNormalize,
-    Dropout,
-    PointwiseConv,
-    SeparableConv,
-    StandardConv,
-    Weights,
-    he_normal,
-)
+from dwsep_jax.nn import layers, ops
 
 ModuleDef = Any
 Activation = Callable[[jax.Array], jax.Array]
@@ -77,13 +67,15 @@ class DenseLayer(nn.Module):
         x = self.normalize(name="norm")(*features)
         if self.bottleneck:
             width = round(self.bottleneck * self.growth_rate)
-            bottleneck = PointwiseConv(width, dtype=self.dtype, name="bottleneck")
+            bottleneck = layers.PointwiseConv(
+                width, dtype=self.dtype, name="bottleneck"
+            )
             x = self.norm(name="bottleneck_norm")(bottleneck(x.compute()))
         conv = self.conv(self.growth_rate, name="conv")
         if not (self.bottleneck or getattr(conv, "takes_normalized", False)):
             x = x.compute()
-        x = conv(x)
-        return Dropout(self.dropout_rate, name="dropout")(x, deterministic=not train)
+        dropout = layers.Dropout(self.dropout_rate, name="dropout")
+        return dropout(conv(x), deterministic=not train)
 
 
 class DenseBlock(nn.Module):
@@ -113,7 +105,7 @@ class Transition(nn.Module):
     def __call__(self, features: Features) -> jax.Array:
         x = self.normalize(name="norm")(*features)
         shape = (1, 1, x.shape[-1], self.num_channels)
-        kernel, _ = Weights(shape, name="conv")()
+        kernel, _ = layers.Weights(shape, name="conv")()
         return ops.halving_conv(x, kernel.astype(x.dtype), lowering=self.lowering)
 
 
@@ -143,7 +135,7 @@ class DenseNet(nn.Module):
         than keep it (Chen et al. 2016): less memory, more time, the same result.
     """
 
-    conv: ModuleDef = SeparableConv
+    conv: ModuleDef = layers.SeparableConv
     num_classes: int = 10
     growth_rate: int = 24
     block_sizes: Sequence[int] = (6, 6, 6, 6)
@@ -177,51 +169,47 @@ class DenseNet(nn.Module):
         dropout_rate = self.dropout_rate if dropout_rate is None else dropout_rate
         _check_image_size(x.shape, self.stem_stride, len(self.block_sizes))
         kernel_size = (self.kernel_size, self.kernel_size)
-        statistics = partial(BatchStatistics, self.norm_momentum)
-        normalize = partial(DeferredNormalize, dtype=self.dtype, activation=self.act)
-        inner_norm = partial(BatchNorm, not train, self.norm_momentum, dtype=self.dtype)
-        conv = partial(self.conv, kernel_size=kernel_size, dtype=self.dtype)
+        dtype, act = self.dtype, self.act
+        statistics = partial(layers.BatchStatistics, self.norm_momentum)
+        normalize = partial(layers.DeferredNormalize, dtype=dtype, activation=act)
+        norm = partial(layers.BatchNorm, not train, self.norm_momentum, dtype=dtype)
+        conv = partial(self.conv, kernel_size=kernel_size, dtype=dtype)
         if self.inner_norm:
-            conv = partial(conv, norm=inner_norm)
+            conv = partial(conv, norm=norm)
         if self.inner_act:
-            conv = partial(conv, activation=self.act)
+            conv = partial(conv, activation=act)
         layer = partial(
             nn.remat(DenseLayer, static_argnums=2) if self.remat else DenseLayer,
             growth_rate=self.growth_rate,
             conv=conv,
             normalize=normalize,
-            norm=partial(inner_norm, activation=self.act),
+            norm=partial(norm, activation=act),
             bottleneck=self.bottleneck,
             dropout_rate=dropout_rate,
-            dtype=self.dtype,
+            dtype=dtype,
         )
 
-        x = StandardConv(
+        x = layers.StandardConv(
             max(1, round(self.stem_width * self.growth_rate)),
             kernel_size,
-            (self.stem_stride, self.stem_stride),
-            dtype=self.dtype,
+            self.stem_stride,
+            dtype=dtype,
             lowering=self.lowering,
             name="stem",
         )(x)
-        features = Features((x,), *statistics(name="statistics0")(x, not train))
         for b, num_layers in enumerate(self.block_sizes):
-            if b > 0:
-                # Rounded first: 0.58 * 100 is a little less than 58.
-                kept = round(self.reduction * features.shape[-1], 9)
-                num_channels = max(1, int(kept))
-                name = f"transition{b}"
-                x = Transition(num_channels, normalize, self.lowering, name=name)(
-                    features
-                )
-                x_statistics = statistics(name=f"statistics{b}")(x, not train)
-                features = Features((x,), *x_statistics)
+            features = Features((x,), *statistics(name=f"statistics{b}")(x, not train))
             block = DenseBlock(num_layers, layer, statistics, name=f"block{b}")
             features = block(features, train)
+            if b + 1 < len(self.block_sizes):
+                # Rounded first: 0.58 * 100 is a little less than 58.
+                kept = int(round(self.reduction * features.shape[-1], 9))
+                transition = partial(Transition, name=f"transition{b + 1}")
+                x = transition(max(1, kept), normalize, self.lowering)(features)
         x = normalize(name="norm")(*features).map(
             lambda x: jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         )
-        return nn.Dense(self.num_classes, kernel_init=he_normal, name="head")(x)
+        return nn.Dense(self.num_classes, kernel_init=layers.he_normal, name="head")(x)
 
 
 def _check_image_size(shape, stem_stride, num_blocks):
@@ -235,21 +223,7 @@ def _check_image_size(shape, stem_stride, num_blocks):
         )
 
 
-def _separable(config):
-    return partial(SeparableConv, lowering=config.lowering)
-
-
-def _standard(config):
-    for field in ("inner_norm", "inner_activation"):
-        if config[field]:
-            raise ConfigError(
-                f"{field}={config[field]} needs conv='separable': a standard "
-                "convolution has no inside"
-            )
-    return partial(StandardConv, lowering=config.lowering)
-
-
-CONVOLUTIONS = {"separable": _separable, "standard": _standard}
+CONVOLUTIONS = {"separable": layers.SeparableConv, "standard": layers.StandardConv}
 ACTIVATIONS = {
     "relu": nn.relu,
     "leaky_relu": nn.leaky_relu,
@@ -265,22 +239,18 @@ def create_model(config: ConfigDict, num_classes: int) -> DenseNet:
     Raises:
       ConfigError: for an unknown choice, or an option that the convolution lacks.
     """
+    conv = choose("conv", config.conv, CONVOLUTIONS)
+    for field in ("inner_norm", "inner_activation"):
+        if conv is layers.StandardConv and config[field]:
+            raise ConfigError(
+                f"{field}={config[field]} needs conv='separable': a standard "
+                "convolution has no inside"
+            )
+    # Most fields have the name of an argument.
+    arguments = {f.name: config[f.name] for f in fields(DenseNet) if f.name in config}
+    arguments["conv"] = partial(conv, lowering=config.lowering)
+    arguments["dtype"] = choose("dtype", config.dtype, DTYPES)
+    act = choose("activation", config.activation, ACTIVATIONS)
     return DenseNet(
-        conv=choose("conv", config.conv, CONVOLUTIONS)(config),
-        num_classes=num_classes,
-        growth_rate=config.growth_rate,
-        block_sizes=tuple(config.block_sizes),
-        bottleneck=config.bottleneck,
-        reduction=config.reduction,
-        stem_width=config.stem_width,
-        stem_stride=config.stem_stride,
-        kernel_size=config.kernel_size,
-        act=choose("activation", config.activation, ACTIVATIONS),
-        dropout_rate=config.dropout_rate,
-        inner_norm=config.inner_norm,
-        inner_act=config.inner_activation,
-        norm_momentum=config.norm_momentum,
-        lowering=config.lowering,
-        dtype=choose("dtype", config.dtype, DTYPES),
-        remat=config.remat,
+        **arguments, num_classes=num_classes, act=act, inner_act=config.inner_activation
     )

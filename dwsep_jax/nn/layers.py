@@ -8,7 +8,7 @@ that of their input and parameters, promoted).
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from numbers import Integral
+from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 
 import jax
@@ -17,9 +17,8 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 
-from dwsep_jax.nn import ops
+from dwsep_jax.nn import ops, shifted
 from dwsep_jax.nn.compiler import hide_constant
-from dwsep_jax.nn.shifted import accumulator_dtype, activate, per_channel
 
 Dtype = Any
 Initializer = Callable[..., jax.Array]
@@ -38,7 +37,13 @@ class _Weighted(nn.Module, kw_only=True):
     promote_dtype: Callable[..., Any] = promote_dtype
 
 
-class _Convolution(_Weighted, kw_only=True):
+class _Featured(_Weighted):
+    """What all convolutions have whose output has channels of its own."""
+
+    features: int
+
+
+class _Convolution(_Weighted):
     """Fields of the convolutions of images; `lowering` is that of `ops`.
 
     As in `nn.Conv`, padding may also be "CIRCULAR" or "REFLECT", and x have any number
@@ -46,6 +51,10 @@ class _Convolution(_Weighted, kw_only=True):
     `input_dilation`, groups of several channels, a `mask` of the kernel.
     """
 
+    kernel_size: int | tuple[int, int] = (3, 3)
+    strides: int | tuple[int, int] = (1, 1)
+    padding: ops.Padding = "SAME"
+    _: KW_ONLY
     kernel_dilation: int | tuple[int, int] = (1, 1)
     lowering: str = "auto"
 
@@ -58,26 +67,22 @@ class DepthwiseConv(_Convolution):
     `kernel` (kh, kw, 1, C * M) and `bias` (C * M,). Fields: `ops.depthwise_conv`.
     """
 
-    kernel_size: int | tuple[int, int] = (3, 3)
-    strides: int | tuple[int, int] = (1, 1)
-    padding: ops.Padding = "SAME"
     channel_multiplier: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1] * self.channel_multiplier
-        kernel, bias = _weights(self, (*_pair(self.kernel_size), 1, channels))
+        shape = (*ops.pair("kernel_size", self.kernel_size), 1, channels)
+        kernel, bias = _weights(self, shape)
         return _convolve(self, ops.depthwise_conv, x, [kernel], bias)
 
 
-class PointwiseConv(_Weighted):
+class PointwiseConv(_Featured):
     """Mix the channels of each pixel: (..., C) -> (..., features).
 
     A drop-in for `nn.Conv(features, (1, 1))` with the same parameters (`kernel`
     (1, 1, C, features), `bias` (features,)).
     """
-
-    features: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -87,7 +92,7 @@ class PointwiseConv(_Weighted):
             return _add(ops.pointwise_conv(x, kernel), bias)
 
 
-class SeparableConv(_Convolution):
+class SeparableConv(_Convolution, _Featured):
     """Convolve depthwise, then pointwise: (..., H, W, C) -> (..., H', W', features).
 
     Takes kh * kw * C + C * features multiply-adds a pixel where a standard convolution
@@ -98,12 +103,8 @@ class SeparableConv(_Convolution):
     `name` alone.
     """
 
-    features: int
-    kernel_size: int | tuple[int, int] = (3, 3)
-    strides: int | tuple[int, int] = (1, 1)
-    padding: ops.Padding = "SAME"
     norm: Callable[..., Callable[[jax.Array], jax.Array]] | None = None
-    activation: Callable[[jax.Array], jax.Array] | None = None
+    activation: shifted.Activation | None = None
     channel_multiplier: int = 1
 
     # Says to `DenseLayer` that x may be `ops.Normalized`.
@@ -112,7 +113,7 @@ class SeparableConv(_Convolution):
     @nn.compact
     def __call__(self, x: jax.Array | ops.Normalized) -> jax.Array:
         channels = x.shape[-1] * self.channel_multiplier
-        shape = (*_pair(self.kernel_size), 1, channels)
+        shape = (*ops.pair("kernel_size", self.kernel_size), 1, channels)
         depthwise, _ = _child_weights(self, shape, False, "depthwise")
         shape = (1, 1, channels, self.features)
         pointwise, bias = _child_weights(self, shape, self.use_bias, "pointwise")
@@ -122,7 +123,7 @@ class SeparableConv(_Convolution):
             with jax.named_scope("depthwise"):
                 y = ops.depthwise_conv(x, depthwise, **options)
             y = y if self.norm is None else self.norm(name="norm")(y)
-            y = activate(y, (), self.activation, pointwise.dtype)
+            y = shifted.activate(y, (), self.activation, pointwise.dtype)
             with jax.named_scope("pointwise"):
                 return ops.pointwise_conv(y, pointwise)
 
@@ -131,20 +132,15 @@ class SeparableConv(_Convolution):
         return _convolve(self, function, x, [depthwise, pointwise], bias)
 
 
-class StandardConv(_Convolution):
+class StandardConv(_Convolution, _Featured):
     """Convolve all channels with all: (..., H, W, C) -> (..., H', W', features).
 
     `nn.Conv` with the defaults and the fields of `SeparableConv`, its twin.
     """
 
-    features: int
-    kernel_size: int | tuple[int, int] = (3, 3)
-    strides: int | tuple[int, int] = (1, 1)
-    padding: ops.Padding = "SAME"
-
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (*_pair(self.kernel_size), x.shape[-1], self.features)
+        shape = (*ops.pair("kernel_size", self.kernel_size), x.shape[-1], self.features)
         kernel, bias = _child_weights(self, shape, self.use_bias, "conv")
         return _convolve(self, ops.standard_conv, x, [kernel], bias)
 
@@ -171,7 +167,7 @@ class BatchStatistics(nn.Module):
 
         Only elements where `mask` is true count; it broadcasts to the shape of x.
         """
-        dtype = accumulator_dtype(x.dtype)
+        dtype = shifted.accumulator_dtype(x.dtype)
         shape = x.shape[-1:]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
@@ -182,16 +178,15 @@ class BatchStatistics(nn.Module):
             mean = jnp.mean(x, tuple(range(x.ndim - 1)), where=mask)
             if self.axis_name is None or self.is_initializing():
                 return mean
-            return lax.pmean(
-                mean, self.axis_name, axis_index_groups=self.axis_index_groups
-            )
+            groups = self.axis_index_groups
+            return lax.pmean(mean, self.axis_name, axis_index_groups=groups)
 
         x = x.astype(dtype)
         mean = average(x)
         if self.use_fast_variance:
             var = jnp.maximum(average(x * x) - mean * mean, 0.0)
         else:
-            var = average((x - per_channel(mean, x.ndim)) ** 2)
+            var = average((x - shifted.per_channel(mean, x.ndim)) ** 2)
         if not self.is_initializing():
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
@@ -199,35 +194,34 @@ class BatchStatistics(nn.Module):
         return mean, var
 
 
-class Normalize(nn.Module):
-    """Normalize with given statistics, scale, shift, activate: the cheap half."""
+class DeferredNormalize(nn.Module):
+    """Normalize, but leave the computation to whoever reads the result."""
 
     epsilon: float = 1e-5
     dtype: Dtype | None = None
-    activation: Callable[[jax.Array], jax.Array] | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-        """Return x (..., C) normalized by mean and var, (C,), in `dtype`."""
-        return self._defer((x,), mean, var).compute()
-
-    def _defer(self, pieces, mean, var):
-        scale = self.param("scale", nn.initializers.ones, mean.shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, mean.shape, jnp.float32)
-        affine = ops.fold(mean, var, scale, bias, epsilon=self.epsilon)
-        dtype = self.dtype or jnp.result_type(*pieces)
-        return ops.Normalized(tuple(pieces), *affine, self.activation, dtype)
-
-
-class DeferredNormalize(Normalize):
-    """Normalize, but leave the computation to whoever reads the result."""
+    activation: shifted.Activation | None = None
 
     @nn.compact
     def __call__(
         self, pieces: Sequence[jax.Array], mean: jax.Array, var: jax.Array
     ) -> ops.Normalized:
         """Return the normalized pieces (N, H, W, C_i), by mean and var of all C."""
-        return self._defer(pieces, mean, var)
+        scale = self.param("scale", nn.initializers.ones, mean.shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, mean.shape, jnp.float32)
+        # Backwards, these take two sums over the elements, all else is done by channel;
+        # and the gradient needs x alone: a centered x would be one more tensor.
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        affine = factor, bias - mean * factor
+        dtype = self.dtype or jnp.result_type(*pieces)
+        return ops.Normalized(tuple(pieces), *affine, self.activation, dtype)
+
+
+class Normalize(DeferredNormalize):
+    """Normalize with given statistics, scale, shift, activate: the cheap half."""
+
+    def __call__(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+        """Return x (..., C) normalized by mean and var, (C,), in `dtype`."""
+        return super().__call__((x,), mean, var).compute()
 
 
 class BatchNorm(nn.Module):
@@ -243,7 +237,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     dtype: Dtype | None = None
-    activation: Callable[[jax.Array], jax.Array] | None = None
+    activation: shifted.Activation | None = None
     axis_name: str | Sequence[str] | None = None
     axis_index_groups: Any = None
     use_fast_variance: bool = True
@@ -258,19 +252,14 @@ class BatchNorm(nn.Module):
     ) -> jax.Array:
         name = "use_running_average"
         average = nn.merge_param(name, self.use_running_average, use_running_average)
-        statistics = BatchStatistics(
-            self.momentum,
-            self.axis_name,
-            self.axis_index_groups,
-            self.use_fast_variance,
-            name="statistics",
-        )
+        shared = (self.momentum, self.axis_name, self.axis_index_groups)
+        statistics = BatchStatistics(*shared, self.use_fast_variance, name="statistics")
         mean, var = statistics(x, average, mask)
         dtype = self.dtype or x.dtype
         if not self.use_fast_variance:
             # Where the mean is much larger than the deviation, this is exact, and
             # x * factor + constant is not.
-            x, mean = x - per_channel(mean, x.ndim), jnp.zeros_like(mean)
+            x, mean = x - shifted.per_channel(mean, x.ndim), jnp.zeros_like(mean)
         normalize = Normalize(self.epsilon, dtype, self.activation, name="normalize")
         return normalize(x, mean, var)
 
@@ -296,7 +285,7 @@ class Dropout(nn.Module):
         kept = bits.astype(jnp.uint16) < keep.astype(jnp.uint16)
         scale = jnp.where(keep > 0, 256 / jnp.maximum(keep, 1), 0)
         # Scaled in float32: rounded to bfloat16, the scale would shift the expectation.
-        wide = accumulator_dtype(x.dtype)
+        wide = shifted.accumulator_dtype(x.dtype)
         scaled = (x.astype(wide) * scale.astype(wide)).astype(x.dtype)
         return jnp.where(kept, scaled, jnp.zeros((), x.dtype))
 
@@ -329,10 +318,6 @@ class Weights(nn.Module):
 
 
 _PADDING_MODES = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
-
-
-def _pair(value):
-    return (value, value) if isinstance(value, Integral) else tuple(value)
 
 
 def _weights(module, shape):
@@ -384,13 +369,9 @@ def _promote(module, x, *weights):
 def _pad(module, x, kernel_size):
     """Pad x (..., H, W, C) with pixels of its own: the opposite ones, or mirrored."""
     x = x.compute() if isinstance(x, ops.Normalized) else x
-    reach = [
-        (size - 1) * dilation
-        for size, dilation in zip(
-            kernel_size, _pair(module.kernel_dilation), strict=True
-        )
-    ]
-    pads = [(0, 0)] * (x.ndim - 3) + [(r // 2, (r + 1) // 2) for r in reach] + [(0, 0)]
+    dilation = ops.pair("kernel_dilation", module.kernel_dilation)
+    edges = [((s - 1) // 2, s // 2) for s in shifted.spans(kernel_size, dilation)]
+    pads = [(0, 0)] * (x.ndim - 3) + edges + [(0, 0)]
     return jnp.pad(x, pads, mode=_PADDING_MODES[module.padding])
 
 
@@ -403,6 +384,4 @@ def _precision(precision):
 
 
 def _add(y, bias):
-    if bias is None:
-        return y
-    return y + per_channel(bias.astype(y.dtype), y.ndim)
+    return y if bias is None else y + shifted.per_channel(bias.astype(y.dtype), y.ndim)

@@ -21,7 +21,6 @@ from dwsep_jax.errors import choose
 from dwsep_jax.nn import shifted
 from dwsep_jax.nn.accelerate import by_shifts
 
-Activation = Callable[[jax.Array], jax.Array]
 Padding = str | int | Sequence[int | tuple[int, int]]
 
 
@@ -42,7 +41,7 @@ class Normalized(struct.PyTreeNode):
     pieces: tuple[jax.Array, ...]
     factor: jax.Array
     constant: jax.Array
-    activation: Activation | None = struct.field(pytree_node=False)
+    activation: shifted.Activation | None = struct.field(pytree_node=False)
     dtype: jnp.dtype = struct.field(pytree_node=False)
 
     @property
@@ -63,12 +62,8 @@ class Normalized(struct.PyTreeNode):
 
     def compute(self) -> jax.Array:
         """Return the result, (N, H, W, C)."""
-        return shifted.activate(
-            shifted.join(self.pieces),
-            (self.factor, self.constant),
-            self.activation,
-            self.dtype,
-        )
+        x, affine = shifted.join(self.pieces), (self.factor, self.constant)
+        return shifted.activate(x, affine, self.activation, self.dtype)
 
 
 def depthwise_conv(
@@ -101,9 +96,8 @@ def depthwise_conv(
     """
     _check_depthwise(x, kernel)
     geometry = _geometry(x, kernel, strides, padding, kernel_dilation)
-    lower = choose("lowering", lowering, _LOWERINGS)
     convolve = partial(_conv, geometry=geometry)
-    return lower(convolve, by_shifts(convolve))(x, kernel)
+    return _lower(lowering, convolve, by_shifts(convolve), x, kernel)
 
 
 def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -119,7 +113,12 @@ def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Raises:
       ValueError: if shapes or dtypes do not fit.
     """
-    _check_pointwise(x.shape[-1], kernel)
+    channels = x.shape[-1]
+    if kernel.ndim != 4 or kernel.shape[:3] != (1, 1, channels):
+        raise ValueError(
+            f"a pointwise kernel for {channels} channels has shape "
+            f"(1, 1, {channels}, F), not {kernel.shape}"
+        )
     _check_dtypes(x, kernel)
     return shifted.mix(x, kernel)
 
@@ -155,8 +154,6 @@ def separable_conv(
       ValueError: if shapes, dtypes, padding or the lowering do not fit.
     """
     _check_depthwise(x, depthwise_kernel)
-    _check_pointwise(depthwise_kernel.shape[-1], pointwise_kernel)
-    _check_dtypes(x, pointwise_kernel)
     geometry = _geometry(x, depthwise_kernel, strides, padding, kernel_dilation)
     convolve = partial(_conv, geometry=geometry)
 
@@ -168,11 +165,10 @@ def separable_conv(
         with jax.named_scope("pointwise"):
             return pointwise_conv(x, pointwise_kernel)
 
-    lower = choose("lowering", lowering, _LOWERINGS)
     reference = partial(separable, convolve=convolve)
     shifts = jax.checkpoint(partial(separable, convolve=by_shifts(convolve)))
     shifts = partial(_in_chunks, shifts)
-    return lower(reference, shifts)(x, depthwise_kernel, pointwise_kernel)
+    return _lower(lowering, reference, shifts, x, depthwise_kernel, pointwise_kernel)
 
 
 def standard_conv(
@@ -206,20 +202,12 @@ def standard_conv(
             "standard_conv takes x (N, H, W, C) and kernel (kh, kw, C, F), not "
             f"{x.shape} and {kernel.shape}"
         )
-    _check_dtypes(x, kernel)
     geometry = _geometry(x, kernel, strides, padding, kernel_dilation)
-
-    def reference(x, kernel):
-        with jax.named_scope("conv"):
-            return _conv(x, kernel, geometry)
-
-    def patches(x, kernel):
-        return shifted.convolve_patches(x, kernel, geometry)
-
-    lower = choose("lowering", lowering, _LOWERINGS)
+    reference = jax.named_scope("conv")(partial(_conv, geometry=geometry))
+    patches = partial(shifted.convolve_patches, geometry=geometry)
     if lowering == "auto" and kernel.size > _MAX_PATCH_LENGTH * kernel.shape[-1]:
         return reference(x, kernel)
-    return lower(reference, patches)(x, kernel)
+    return _lower(lowering, reference, patches, x, kernel)
 
 
 def halving_conv(x: Normalized, kernel: jax.Array, *, lowering: str) -> jax.Array:
@@ -267,54 +255,13 @@ _CHUNK_SIZE = 2**21
 _MAX_PATCH_LENGTH = 128
 
 
-def normalize(
-    x: jax.Array,
-    mean: jax.Array,
-    var: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    *,
-    epsilon: float,
-    activation: Activation | None = None,
-) -> jax.Array:
-    """Return activation((x - mean) / sqrt(var + epsilon) * scale + bias).
-
-    Args:
-      x: (..., C), floating point.
-      mean: and `var`, `scale`, `bias`: (C,), float32 or wider.
-      epsilon: keeps the root from zero.
-      activation: of each element; None: none.
-
-    Returns:
-      (..., C) in the dtype of `mean`.
-    """
-    affine = fold(mean, var, scale, bias, epsilon=epsilon)
-    return shifted.activate(x, affine, activation, mean.dtype)
-
-
-def fold(
-    mean: jax.Array,
-    var: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    *,
-    epsilon: float,
-) -> tuple[jax.Array, jax.Array]:
-    """Return a normalization as factor and constant of each channel: (C,) all.
-
-    Backwards, these take two sums over the elements, all else is done by channel; and
-    the gradient needs x alone: a centered x would be one more tensor.
-    """
-    factor = scale * lax.rsqrt(var + epsilon)
-    return factor, bias - mean * factor
-
-
-def _pair(name, value):
-    pair = (value, value) if isinstance(value, Integral) else tuple(value)
-    whole = all(isinstance(number, Integral) for number in pair)
-    if len(pair) != 2 or not whole or min(pair) < 1:
+def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """Return what an option is for rows and columns; raise `ValueError` if not >= 1."""
+    numbers = (value, value) if isinstance(value, Integral) else tuple(value)
+    whole = all(isinstance(number, Integral) for number in numbers)
+    if len(numbers) != 2 or not whole or min(numbers) < 1:
         raise ValueError(f"{name} are one or two numbers >= 1, not {value!r}")
-    return tuple(map(int, pair))
+    return tuple(map(int, numbers))
 
 
 def _conv(x, kernel, geometry):
@@ -338,14 +285,11 @@ def _in_chunks(function, x, *kernels):
     images = x.pieces if isinstance(x, Normalized) else (x,)
     n, elements = x.shape[0], math.prod(x.shape[1:])
     meshes = (jax.typeof(a).sharding.mesh for a in images)
-    if not isinstance(n, int) or any(
-        kind != AxisType.Auto for mesh in meshes for kind in mesh.axis_types or ()
-    ):
+    kinds = {kind for mesh in meshes for kind in mesh.axis_types or ()}
+    is_plain = isinstance(n, int) and kinds <= {AxisType.Auto}
+    if not is_plain or n == 1 or n * elements <= _CHUNK_SIZE:
         return function(x, *kernels)
-    least = n * elements / _CHUNK_SIZE
-    if n == 1 or least <= 1:
-        return function(x, *kernels)
-    num_chunks = next((d for d in range(1, n) if n % d == 0 and d >= least), n)
+    num_chunks = shifted.divisor(n, min(n, n * elements / _CHUNK_SIZE))
 
     def run(images):
         chunk = x.replace(pieces=images) if isinstance(x, Normalized) else images[0]
@@ -361,46 +305,28 @@ def _in_chunks(function, x, *kernels):
     return y.reshape(n, *y.shape[2:])
 
 
-def _auto(reference, shifted):
-    """Lower to shifts on CPU, where they are faster in each shape and dtype measured.
+_PADDINGS = dict.fromkeys(("SAME", "SAME_LOWER", "VALID"))
+_LOWERINGS = dict.fromkeys(("auto", "conv", "shift"))
 
-    The measurements are in benchmarks/lowerings.md. Elsewhere there are none yet.
+
+def _lower(lowering, reference, shifts, *arrays):
+    """Run one of two functions of the arrays.
+
+    "auto" is shifts on CPU, where they are faster in each shape and dtype measured. The
+    measurements are in benchmarks/lowerings.md. Elsewhere there are none yet.
     """
-
-    def run(*arrays):
-        return lax.platform_dependent(*arrays, cpu=shifted, default=reference)
-
-    return run
-
-
-# From (reference, shifted), two functions of the same arrays, to the one that is run.
-_LOWERINGS = {
-    "auto": _auto,
-    "conv": lambda reference, shifted: reference,
-    "shift": lambda reference, shifted: shifted,
-}
+    choose("lowering", lowering, _LOWERINGS)
+    if lowering == "auto":
+        return lax.platform_dependent(*arrays, cpu=shifts, default=reference)
+    return reference(*arrays) if lowering == "conv" else shifts(*arrays)
 
 
 def _check_depthwise(x, kernel):
-    if len(x.shape) != 4 or kernel.ndim != 4:
+    fits = len(x.shape) == kernel.ndim == 4 and kernel.shape[2] == 1
+    if not fits or kernel.shape[3] % max(x.shape[3], 1):
         raise ValueError(
             "a depthwise convolution takes x (N, H, W, C) and kernel (kh, kw, 1, "
-            f"C * M), not {x.shape} and {kernel.shape}"
-        )
-    channels = x.shape[-1]
-    if kernel.shape[2] != 1 or kernel.shape[3] % max(channels, 1):
-        raise ValueError(
-            f"a depthwise kernel for {channels} channels has shape (kh, kw, 1, "
-            f"{channels} * channel_multiplier), not {kernel.shape}"
-        )
-    _check_dtypes(x, kernel)
-
-
-def _check_pointwise(channels, kernel):
-    if kernel.ndim != 4 or kernel.shape[:3] != (1, 1, channels):
-        raise ValueError(
-            f"a pointwise kernel for {channels} channels has shape "
-            f"(1, 1, {channels}, F), not {kernel.shape}"
+            f"C * channel_multiplier), not {x.shape} and {kernel.shape}"
         )
 
 
@@ -413,21 +339,15 @@ def _check_dtypes(x, kernel):
 
 def _geometry(x, kernel, strides, padding, kernel_dilation):
     """Return the geometry with explicit padding; raise if no output would be left."""
+    _check_dtypes(x, kernel)
     if 0 in (*kernel.shape, *x.shape[1:]):
         raise ValueError(f"x {x.shape} or kernel {kernel.shape} is empty")
-    strides = _pair("strides", strides)
-    kernel_dilation = _pair("kernel_dilation", kernel_dilation)
-    effective = [
-        (k - 1) * dilation + 1
-        for k, dilation in zip(kernel.shape[:2], kernel_dilation, strict=True)
-    ]
+    strides = pair("strides", strides)
+    kernel_dilation = pair("kernel_dilation", kernel_dilation)
+    spans = shifted.spans(kernel.shape[:2], kernel_dilation)
     if isinstance(padding, str):
-        if padding not in ("SAME", "SAME_LOWER", "VALID"):
-            raise ValueError(
-                'padding is "SAME", "SAME_LOWER", "VALID" or (low, high) pairs, not '
-                f"{padding!r}"
-            )
-        padding = lax.padtype_to_pads(x.shape[1:3], effective, strides, padding)
+        choose("padding", padding, _PADDINGS)
+        padding = lax.padtype_to_pads(x.shape[1:3], spans, strides, padding)
     if isinstance(padding, Integral):
         padding = (padding, padding)
     padding = [(p, p) if isinstance(p, Integral) else p for p in padding]
@@ -436,7 +356,7 @@ def _geometry(x, kernel, strides, padding, kernel_dilation):
         raise ValueError(
             f"padding has two (low, high) pairs of numbers >= 0, not {padding!r}"
         )
-    for size, pad, k in zip(x.shape[1:3], pads, effective, strict=True):
+    for size, pad, k in zip(x.shape[1:3], pads, spans, strict=True):
         if size + sum(pad) < k:
             raise ValueError(
                 f"a kernel that spans {k} pixels does not fit into {size} pixels "

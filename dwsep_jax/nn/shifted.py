@@ -71,6 +71,12 @@ def join(pieces: Sequence[jax.Array]) -> jax.Array:
     return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
 
 
+def spans(kernel_size: Sequence[int], kernel_dilation: Sequence[int]) -> list[int]:
+    """Return how many rows and columns a dilated kernel spans, in pixels."""
+    pairs = zip(kernel_size, kernel_dilation, strict=True)
+    return [(size - 1) * step + 1 for size, step in pairs]
+
+
 def mix(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolve x (..., C) with kernel (1, 1, C, F), as one matrix product."""
     # XLA adds up bfloat16 products in float32. To ask for a float32 result would make
@@ -110,7 +116,7 @@ def kernel_gradient(
 
     Images that are sharded over devices stay where they are.
     """
-    n, channels = len(g), g.shape[-1]
+    n, channels = g.shape[0], g.shape[-1]
     if not isinstance(n, int):  # Exported for any batch.
         taps = _views(_pad(x, geometry), kernel_size, geometry, g.shape[1:3])
         sums = jnp.stack([(view * g).sum((0, 1, 2)) for _, _, view in taps])
@@ -173,8 +179,8 @@ def _parts(num_images, num_rows, elements_per_row):
     """Return the parts of a piece, of one size, as slices of its images and rows."""
     elements = num_images * num_rows * elements_per_row
     count = max(1, min(_MAX_PARTS, elements // _MIN_PART_SIZE))
-    images = _divisor(num_images, num_images / count)
-    rows = _divisor(num_rows, num_rows * num_images / (count * images))
+    images = divisor(num_images, num_images / count)
+    rows = divisor(num_rows, num_rows * num_images / (count * images))
     return [
         (slice(i, i + images), slice(j, j + rows))
         for i in range(0, num_images, images)
@@ -182,7 +188,7 @@ def _parts(num_images, num_rows, elements_per_row):
     ]
 
 
-def _divisor(number, least):
+def divisor(number: int, least: float) -> int:
     """Return the least divisor of a number that is not below `least`."""
     return next(d for d in range(1, number + 1) if number % d == 0 and d >= least)
 
@@ -190,9 +196,8 @@ def _divisor(number, least):
 def _pad_rows(x, g, height, kernel_size, geometry):
     """Pad rows alone, so that g has `height` of them, and x those that its taps see."""
     (stride, _), (dilation, step) = geometry.strides, geometry.input_dilation
-    reach = (kernel_size[0] - 1) * geometry.kernel_dilation[0]
     (low, _), columns = geometry.pads
-    x_height = (height - 1) * stride + reach + 1
+    x_height = (height - 1) * stride + spans(kernel_size, geometry.kernel_dilation)[0]
     high = x_height - low - (x.shape[1] - 1) * dilation - 1
     outer = Geometry(pads=((low, high), (0, 0)), input_dilation=(dilation, 1))
     inner = geometry._replace(pads=((0, 0), columns), input_dilation=(1, step))
@@ -205,12 +210,8 @@ def _views(x, kernel_size, geometry, size=None):
     These are `size` rows and columns; None: as many as there are.
     """
     strides, dilation = geometry.strides, geometry.kernel_dilation
-    size = size or [
-        (pixels - (k - 1) * step - 1) // stride + 1
-        for pixels, k, step, stride in zip(
-            x.shape[1:3], kernel_size, dilation, strides, strict=True
-        )
-    ]
+    counts = zip(x.shape[1:3], spans(kernel_size, dilation), strides, strict=True)
+    size = size or [(pixels - span) // stride + 1 for pixels, span, stride in counts]
     for i in range(kernel_size[0]):
         for j in range(kernel_size[1]):
             top, left = i * dilation[0], j * dilation[1]

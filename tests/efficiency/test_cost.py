@@ -10,6 +10,7 @@ from configs import separable
 from dwsep_jax import console, data
 from dwsep_jax.efficiency import cost, timing
 from dwsep_jax.errors import ConfigError, UserError
+from dwsep_jax.nn import counting
 from dwsep_jax.nn.summary import summarize
 from dwsep_jax.train import optim
 from tests import tiny
@@ -141,7 +142,7 @@ def test_unavailable_figures_are_null_and_printed_as_dashes(monkeypatch, capsys)
     empty = timing.Measurement()
     results = iter([empty, measured, empty])  # Training, then batches of 1 and 4.
     monkeypatch.setattr(cost, "measure_program", lambda *args: next(results))
-    monkeypatch.setattr(cost, "xla_flops", lambda *args: None)
+    monkeypatch.setattr(counting, "xla_flops", lambda *args: None)
     got = measure()
     one, four = got["latency"]
     assert one["images_per_second"] == 100.0

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.test_util import check_grads
 
-from dwsep_jax.nn import ops, shifted
+from dwsep_jax.nn import layers, ops, shifted
 from tests.nn.numerics import relative_error
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -177,13 +177,13 @@ def test_what_does_not_fit_is_refused_with_a_reason():
     x, kernel, _ = make_inputs((1, 5, 5, 2))
     for options, message in (
         (dict(lowering="fft"), "choose one of auto"),
-        (dict(padding="FULL"), "not 'FULL'"),
+        (dict(padding="FULL"), "one of SAME, SAME_LOWER, VALID"),
         (dict(strides=0), "strides are one or two"),
         (dict(padding=((-1, 0), (0, 0))), ">= 0"),
         (dict(strides=(1.5, 1)), "not \\(1.5, 1\\)"),
         (dict(padding="VALID", kernel_dilation=(3, 1)), "7 pixels does not fit into 5"),
         (dict(kernel=np.ones((0, 3, 1, 2), np.float32)), "is empty"),
-        (dict(kernel=np.ones((3, 3, 1, 3), np.float32)), r"2 \* channel_multiplier"),
+        (dict(kernel=np.ones((3, 3, 1, 3), np.float32)), r"C \* channel_multiplier"),
         (dict(kernel=jnp.ones((3, 3, 1, 2), jnp.bfloat16)), "float32 and bfloat16"),
         (dict(x=np.ones((5, 5, 2), np.float32)), r"\(N, H, W, C\)"),
     ):
@@ -191,6 +191,11 @@ def test_what_does_not_fit_is_refused_with_a_reason():
             ops.depthwise_conv(**{"x": x, "kernel": kernel} | options)
     with pytest.raises(ValueError, match=r"\(1, 1, 2, F\), not"):
         ops.pointwise_conv(jnp.asarray(x), jnp.asarray(kernel))
+
+
+def normalize(x, mean, var, scale, bias, epsilon, activation):
+    module = layers.Normalize(epsilon, activation=activation)
+    return module.apply({"params": {"scale": scale, "bias": bias}}, x, mean, var)
 
 
 @pytest.mark.parametrize("activation", [None, nn.relu, nn.swish])
@@ -205,7 +210,7 @@ def test_normalize_and_its_derivatives_equal_the_formula(activation):
         return y if activation is None else activation(y)
 
     def ours(*args):
-        return ops.normalize(*args, epsilon=0.1, activation=activation)
+        return normalize(*args, epsilon=0.1, activation=activation)
 
     def loss(f):
         return lambda *args: jnp.sum(jnp.sin(f(*args)))
@@ -225,7 +230,7 @@ def test_gradient_of_normalize_takes_two_sums_over_the_elements():
     x, vector = jnp.ones((2, 3, 3, 4)), jnp.ones(4)
 
     def gradients(g, *args):
-        f = partial(ops.normalize, epsilon=0.1, activation=nn.relu)
+        f = partial(normalize, epsilon=0.1, activation=nn.relu)
         return jax.vjp(f, *args)[1](g)
 
     jaxpr = jax.make_jaxpr(gradients)(x, x, *[vector] * 4)
@@ -256,13 +261,27 @@ def test_gradients_on_a_mesh_are_those_on_one_device(lowering):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+def test_gradients_are_exported_for_any_number_of_images():
+    x, kernel, _ = make_inputs((5, 4, 4, 2))
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(ops.depthwise_conv(x, kernel)))
+
+    gradients = jax.jit(jax.grad(loss, (0, 1)))
+    shape = (*jax.export.symbolic_shape("n"), 4, 4, 2)
+    images = jax.ShapeDtypeStruct(shape, x.dtype)
+    exported = jax.export.export(gradients)(images, kernel)
+    for one, other in zip(exported.call(x, kernel), gradients(x, kernel)):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_an_activation_may_have_parameters_of_its_own():
     x, vector = jnp.array([[-1.0, 2.0]]), jnp.ones(2)
 
     def f(slope):
         prelu = lambda y: jnp.where(y > 0, y, slope * y)  # noqa: E731
         args = (x, 0 * vector, vector, vector, 0 * vector)
-        return ops.normalize(*args, epsilon=0.0, activation=prelu).sum()
+        return normalize(*args, epsilon=0.0, activation=prelu).sum()
 
     assert jax.grad(f)(0.5) == -1.0
 
