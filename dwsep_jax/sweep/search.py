@@ -98,15 +98,17 @@ def check_search(
       ConfigError: if no trial can have one of the values, or as `check_study`.
       UserError: as `check_study`.
     """
+
+    def check(params):
+        loop.resolve(make_config(params, config, axes), dataset)
+        make_config(params, config, axes, is_final=True)
+
     choose("pruner", config.sweep.pruner, PRUNERS)
-    loop.resolve(make_config({}, config, axes), dataset)
-    make_config({}, config, axes, is_final=True)
+    check({})
     for axis in axes:
         for value in axis.extremes:
-            params = {axis.name: value}
             try:
-                loop.resolve(make_config(params, config, axes), dataset)
-                make_config(params, config, axes, is_final=True)
+                check({axis.name: value})
             except ConfigError as error:
                 raise ConfigError(
                     f"--config.sweep.space: {axis.name}={value}: {error}"
@@ -120,7 +122,7 @@ def print_plan(sweep: Sweep) -> None:
     config = sweep.config
     states = [trial.state for trial in latest(tabulate(sweep))]
     lengths = [max(a.extremes) for a in sweep.axes if a.field == "num_epochs"]
-    num_epochs = (lengths or [config.num_epochs])[0]
+    (num_epochs,) = lengths or [config.num_epochs]
     console.say(
         f"{len(states)} trials of up to {num_epochs} epochs on {config.dataset}, "
         f"sampler {config.sweep.sampler}, pruner {config.sweep.pruner}; "
