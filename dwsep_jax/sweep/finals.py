@@ -181,6 +181,7 @@ def describe_search(
         "study": config.sweep.study,
         "sampler": config.sweep.sampler,
         "pruner": config.sweep.pruner,
+        "refit_epochs": config.sweep.refit_epochs,
         "space": list(config.sweep.space),
         "axes": [axis._asdict() | {"kind": axis.kind} for axis in sweep.axes],
         "num_trials": {name: counts[name] for name in ENDED},
@@ -189,7 +190,6 @@ def describe_search(
         "command": build_command(run_config),
         "validation": {"accuracy": winner.value, "epoch": winner.user_attrs["epoch"]},
         "importance": measure_importance(sweep),
-        "refit_epochs": config.sweep.refit_epochs,
         "environment": describe_environment(config.dtype, config.seed),
     }
 
