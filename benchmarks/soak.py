@@ -220,7 +220,6 @@ def hit(workdir, number, seconds, broken) -> dict[str, Any]:
     process = start(workdir, None, broken)
     wait_for_training(workdir, process)
     row["recovery_seconds"] = time.perf_counter() - begin
-    process.join()
     return row | describe_end(workdir, process)
 
 
@@ -230,13 +229,12 @@ def hit_finished(whole, workdir, number) -> dict[str, Any]:
     shutil.copytree(whole, workdir)
     kind = "truncate" if number % 5 == 4 else "flip"
     row = {"number": number, "fault": kind, "file": damage(workdir, kind, rng, number)}
-    process = start(workdir, with_report=True)
-    process.join()
-    return row | describe_end(workdir, process)
+    return row | describe_end(workdir, start(workdir, with_report=True))
 
 
 def describe_end(workdir, process) -> dict[str, Any]:
-    """Return how the last process of a run has ended."""
+    """Wait for the last process of a run, and return how it has ended."""
+    process.join()
     log = pathlib.Path(f"{workdir}.log").read_text(errors="replace")
     return {
         "end_code": process.exitcode,
@@ -270,9 +268,8 @@ def summarize(rows: list[dict[str, Any]]) -> None:
         print(f"{kind}: {len(some)}; {dict(Counter(row['outcome'] for row in some))}")
     bad = [row for row in rows if row["outcome"] not in ("same", "refused")]
     bound = binomtest(len(bad), len(rows), alternative="less").proportion_ci(0.95).high
-    print(
-        f"survived {len(rows) - len(bad)}/{len(rows)}; fails in less than {bound:.2%}"
-    )
+    share = f"{len(rows) - len(bad)}/{len(rows)}"
+    print(f"survived {share}; fails in less than {bound:.2%}")
     print("(one-sided 95 %, Clopper-Pearson)")
     for key in ("lost_seconds", "recovery_seconds"):
         values = [row[key] for row in rows if row.get(key) is not None]
@@ -296,9 +293,8 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     whole, file = out / "whole", out / "faults.jsonl"
     for _ in range(2):  # The second compiles nothing.
-        process = start(clear(whole), with_report=True)
-        process.join()
-        assert process.exitcode == 0, f"see {whole}.log"
+        end = describe_end(whole, start(clear(whole), with_report=True))
+        assert end["end_code"] == 0, f"see {whole}.log"
     expected, rows = read_end(whole), []
     # A third of the moments are after the training.
     seconds = 1.5 * read_rows(whole)[-1]["elapsed_seconds"]

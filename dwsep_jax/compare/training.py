@@ -149,31 +149,32 @@ def train_seeds(
     comparison is interrupted.
     """
     chosen = {name: choose_rate(name, tried) for name, tried in rates.items()}
-    first, at_once = config.seed, queue.num_members
+    seeds = range(config.seed, config.seed + config.compare.num_seeds)
 
     def plan(variant, seed):
         name, rate = variant.name, chosen[variant.name]
         run_config = make_run_config(variant, rate["factor"])
         run_config.seed = seed
         label, directory = f"{name} seed {seed}", workdir / name / f"seed{seed}"
-        if seed != first:
+        if seed != seeds[0]:
             return Run(run_config, directory, label, group=name)
         label += f" (at the chosen rate {rate['learning_rate']:.3g})"
         return Run(run_config, directory, label, group=None)
 
     for variant in variants:
         trial = workdir / chosen[variant.name]["workdir"]
-        _copy_run(trial, plan(variant, first).directory)
-    seeds = range(first, first + config.compare.num_seeds)
+        _copy_run(trial, plan(variant, seeds[0]).directory)
     for i, seed in enumerate(seeds):
-        for variant in variants if i % at_once == 1 else ():
-            some = seeds[i : i + at_once]
-            queue.train_ahead([plan(variant, seed) for seed in some])
+        if i % queue.num_members == 1:
+            some = seeds[i : i + queue.num_members]
+            for variant in variants:
+                queue.train_ahead([plan(variant, seed) for seed in some])
         for variant in variants:
             if error := queue.finish(plan(variant, seed), on_test=True):
                 raise error
-        for variant in variants if seed == first else ():
-            measure_cost(workdir / variant.name / f"seed{seed}")
+        if i == 0:
+            for variant in variants:
+                measure_cost(workdir / variant.name / f"seed{seed}")
         comparison = build_comparison(config, variants, rates, seeds[: i + 1], workdir)
         write_json(workdir / "comparison.json", comparison)
     return comparison
@@ -182,7 +183,7 @@ def train_seeds(
 def _copy_run(source, target):
     """Copy a run rather than train it again, unless that has been done."""
     if not target.exists():
-        unfinished = target.with_name(f"{target.name}.tmp")
+        unfinished = target.with_suffix(".tmp")
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.copytree(source, unfinished)
         os.replace(unfinished, target)

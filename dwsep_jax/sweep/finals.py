@@ -135,33 +135,27 @@ def _train_final(sweep, final, seeds, queue):
     if epochs := sweep.config.sweep.refit_epochs:
         place += f"-epochs{epochs}"
     config = make_config(final.trial.params, sweep.config, sweep.axes, is_final=True)
-    runs = [
-        Run(
-            config=ConfigDict({**config, "seed": seed}),
-            directory=sweep.workdir / place / f"seed{seed}",
-            label=f"trial {number} seed {seed}",
-            group=str(number),
-        )
-        for seed in seeds
-    ]
+    runs = []
+    for seed in seeds:
+        its_config = ConfigDict({**config, "seed": seed})
+        directory = sweep.workdir / place / f"seed{seed}"
+        label = f"trial {number} seed {seed}"
+        runs.append(Run(its_config, directory, label, group=str(number)))
     queue.train_ahead(runs)
     diverged = [run.config.seed for run in runs if queue.finish(run, on_test=True)]
-    if len(diverged) == len(runs):
+    trained = [seed for seed in seeds if seed not in diverged]
+    if not trained:
         return None
-    trained = [
-        describe_result(sweep.workdir, f"{place}/seed{seed}", seed)
-        for seed in seeds
-        if seed not in diverged
-    ]
+    results = [describe_result(sweep.workdir, f"{place}/seed{s}", s) for s in trained]
     return {
         "number": number,
         "overrides": _list_overrides(config, sweep.axes),
         "directory": place,
         "reasons": final.reasons,
-        "runs": trained,
+        "runs": results,
         "diverged": diverged,
         "summary": {
-            metric: summarize_sample([run[metric] for run in trained])
+            metric: summarize_sample([result[metric] for result in results])
             for metric in ("accuracy", "val_accuracy")
         },
     }
