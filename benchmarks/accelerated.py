@@ -10,7 +10,6 @@ Needs keras and equinox. `--quick` leaves out 224 pixels, and takes 4 minutes on
 cores; the rest has not been timed.
 """
 
-import argparse
 import os
 from collections.abc import Callable
 
@@ -24,8 +23,7 @@ import numpy as np
 from flax import linen, nnx
 
 import dwsep_jax
-from benchmarks.timing import compile_jax, print_header, print_row, time_in_turn
-from dwsep_jax.environment import keep_freed_memory
+from benchmarks.timing import compile_jax, print_header, print_row, start, time_in_turn
 
 WIDTHS = (32, 64, 128, 128, 256, 256)
 
@@ -42,75 +40,59 @@ def make_keras(name: str) -> tuple[Callable, list]:
     return apply, [v.value for v in model.trainable_variables]
 
 
-class Linen(linen.Module):
-    """Separable convolutions, every other one with stride 2."""
+def make_layers(conv: Callable, activation: Callable) -> list[Callable]:
+    """Return separable convolutions, every other one with stride 2, and a pooling.
 
-    @linen.compact
-    def __call__(self, x):
-        x = linen.relu(linen.Conv(32, (3, 3), 2)(x))
-        for i, width in enumerate(WIDTHS):
-            n = x.shape[-1]
-            x = linen.Conv(n, (3, 3), 1 + i % 2, feature_group_count=n)(x)
-            x = linen.relu(linen.Conv(width, (1, 1))(linen.relu(x)))
-        return linen.Dense(10)(x.mean((1, 2)))
-
-
-class Nnx(nnx.Module):
-    """The same."""
-
-    def __init__(self, rngs: nnx.Rngs):
-        self.stem = nnx.Conv(3, 32, (3, 3), 2, rngs=rngs)
-        layers, n = [], 32
-        for i, width in enumerate(WIDTHS):
-            options = dict(strides=1 + i % 2, feature_group_count=n, rngs=rngs)
-            layers.append(nnx.Conv(n, n, (3, 3), **options))
-            layers.append(nnx.Conv(n, width, (1, 1), rngs=rngs))
-            n = width
-        self.layers, self.head = nnx.List(layers), nnx.Linear(n, 10, rngs=rngs)
-
-    def __call__(self, x):
-        x = nnx.relu(self.stem(x))
-        for layer in self.layers:
-            x = nnx.relu(layer(x))
-        return self.head(x.mean((1, 2)))
+    `conv` takes input and output channels, side of the kernel, stride and groups.
+    """
+    layers, n = [conv(3, 32, 3, 2, 1), activation], 32
+    for i, width in enumerate(WIDTHS):
+        layers += [conv(n, n, 3, 1 + i % 2, n), activation]
+        layers += [conv(n, width, 1, 1, 1), activation]
+        n = width
+    return [*layers, lambda x: x.mean((1, 2))]
 
 
-class Equinox(eqx.Module):
-    """The same, of one image in channels-first order."""
+def make_linen() -> tuple[Callable, object]:
+    """Return a small MobileNet as `make_keras` does; so do the next two."""
 
-    layers: list
+    def conv(n, width, size, stride, groups):
+        return linen.Conv(width, (size, size), stride, feature_group_count=groups)
 
-    def __init__(self, key: jax.Array):
-        keys = iter(jax.random.split(key, 20))
-        self.layers, n = [eqx.nn.Conv2d(3, 32, 3, 2, 1, key=next(keys))], 32
-        for i, width in enumerate(WIDTHS):
-            depthwise = eqx.nn.Conv2d(n, n, 3, 1 + i % 2, 1, groups=n, key=next(keys))
-            self.layers += [depthwise, eqx.nn.Conv2d(n, width, 1, key=next(keys))]
-            n = width
-
-    def __call__(self, x):
-        for layer in self.layers:
-            x = jax.nn.relu(layer(x))
-        return x.mean((1, 2))
+    model = linen.Sequential([*make_layers(conv, linen.relu), linen.Dense(10)])
+    return model.apply, model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
 
 
-def make_networks() -> dict[str, tuple[Callable, object]]:
-    """Return (parameters, images NHWC) -> outputs, and parameters, by name."""
-    key = jax.random.key(0)
-    plain = Linen().init(key, jnp.ones((1, 32, 32, 3)))
-    graph, state = nnx.split(Nnx(nnx.Rngs(0)))
-    arrays, static = eqx.partition(Equinox(key), eqx.is_array)
+def make_nnx() -> tuple[Callable, object]:
+    """The same in nnx."""
+    rngs = nnx.Rngs(0)
 
-    def apply_equinox(arrays, images):
-        return jax.vmap(eqx.combine(arrays, static))(images.transpose(0, 3, 1, 2))
+    def conv(n, width, size, stride, groups):
+        options = {"feature_group_count": groups, "rngs": rngs}
+        return nnx.Conv(n, width, (size, size), stride, **options)
 
-    return {
-        "Keras MobileNetV2": make_keras("MobileNetV2"),
-        "Keras EfficientNetB0": make_keras("EfficientNetB0"),
-        "Flax linen": (Linen().apply, plain),
-        "Flax nnx": (lambda state, x: nnx.merge(graph, state)(x), state),
-        "Equinox": (apply_equinox, arrays),
-    }
+    head = nnx.Linear(WIDTHS[-1], 10, rngs=rngs)
+    graph, state = nnx.split(nnx.Sequential(*make_layers(conv, nnx.relu), head))
+    return lambda state, images: nnx.merge(graph, state)(images), state
+
+
+def make_equinox() -> tuple[Callable, object]:
+    """The same in Equinox, channels first and without the head."""
+    keys = iter(jax.random.split(jax.random.key(0), 20))
+
+    def conv(n, width, size, stride, groups):
+        options = {"groups": groups, "key": next(keys)}
+        return eqx.nn.Conv2d(n, width, size, stride, size // 2, **options)
+
+    arrays, static = eqx.partition(make_layers(conv, jax.nn.relu), eqx.is_array)
+
+    def apply(arrays, images):
+        x = images.transpose(0, 3, 1, 2)
+        for layer in eqx.combine(arrays, static):
+            x = jax.vmap(layer)(x)
+        return x
+
+    return apply, arrays
 
 
 def compare(apply: Callable, parameters: object, images: np.ndarray) -> list[str]:
@@ -120,40 +102,40 @@ def compare(apply: Callable, parameters: object, images: np.ndarray) -> list[str
         return (apply(parameters, images) ** 2).sum()
 
     cells = []
-    passes = {"inference": lambda p: apply(p, images), "gradients": jax.grad(loss)}
-    for function in passes.values():
-        ours = {}
-        for name in ("accelerated", "jax"):
-            if name == "accelerated":
-                dwsep_jax.accelerate()
-            # `jit` shares what it has compiled of one function.
-            ours[name] = compile_jax(lambda p, f=function: f(p), parameters)
-            dwsep_jax.undo_accelerate()
-        leaves = [jax.tree.leaves(run()) for run in ours.values()]
-        scale = max(np.abs(leaf).max() for leaf in leaves[1])
-        error = max(np.abs(a - b).max() for a, b in zip(*leaves, strict=True)) / scale
-        timings = time_in_turn(ours, 5)
-        cells += [f"{timings['jax']}", f"{timings['accelerated']}"]
-        cells += [f"{timings['jax'].ratio:.1f}x", f"{error:.0e}"]
+    for function in (lambda p: apply(p, images), jax.grad(loss)):
+        # `jit` shares what it has compiled of one function.
+        dwsep_jax.accelerate()
+        ours = compile_jax(lambda p, f=function: f(p), parameters)
+        dwsep_jax.undo_accelerate()
+        theirs = compile_jax(lambda p, f=function: f(p), parameters)
+        pairs = list(zip(*map(jax.tree.leaves, (ours(), theirs())), strict=True))
+        scale = max(np.abs(b).max() for _, b in pairs)
+        error = max(np.abs(a - b).max() for a, b in pairs) / scale
+        timings = time_in_turn({"ours": ours, "theirs": theirs}, 5)
+        cells += [timings["theirs"], timings["ours"]]
+        cells += [f"{timings['theirs'].ratio:.1f}x", f"{error:.0e}"]
     return cells
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true")
-    sides = (96,) if parser.parse_args().quick else (96, 224)
-    keep_freed_memory()
+    sides = (96,) if start(__doc__, quick=False).quick else (96, 224)
     print(f"jax {jax.__version__}, keras {keras.__version__}; ms, median ± IQR / 2\n")
     columns = ["jax", "accelerated", "ratio", "error"]
-    print_header(["network", "pixels", "images", *columns, *columns])
-    for name, network in make_networks().items():
+    print_header("network", "pixels", "images", *columns, *columns)
+    networks = {
+        "Keras MobileNetV2": make_keras("MobileNetV2"),
+        "Keras EfficientNetB0": make_keras("EfficientNetB0"),
+        "Flax linen": make_linen(),
+        "Flax nnx": make_nnx(),
+        "Equinox": make_equinox(),
+    }
+    for name, network in networks.items():
         for side in sides:
             for size in (1, 16):
                 shape = (size, side, side, 3)
                 images = np.random.default_rng(0).normal(size=shape).astype("float32")
-                cells = compare(*network, jnp.asarray(images))
-                print_row([name, f"{side}", f"{size}", *cells])
+                print_row(name, side, size, *compare(*network, jnp.asarray(images)))
 
 
 if __name__ == "__main__":

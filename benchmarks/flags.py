@@ -8,20 +8,11 @@ Prints Markdown.
 
 import jax
 
-from benchmarks import plain
-from benchmarks.timing import (
-    jax_step,
-    make_batch,
-    print_header,
-    print_row,
-    time_in_turn,
-)
+from benchmarks import plain, timing
 from configs import cpu
-from dwsep_jax.environment import keep_freed_memory
 from dwsep_jax.train import optim
 
 FLAGS = {
-    "": None,
     "experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INVALID",  # None at all.
     "opt_preset": "CPU_OPT_PRESET_FAST_RUNTIME",
     "scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
@@ -36,25 +27,23 @@ FLAGS = {
 
 def main() -> None:
     """Print the table."""
-    keep_freed_memory()
-    config, batch = optim.resolve(cpu.get_config()), make_batch(128)
+    timing.start(__doc__)
+    config, batch = optim.resolve(cpu.get_config()), timing.make_batch(128)
     states, _ = plain.make_states(config)
+    options = {f"`xla_cpu_{k}={v}`": {f"xla_cpu_{k}": v} for k, v in FLAGS.items()}
+    options = {"defaults": None} | options
     columns = {}
     for name in ("ours", "plain Flax"):
         steps = {
-            flag: jax_step(states[name], batch, compiler_options=_options(flag))
-            for flag in FLAGS
+            label: timing.jax_step(states[name], batch, compiler_options=flags)
+            for label, flags in options.items()
         }
-        columns[name] = time_in_turn(steps, 10)
+        columns[name] = timing.time_in_turn(steps, 10)
     print(f"jax {jax.__version__}\n")
-    print_header(["flags", *columns])
-    for flag, value in FLAGS.items():
-        cells = (f"{t[flag]} ({t[flag].ratio:.2f}x)" for t in columns.values())
-        print_row([f"`xla_cpu_{flag}={value}`" if flag else "defaults", *cells])
-
-
-def _options(flag):
-    return {f"xla_cpu_{flag}": FLAGS[flag]} if flag else None
+    timing.print_header("flags", *columns)
+    for label in options:
+        cells = (f"{t[label]} ({t[label].ratio:.2f}x)" for t in columns.values())
+        timing.print_row(label, *cells)
 
 
 if __name__ == "__main__":

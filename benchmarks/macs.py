@@ -11,8 +11,8 @@ import torch
 from ml_collections import ConfigDict
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import make_dataset, print_header, print_row
-from benchmarks.torch_net import TorchDenseNet
+from benchmarks.timing import make_dataset, print_header, print_row, start
+from benchmarks.torch_net import make_torch_net
 from configs import cpu, digits, separable, standard
 from dwsep_jax.efficiency.cost import count_cost
 from dwsep_jax.nn.densenet import create_model
@@ -26,7 +26,7 @@ def count_with_torch(config: ConfigDict) -> tuple[int, int]:
     height, width, channels = IMAGE_SHAPE
     with torch.device("meta"):
         like = create_model(config, NUM_CLASSES)
-        model = TorchDenseNet(like, config.conv == "separable", channels).eval()
+        model = make_torch_net(like, config.conv == "separable", channels).eval()
         images = torch.empty(1, channels, height, width)
     with FlopCounterMode(display=False) as counter:
         model(images)
@@ -36,19 +36,19 @@ def count_with_torch(config: ConfigDict) -> tuple[int, int]:
 
 def main() -> None:
     """Print the table."""
+    start(__doc__)
     columns = ["config", "bottleneck", "parameters", "in torch", "MACs", "in torch"]
-    print_header([*columns, "difference of MACs"])
+    print_header(*columns, "difference of MACs")
     for file in (separable, standard, cpu, digits):
         for bottleneck in (0, 4):
-            config = file.get_config()
+            config = optim.resolve(file.get_config())
             config.bottleneck = bottleneck
-            config = optim.resolve(config)
             ours = count_cost(config, make_dataset(config.batch_size))
             parameters, macs = count_with_torch(config)
             counts = [ours["parameters"], parameters, ours["macs"], macs]
             counts.append(ours["macs"] - macs)
             name = file.__name__.partition(".")[2]
-            print_row([name, str(bottleneck), *(f"{n:,}" for n in counts)])
+            print_row(name, bottleneck, *(f"{n:,}" for n in counts))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Every consumer of a channel has its own batch norm. `plain_variables` converts t
 weights of `dwsep_jax.DenseNet`, so that the two can be compared.
 """
 
+from collections import defaultdict
 from functools import partial
 from typing import Any
 
@@ -16,24 +17,6 @@ from ml_collections import ConfigDict
 from dwsep_jax.nn.densenet import DenseNet, create_model
 from dwsep_jax.train import optim
 from dwsep_jax.train.step import TrainState, create_train_state, make_run_keys
-
-
-class PlainConv(nn.Module):
-    """A separable or standard convolution by `nn.Conv`."""
-
-    separable: bool
-    features: int
-    kernel_size: tuple[int, int]
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
-        if not self.separable:
-            return conv(self.features, self.kernel_size, name="conv")(x)
-        c = x.shape[-1]
-        x = conv(c, self.kernel_size, feature_group_count=c, name="depthwise")(x)
-        return conv(self.features, (1, 1), name="pointwise")(x)
 
 
 class PlainDenseNet(nn.Module):
@@ -66,9 +49,13 @@ class PlainDenseNet(nn.Module):
                     inner = round(like.bottleneck * growth)
                     y = conv(inner, (1, 1), name=f"{name}.bottleneck")(y)
                     y = like.act(norm(name=f"{name}.bottleneck_norm.normalize")(y))
-                y = PlainConv(
-                    self.separable, growth, kernel_size, dtype, name=f"{name}.conv"
-                )(y)
+                if self.separable:
+                    c, name = y.shape[-1], f"{name}.conv"
+                    depthwise = partial(conv, feature_group_count=c)
+                    y = depthwise(c, kernel_size, name=f"{name}.depthwise")(y)
+                    y = conv(growth, (1, 1), name=f"{name}.pointwise")(y)
+                else:
+                    y = conv(growth, kernel_size, name=f"{name}.conv.conv")(y)
                 y = nn.Dropout(like.dropout_rate, deterministic=not train)(y)
                 x = jnp.concatenate([x, y], axis=-1)
         x = like.act(norm(name="norm")(x))
@@ -92,34 +79,30 @@ def make_states(config: ConfigDict) -> tuple[dict[str, TrainState], DenseNet]:
     Args:
       config: resolved; its kind of convolution is ignored.
     """
-    tx, states = optim.make_optimizer(config, lambda step: 1.0), {}
-    for conv in ("standard", "separable"):
+    tx = optim.make_optimizer(config, lambda step: 1.0)
+
+    def make(conv):
         model = create_model(ConfigDict(config.to_dict() | {"conv": conv}), 10)
-        arguments = (model, tx, (32, 32, 3), make_run_keys(0))
-        states[conv] = create_train_state(*arguments)
-    ours = states["separable"]
-    flax = plain_variables(
-        model, {"params": ours.params, "batch_stats": ours.batch_stats}
-    )
+        return model, create_train_state(model, tx, (32, 32, 3), make_run_keys(0))
+
+    (model, ours), (_, standard) = make("separable"), make("standard")
+    variables = {"params": ours.params, "batch_stats": ours.batch_stats}
+    flax = plain_variables(model, variables)
+    flax["opt_state"] = tx.init(flax["params"])
     apply_fn = PlainDenseNet(model, separable=True).apply
-    opt_state = tx.init(flax["params"])
     return {
         "ours": ours,
-        "plain Flax": ours.replace(apply_fn=apply_fn, opt_state=opt_state, **flax),
-        "ours, standard convolutions": states["standard"],
+        "plain Flax": ours.replace(apply_fn=apply_fn, **flax),
+        "ours, standard convolutions": standard,
     }, model
 
 
 def plain_params(params: dict[str, Any]) -> dict[str, Any]:
     """Rename {"block0": {"layer0": {"norm": ...}}} to {"block0.layer0.norm": ...}."""
-    plain: dict[str, Any] = {}
+    plain = defaultdict(dict)
     for (*path, leaf), value in flatten_dict(params).items():
-        inside = [] if path[-2:-1] != ["conv"] or path[0] == "stem" else [path.pop()]
-        node = plain.setdefault(".".join(path), {})
-        for name in inside:
-            node = node.setdefault(name, {})
-        node[leaf] = value
-    return plain
+        plain[".".join(path)][leaf] = value
+    return dict(plain)
 
 
 def consumer_stats(like: DenseNet, producers: dict[str, Any]) -> dict[str, Any]:
@@ -127,18 +110,15 @@ def consumer_stats(like: DenseNet, producers: dict[str, Any]) -> dict[str, Any]:
     plain, pieces = {}, []
 
     def join():
-        return {
-            key: jnp.concatenate([piece[key] for piece in pieces])
-            for key in ("mean", "var")
-        }
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *pieces)
 
     for b, num_layers in enumerate(like.block_sizes):
         if b:
             plain[f"transition{b}.norm"] = join()
         pieces = [producers[f"statistics{b}"]]
+        block = producers[f"block{b}"]
         for i in range(num_layers):
             plain[f"block{b}.layer{i}.norm"] = join()
-            block = producers[f"block{b}"]
             if like.bottleneck:
                 inner = block[f"layer{i}"]["bottleneck_norm"]["statistics"]
                 plain[f"block{b}.layer{i}.bottleneck_norm.normalize"] = inner

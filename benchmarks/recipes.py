@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from benchmarks.timing import print_header, print_row
+from benchmarks.timing import print_header, print_row, start
 from configs import digits
 from dwsep_jax import console, data
 from dwsep_jax.train import loop, optim
@@ -38,7 +38,7 @@ def measure(config: ConfigDict) -> str:
     """Train, and return one cell of the table."""
     dataset = data.load(config)
     config = loop.resolve(config, dataset)
-    start = time.perf_counter()
+    begin = time.perf_counter()
     with (
         tempfile.TemporaryDirectory() as workdir,
         console.logged(os.devnull),
@@ -50,7 +50,7 @@ def measure(config: ConfigDict) -> str:
     state, last = member.state, member.history[-1]
     raw, _ = evaluate(state, dataset.test, config.eval_batch_size)
     ema, _ = evaluate(averaged(state), dataset.test, config.eval_batch_size)
-    print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
+    print(f"{time.perf_counter() - begin:.0f} s", file=sys.stderr)
     return (
         f"{last['val_accuracy']:.1%}, {raw['accuracy']:.2%} (average: "
         f"{last['ema_val_accuracy']:.1%}, {ema['accuracy']:.2%})"
@@ -59,14 +59,15 @@ def measure(config: ConfigDict) -> str:
 
 def measure_all(columns: list[str], changes: list[dict[str, Any]]) -> None:
     """Print a table: a row for each optimizer, a column for each change."""
-    print_header(["optimizer", *columns])
+    print_header("optimizer", *columns)
     for name in optim.OPTIMIZERS:
         cells = [measure(make_config(optimizer=name, **change)) for change in changes]
-        print_row([name, *cells])
+        print_row(name, *cells)
 
 
 def main() -> None:
     """Measure both tables."""
+    start(__doc__)
     print("Accuracy on validation, test (and of the running average)\n")
     measure_all(list(optim.SCHEDULES), [{"schedule": s} for s in optim.SCHEDULES])
     print()

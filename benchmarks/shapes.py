@@ -13,8 +13,7 @@ time to ours. Needs the extra `bench`; about 15 minutes on 2 CPU cores.
 `--part=I/N` every N-th shape, from the I-th.
 """
 
-import argparse
-import os
+import itertools
 from functools import partial
 
 import jax
@@ -23,9 +22,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.timing import compile_jax, print_header, print_row, time_in_turn
+from benchmarks import timing
 from benchmarks.torch_net import run_torch, to_torch
-from dwsep_jax.environment import keep_freed_memory
 from dwsep_jax.nn import ops
 
 # (images, rows and columns, channels, side of the kernel, stride).
@@ -53,46 +51,48 @@ def draw_shapes(num_shapes: int, seed: int = 0) -> list[tuple[int, ...]]:
     return shapes
 
 
-def make_contenders(shape, separable, activation, with_gradients, dtype):
+def make_contenders(
+    shape: tuple[int, ...],
+    activation: str,
+    separable: bool,
+    with_gradients: bool,
+    dtype: str,
+) -> timing.Contenders:
     """Return what is timed: a call of each."""
     n, size, channels, kernel_size, stride = shape
-    rng = np.random.default_rng(0)
-    draw = lambda *s: jnp.asarray(rng.normal(size=s), dtype)  # noqa: E731
-    x = draw(n, size, size, channels)
-    kernels = [draw(kernel_size, kernel_size, 1, channels)]
-    function = ops.depthwise_conv
-    if separable:
-        kernels.append(draw(1, 1, channels, channels))
-        function = ops.separable_conv
+    padding = kernel_size // 2  # The same on both sides, as PyTorch has it.
     activate, torch_activate = ACTIVATIONS[activation]
+    rng, function = np.random.default_rng(0), ops.depthwise_conv
+    shapes = [(n, size, size, channels), (kernel_size, kernel_size, 1, channels)]
+    if separable:
+        shapes.append((1, 1, channels, channels))
+        function = ops.separable_conv
+    arrays = [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
     def forward(lowering, x, *kernels):
-        # The same padding on both sides, as PyTorch has it.
-        options = {"strides": stride, "padding": kernel_size // 2}
-        return function(activate(x), *kernels, lowering=lowering, **options)
+        options = {"strides": stride, "padding": padding, "lowering": lowering}
+        return function(activate(x), *kernels, **options)
 
     def gradients(lowering, g, *arrays):
         return jax.vjp(partial(forward, lowering), *arrays)[1](g)
 
-    arrays = [x, *kernels]
-    g = jnp.ones_like(forward("auto", *arrays))
-    calls = {}
-    for name, lowering in (("ours", "auto"), ("XLA", "conv")):
-        if with_gradients:
-            calls[name] = compile_jax(partial(gradients, lowering), g, *arrays)
-        else:
-            calls[name] = compile_jax(partial(forward, lowering), *arrays)
-    calls["copy"] = compile_jax(lambda x: x + 1, x)
+    compute, arguments = forward, arrays
+    if with_gradients:
+        compute = gradients
+        arguments = [jnp.ones_like(forward("auto", *arrays)), *arrays]
+    calls = {
+        name: timing.compile_jax(partial(compute, lowering), *arguments)
+        for name, lowering in (("ours", "auto"), ("XLA", "conv"))
+    }
+    calls["copy"] = timing.compile_jax(lambda x: x + 1, arrays[0])
 
-    type_ = getattr(torch, dtype)
-    tensors = [to_torch(x).to(type_)]
-    for kernel in kernels:
-        weight = to_torch(kernel.transpose(3, 0, 1, 2)).to(type_)
-        tensors.append(weight.contiguous())
-    tensors = [tensor.requires_grad_(with_gradients) for tensor in tensors]
+    tensors = [to_torch(arrays[0])]
+    tensors += [to_torch(k.transpose(3, 0, 1, 2)).contiguous() for k in arrays[1:]]
+    tensors = [x.to(getattr(torch, dtype)) for x in tensors]
+    tensors = [x.requires_grad_(with_gradients) for x in tensors]
 
     def torch_forward(x, depthwise, *pointwise):
-        options = {"stride": stride, "groups": channels, "padding": kernel_size // 2}
+        options = {"stride": stride, "groups": channels, "padding": padding}
         y = F.conv2d(torch_activate(x), depthwise, **options)
         return F.conv2d(y, *pointwise) if pointwise else y
 
@@ -101,52 +101,32 @@ def make_contenders(shape, separable, activation, with_gradients, dtype):
         if with_gradients:
             torch.autograd.grad(y, tensors, torch.ones_like(y))
 
-    calls["PyTorch"] = run_torch(partial(call, torch_forward))
     compiled = torch.compile(torch_forward, dynamic=False)
+    calls["PyTorch"] = run_torch(partial(call, torch_forward))
     calls["PyTorch compiled"] = run_torch(partial(call, compiled))
     return calls
 
 
-def measure(name: str, calls: dict) -> None:
-    """Print the row of a convolution; XLA's is slow enough to be timed once, alone."""
-    xla = time_in_turn({"XLA": calls.pop("XLA")}, 1)["XLA"]
-    timings = time_in_turn(calls, num_rounds=7)
-    xla.ratio = xla.median_ms / timings["ours"].median_ms
-    timings["XLA"] = xla
-    print_row([name, *(f"{t} ({t.ratio:.2f})" for t in timings.values())])
-
-
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--compiled", action="store_true", help="PyTorch compiled, too")
-    parser.add_argument("--part", default="0/1", help="I/N: every N-th shape, from I")
-    arguments = parser.parse_args()
-    part, num_parts = map(int, arguments.part.split("/"))
-    keep_freed_memory()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch._dynamo.config.recompile_limit = 1000
-    columns = ["ours", "copy", "PyTorch", "PyTorch compiled", "XLA"]
-    if not arguments.compiled:
-        columns.remove("PyTorch compiled")
-    print_header(["shape, kernel, stride", *columns])
+    args = timing.start(__doc__, dtype="float32", compiled=False, part="0/1")
+    part, num_parts = map(int, args.part.split("/"))
+    columns = ["ours", "copy", "PyTorch", *["PyTorch compiled"] * args.compiled]
+    timing.print_header("shape, kernel, stride", *columns, "XLA")
     for i, shape in list(enumerate((*KNOWN, *draw_shapes(14))))[part::num_parts]:
         n, size, channels, kernel_size, stride = shape
         activation = list(ACTIVATIONS)[i % 2]
-        for separable in (False, True):
-            for with_gradients in (False, True):
-                calls = make_contenders(
-                    shape, separable, activation, with_gradients, arguments.dtype
-                )
-                if not arguments.compiled:
-                    del calls["PyTorch compiled"]
-                kind = "separable" if separable else "depthwise"
-                name = f"{n}x{size}x{size}x{channels}, {kernel_size}, {stride}, "
-                measure(
-                    name + f"{activation}, {kind}" + with_gradients * ", gradients",
-                    calls,
-                )
+        for separable, with_gradients in itertools.product((False, True), repeat=2):
+            kind = "separable" if separable else "depthwise"
+            name = f"{n}x{size}x{size}x{channels}, {kernel_size}, {stride}, "
+            name += f"{activation}, {kind}" + with_gradients * ", gradients"
+            options = (activation, separable, with_gradients, args.dtype)
+            calls = make_contenders(shape, *options)
+            timings = timing.time_in_turn({c: calls[c] for c in columns}, 7)
+            # XLA's is slow enough to be timed once, alone.
+            timings |= timing.time_in_turn({"XLA": calls["XLA"]}, 1)
+            timings["XLA"].ratio = timings["XLA"].median_ms / timings["ours"].median_ms
+            timing.print_row(name, *(f"{t} ({t.ratio:.2f})" for t in timings.values()))
 
 
 if __name__ == "__main__":

@@ -15,14 +15,12 @@ and draws its report: both must come out the same, or be refused.
 `--broken=NAME` resumes wrongly in one way, of `BROKEN`: the soak must report it.
 """
 
-import argparse
 import contextlib
 import itertools
 import json
 import multiprocessing
 import os
 import pathlib
-import re
 import resource
 import shutil
 import signal
@@ -35,10 +33,16 @@ import zipfile
 from collections import Counter
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.stats import binomtest
 
+from benchmarks import timing
+from dwsep_jax import __main__ as command
+from dwsep_jax.train import checkpoint, loop, optim
 from dwsep_jax.workdir import read_json, read_rows
+from tests.tiny import bits
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
 # Every leaf that a state can have, and several programs and saves in an epoch.
@@ -52,65 +56,42 @@ FIELDS |= {"progress": False, "learning_rate": 0.3}
 SHARES = {"kill": 0.3, "kill in a save": 0.2, "SIGTERM": 0.15, "SIGINT": 0.1}
 SHARES |= {"full disk": 0.05, "flip": 0.1, "truncate": 0.1}
 
-IN_A_SAVE = {"kill in a save": "kill", "full disk": "full disk"}
-FAULTS_IN_A_SAVE = {
-    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+IN_A_SAVE = {
+    "kill in a save": lambda: os.kill(os.getpid(), signal.SIGKILL),
     # From then on nothing more goes into a file of this process.
     "full disk": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
 }
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 
-# How resuming can be broken: what becomes of a member that was restored.
+# How resuming can be broken: what becomes of parts of a state that was restored.
 BROKEN = {
-    "optimizer": lambda m: _replace(m, opt_state=m.state.tx.init(m.state.params)),
-    "key": lambda m: _replace(m, key=_fold(m.state.key)),
-    "order": lambda m: setattr(m, "_order_key", _fold(m._order_key)),
-    "average": lambda m: _replace(m, ema=_forget(m.state)),
-    "plateau": lambda m: _replace(m, plateau=type(m.state.plateau)(*_plateau())),
+    "optimizer": lambda state: {"opt_state": state.tx.init(state.params)},
+    "key": lambda state: {"key": jax.random.fold_in(state.key, 1)},
+    "order": lambda state: {},  # It is not in the state.
+    "average": lambda state: {"ema": state.ema.replace(params=_copy(state.params))},
+    "plateau": lambda state: {"plateau": optim.make_plateau()},
 }
 
 
-def _replace(member, **changes):
-    member.state = member.state.replace(**changes)
-
-
-def _forget(state):
-    import jax
-
-    # Copied, as a buffer can be donated only once.
-    return state.ema.replace(params=jax.tree.map(lambda x: x.copy(), state.params))
-
-
-def _fold(key):
-    import jax
-
-    return jax.random.fold_in(key, 1)
-
-
-def _plateau():
-    from dwsep_jax.train import optim
-
-    return optim.make_plateau()
+def _copy(tree):
+    return jax.tree.map(jnp.copy, tree)  # As a buffer can be donated only once.
 
 
 def run(
     workdir: pathlib.Path,
     fault_in_save: tuple[str, float, int] | None = None,
-    broken: str | None = None,
+    broken: str = "",
     with_report: bool = False,
 ) -> None:
     """Run the command in this process, as `main.py` does.
 
     Args:
       workdir: of the run; what is printed is appended to its `log` beside it.
-      fault_in_save: "kill" or "full disk", how many seconds into a save, and into which
-        one, from 0.
-      broken: of `BROKEN`.
+      fault_in_save: of `IN_A_SAVE`, how many seconds into a save, and into which one,
+        from 0.
+      broken: of `BROKEN`, or empty.
       with_report: draw the report afterwards.
     """
-    from dwsep_jax.__main__ import main
-    from dwsep_jax.train import checkpoint, loop
-
     with open(f"{workdir}.log", "ab") as log:
         output = log
         if fault_in_save is not None:  # Through a process whose files may grow.
@@ -125,7 +106,7 @@ def run(
     def save_in_fault(*arguments, **options):
         kind, delay, number = fault_in_save
         if next(saves) == number:
-            timer = threading.Timer(delay, FAULTS_IN_A_SAVE[kind])
+            timer = threading.Timer(delay, IN_A_SAVE[kind])
             timer.daemon = True
             timer.start()
         save(*arguments, **options)
@@ -133,25 +114,28 @@ def run(
     def enter_broken(member):
         enter(member)
         if member.history or int(member.state.step):
-            BROKEN[broken](member)
+            member.state = member.state.replace(**BROKEN[broken](member.state))
+            if broken == "order":
+                member._order_key = jax.random.fold_in(member._order_key, 1)
         return member
 
-    if fault_in_save is not None:
+    if fault_in_save:
         checkpoint.Checkpoints.save = save_in_fault
-    if broken is not None:
+    if broken:
         loop.Member.__enter__ = enter_broken
     flags = [f"--config.{name}={value}" for name, value in FIELDS.items()]
-    code = main(["main.py", f"--config={CONFIG}", f"--workdir={workdir}", *flags])
+    words = ["main.py", f"--workdir={workdir}"]
+    code = command.main([*words, f"--config={CONFIG}", *flags])
     if with_report and code == 0:
-        code = main(["main.py", "--mode=report", f"--workdir={workdir}"])
+        code = command.main([*words, "--mode=report"])
     sys.exit(code)
 
 
 def start(*arguments, **options):
     """Start a process to `run`; modules are imported, but jax has not been used."""
     context = multiprocessing.get_context("forkserver")
-    modules = ["dwsep_jax.__main__", "dwsep_jax.train.loop", "orbax.checkpoint"]
-    context.set_forkserver_preload([*modules, "sklearn.metrics", "vl_convert"])
+    modules = ["benchmarks.soak", "orbax.checkpoint", "sklearn.metrics", "vl_convert"]
+    context.set_forkserver_preload(modules)
     process = context.Process(target=run, args=arguments, kwargs=options)
     process.start()
     return process
@@ -169,10 +153,7 @@ def wait_for_training(workdir: pathlib.Path, process: Any) -> None:
 
 def read_end(workdir: pathlib.Path) -> dict[str, Any]:
     """Return what a finished run has left, without times and places."""
-    from dwsep_jax.train.checkpoint import Checkpoints
-    from tests.tiny import bits
-
-    tree = Checkpoints(workdir).restore_latest(None).tree
+    tree = checkpoint.Checkpoints(workdir).restore_latest(None).tree
     times = ("elapsed_seconds", "images_per_second")
     rows = [{k: v for k, v in r.items() if k not in times} for r in read_rows(workdir)]
     evaluation = read_json(workdir, "evaluation")
@@ -218,12 +199,11 @@ def hit(workdir, number, seconds, broken) -> dict[str, Any]:
     """Let a fault hit a run, and repeat its command until it ends; return the row."""
     rng = np.random.default_rng(number)
     kind = str(rng.choice(list(SHARES), p=list(SHARES.values())))
-    in_save = IN_A_SAVE.get(kind)
+    in_save = kind in IN_A_SAVE
     moment = float(rng.uniform(0, 0.1 if in_save else seconds))
-    row = {"number": number, "fault": kind, "moment": moment}
-    row["save"] = int(rng.integers(FIELDS["num_epochs"]))  # Each epoch has one or more.
-    fault_in_save = (in_save, moment, row["save"]) if in_save else None
-    process = start(workdir, fault_in_save, broken)
+    save = int(rng.integers(FIELDS["num_epochs"]))  # Each epoch has one or more.
+    row = {"number": number, "fault": kind, "moment": moment, "save": save}
+    process = start(workdir, (kind, moment, save) if in_save else None, broken)
     if rng.random() < 0.9:  # The others may be hit before they train.
         wait_for_training(workdir, process)
     process.join(None if in_save else moment)
@@ -239,7 +219,6 @@ def hit(workdir, number, seconds, broken) -> dict[str, Any]:
     process = start(workdir, None, broken)
     wait_for_training(workdir, process)
     row["recovery_seconds"] = time.perf_counter() - begin
-    process.join()
     return row | describe_end(workdir, process)
 
 
@@ -249,18 +228,16 @@ def hit_finished(whole, workdir, number) -> dict[str, Any]:
     shutil.copytree(whole, workdir)
     kind = "truncate" if number % 5 == 4 else "flip"
     row = {"number": number, "fault": kind, "file": damage(workdir, kind, rng, number)}
-    process = start(workdir, with_report=True)
-    process.join()
-    return row | describe_end(workdir, process)
+    return row | describe_end(workdir, start(workdir, with_report=True))
 
 
 def describe_end(workdir, process) -> dict[str, Any]:
-    """Return how the last process of a run has ended."""
+    """Wait for the last process of a run, and return how it has ended."""
+    process.join()
     log = pathlib.Path(f"{workdir}.log").read_text(errors="replace")
     return {
         "end_code": process.exitcode,
         "traceback": "Traceback" in log,
-        "resumed": re.findall(r"(?:resuming|finished) after epoch .*", log),
         "last_line": log.strip().splitlines()[-1],
     }
 
@@ -290,9 +267,8 @@ def summarize(rows: list[dict[str, Any]]) -> None:
         print(f"{kind}: {len(some)}; {dict(Counter(row['outcome'] for row in some))}")
     bad = [row for row in rows if row["outcome"] not in ("same", "refused")]
     bound = binomtest(len(bad), len(rows), alternative="less").proportion_ci(0.95).high
-    print(
-        f"survived {len(rows) - len(bad)}/{len(rows)}; fails in less than {bound:.2%}"
-    )
+    share = f"{len(rows) - len(bad)}/{len(rows)}"
+    print(f"survived {share}; fails in less than {bound:.2%}")
     print("(one-sided 95 %, Clopper-Pearson)")
     for key in ("lost_seconds", "recovery_seconds"):
         values = [row[key] for row in rows if row.get(key) is not None]
@@ -310,19 +286,14 @@ def clear(workdir: pathlib.Path) -> pathlib.Path:
 
 def main() -> int:
     """Soak, and return 1 if a fault was not survived."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--faults", type=int, default=20)
-    parser.add_argument("--damages", type=int)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("soak"))
-    parser.add_argument("--broken", choices=BROKEN)
-    arguments = parser.parse_args()
-    out = arguments.out.resolve()
+    arguments = timing.start(__doc__, faults=20, damages=0, out="soak", broken="")
+    assert arguments.broken in ("", *BROKEN), f"--broken may be {', '.join(BROKEN)}"
+    out = pathlib.Path(arguments.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     whole, file = out / "whole", out / "faults.jsonl"
     for _ in range(2):  # The second compiles nothing.
-        process = start(clear(whole), with_report=True)
-        process.join()
-        assert process.exitcode == 0, f"see {whole}.log"
+        end = describe_end(whole, start(clear(whole), with_report=True))
+        assert end["end_code"] == 0, f"see {whole}.log"
     expected, rows = read_end(whole), []
     # A third of the moments are after the training.
     seconds = 1.5 * read_rows(whole)[-1]["elapsed_seconds"]

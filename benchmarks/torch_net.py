@@ -3,23 +3,28 @@
 `load` copies the weights of `dwsep_jax.DenseNet` into it.
 """
 
+import os
+from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 import torch
-from flax.traverse_util import flatten_dict
 from torch import nn
 from torch.nn import functional as F
 
 from dwsep_jax.nn.densenet import DenseNet
 
 # flax.linen and dwsep_jax name activations as functions.
-_ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "silu": F.silu}
+_ACTS = {"relu": nn.ReLU(), "leaky_relu": nn.LeakyReLU(), "silu": nn.SiLU()}
 
 ON_GPU = jax.default_backend() == "gpu"
 DEVICE = "cuda" if ON_GPU else "cpu"
+
+torch.set_num_threads(len(os.sched_getaffinity(0)))
+torch._dynamo.config.recompile_limit = 1000  # One for each shape.
 
 
 def to_torch(array: jax.Array) -> torch.Tensor:
@@ -57,107 +62,75 @@ class SamePad(nn.Module):
         return F.pad(x, pads)
 
 
-class SeparableConv(nn.Module):
-    """Depthwise, then pointwise."""
-
-    def __init__(self, inputs: int, features: int, kernel_size: int):
-        super().__init__()
-        self.depthwise = nn.Conv2d(
-            inputs, inputs, kernel_size, padding="same", groups=inputs, bias=False
-        )
-        self.pointwise = nn.Conv2d(inputs, features, 1, bias=False)
+class DenseLayer(nn.Sequential):
+    """Its layers, whose output is joined to the input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.pointwise(self.depthwise(x))
+        return torch.cat([x, super().forward(x)], dim=1)
 
 
-class DenseLayer(nn.Module):
-    """dropout(conv(act(norm(x)))), after a bottleneck if there is one."""
+class GlobalPool(nn.Module):
+    """The mean over the pixels, in float32."""
 
-    def __init__(self, like: DenseNet, separable: bool, inputs: int):
-        super().__init__()
-        self.act = _ACTIVATIONS[like.act.__name__]
-        self.norm = nn.BatchNorm2d(inputs)
-        self.has_bottleneck = bool(like.bottleneck)
-        if self.has_bottleneck:
-            width = round(like.bottleneck * like.growth_rate)
-            self.bottleneck = nn.Conv2d(inputs, width, 1, bias=False)
-            self.bottleneck_norm = nn.BatchNorm2d(width)
-            inputs = width
-        size = like.kernel_size
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float().mean((2, 3))
+
+
+def make_torch_net(
+    like: DenseNet, separable: bool, in_channels: int = 3
+) -> nn.Sequential:
+    """Return the textbook DenseNet with the fields of `like`: (N, C, H, W) -> (N, K).
+
+    Its modules are named as those of `plain.PlainDenseNet`.
+    """
+    growth, size, act = like.growth_rate, like.kernel_size, _ACTS[like.act.__name__]
+    conv = partial(nn.Conv2d, padding="same", bias=False)
+
+    def chain(kind=nn.Sequential, **modules):
+        return kind(OrderedDict(modules))
+
+    def make_layer(n):
+        parts = {"norm": nn.BatchNorm2d(n), "act": act}
+        if like.bottleneck:
+            width = round(like.bottleneck * growth)
+            parts["bottleneck"] = conv(n, width, 1)
+            n, parts["bottleneck_norm"] = width, nn.BatchNorm2d(width)
+            parts["bottleneck_act"] = act
         if separable:
-            self.conv = SeparableConv(inputs, like.growth_rate, size)
+            depthwise = conv(n, n, size, groups=n)
+            parts["conv"] = chain(depthwise=depthwise, pointwise=conv(n, growth, 1))
         else:
-            self.conv = nn.Conv2d(
-                inputs, like.growth_rate, size, padding="same", bias=False
+            parts["conv"] = conv(n, growth, size)
+        return chain(DenseLayer, **parts, dropout=nn.Dropout(like.dropout_rate))
+
+    n, stride = round(like.stem_width * growth), like.stem_stride
+    stem = nn.Conv2d(in_channels, n, size, stride, bias=False)
+    parts = {"stem": chain(pad=SamePad(size, stride), conv=stem)}
+    for b, num_layers in enumerate(like.block_sizes):
+        if b:
+            kept = int(round(like.reduction * n, 9))
+            norm, pool = nn.BatchNorm2d(n), nn.AvgPool2d(2)
+            parts[f"transition{b}"] = chain(
+                norm=norm, act=act, conv=conv(n, kept, 1), pool=pool
             )
-        self.dropout = nn.Dropout(like.dropout_rate)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.act(self.norm(x))
-        if self.has_bottleneck:
-            x = self.act(self.bottleneck_norm(self.bottleneck(x)))
-        return self.dropout(self.conv(x))
-
-
-class TorchDenseNet(nn.Module):
-    """The textbook DenseNet with the fields of `like`: (N, C, H, W) -> (N, K)."""
-
-    def __init__(self, like: DenseNet, separable: bool, in_channels: int = 3):
-        super().__init__()
-        self.act = _ACTIVATIONS[like.act.__name__]
-        width = round(like.stem_width * like.growth_rate)
-        size, stride = like.kernel_size, like.stem_stride
-        self.stem_pad = SamePad(size, stride)
-        self.stem = nn.Conv2d(in_channels, width, size, stride, bias=False)
-        self.steps = []
-        for b, num_layers in enumerate(like.block_sizes):
-            if b:
-                self._add(f"transition{b}_norm", nn.BatchNorm2d(width))
-                kept = int(round(like.reduction * width, 9))
-                self._add(f"transition{b}_conv", nn.Conv2d(width, kept, 1, bias=False))
-                width = kept
-            for i in range(num_layers):
-                self._add(f"block{b}_layer{i}", DenseLayer(like, separable, width))
-                width += like.growth_rate
-        self.norm = nn.BatchNorm2d(width)
-        self.head = nn.Linear(width, like.num_classes)
-
-    def _add(self, name, module):
-        self.add_module(name, module)
-        self.steps.append(name)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(self.stem_pad(x))
-        for name in self.steps:
-            module = getattr(self, name)
-            if name.endswith("norm"):
-                x = self.act(module(x))
-            elif name.endswith("conv"):
-                x = F.avg_pool2d(module(x), 2)
-            else:
-                x = torch.cat([x, module(x)], dim=1)
-        return self.head(self.act(self.norm(x)).float().mean((2, 3)))
+            n = kept
+        layers = {f"layer{i}": make_layer(n + i * growth) for i in range(num_layers)}
+        parts[f"block{b}"] = chain(**layers)
+        n += num_layers * growth
+    head = nn.Linear(n, like.num_classes)
+    return chain(**parts, norm=nn.BatchNorm2d(n), act=act, pool=GlobalPool(), head=head)
 
 
-def load(net: TorchDenseNet, plain: dict[str, Any]) -> None:
+def load(net: nn.Sequential, plain: dict[str, Any]) -> None:
     """Copy variables, as `plain.plain_variables` returns them, into the network."""
     names = {"kernel": "weight", "scale": "weight", "bias": "bias"}
     names |= {"mean": "running_mean", "var": "running_var"}
     state = net.state_dict()
     for collection in plain.values():
-        for (*path, leaf), value in flatten_dict(collection).items():
-            name = ".".join(path).replace(".normalize", "")
-            name = name.replace(".conv.conv", ".conv")
-            for word in ("block", "transition"):
-                if name.startswith(word):
-                    name = name.replace(".", "_", 1)
-            name = name.replace("stem.conv", "stem")
-            array = np.asarray(value)
-            if array.ndim == 4:
-                array = array.transpose(3, 2, 0, 1)
-            elif array.ndim == 2:
-                array = array.T
-            target = state[f"{name}.{names[leaf]}"]
-            assert target.shape == array.shape, name
-            target.copy_(torch.from_numpy(np.array(array)))
+        for module, arrays in collection.items():
+            for leaf, value in arrays.items():
+                array = np.array(value)
+                array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+                name = f"{module.removesuffix('.normalize')}.{names[leaf]}"
+                assert state[name].shape == array.shape, name
+                state[name].copy_(torch.from_numpy(array))

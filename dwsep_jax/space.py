@@ -31,8 +31,6 @@ _NOT_AXES = {
     ),
     "seed": "the best trials are trained with sweep.num_seeds other seeds",
 }
-# The network rounds the dropout rate to a multiple of this.
-_STEPS = {"dropout_rate": 1 / 256}
 
 
 class Axis(NamedTuple):
@@ -62,8 +60,8 @@ class Axis(NamedTuple):
     @property
     def step(self) -> float | None:
         """The spacing of a range of floats, from `low` on; None: continuous."""
-        is_linear = self.kind == "float" and not self.log
-        return _STEPS.get(self.field) if is_linear else None
+        # The network rounds the dropout rate to a multiple of this.
+        return 1 / 256 if self.field == "dropout_rate" and not self.log else None
 
     @property
     def is_factor(self) -> bool:
@@ -145,8 +143,7 @@ def _parse_axis(text):
     if field in _NOT_AXES:
         raise ConfigError(f"{field} cannot be an axis: {_NOT_AXES[field]}")
     bounds = re.fullmatch(r"(\S*)\s*\.\.\s*(\S*)(\s+log)?", values)
-    parts = bounds.groups()[:2] if bounds else map(str.strip, values.split("|"))
-    parts = list(parts)
+    parts = bounds.group(1, 2) if bounds else [v.strip() for v in values.split("|")]
     is_factor = field == "learning_rate" and all(part[:1] == "x" for part in parts)
     name = f"{field}_factor" if is_factor else field
     values = [_read_value(field, part[is_factor:]) for part in parts]

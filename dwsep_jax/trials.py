@@ -2,8 +2,8 @@
 
 import csv
 import io
-import math
 import pathlib
+import sys
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -79,9 +79,10 @@ def read_trials(path: pathlib.Path, axes: Sequence[Axis]) -> list[Trial]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
-            if missing := [c for c in columns if c not in (reader.fieldnames or ())]:
+            names = reader.fieldnames or ()
+            if missing := [column for column in columns if column not in names]:
                 raise ValueError(f"it lacks the column {missing[0]}")
-            if others := set(reader.fieldnames) - columns.keys() - {"crc32"}:
+            if others := set(names) - columns.keys() - {"crc32"}:
                 raise ValueError(f"it has the unknown column {min(others)[:40]}")
             rows = []
             for row in reader:
@@ -108,42 +109,28 @@ def _read_trial(row, columns):
         raise ValueError("it has more or fewer cells than the header")
     cells = {}
     for column, read in columns.items():
-        text = row[column]
+        text, most = row[column], 1 if column == "value" else sys.float_info.max
         try:
-            cells[column] = read(text) if text or column in _NEEDED else None
+            value = read(text) if text or column in ("number", "state") else None
+            if isinstance(value, int | float) and not 0 <= value <= most:
+                raise ValueError
         except ValueError:
             raise ValueError(f"{column} cannot be {text[:40]!r}") from None
+        cells[column] = value
     own = {name: cells.pop(name) for name in Trial._fields if name in cells}
     return Trial(**own, settings=cells)
-
-
-def _at_least_0(kind, limit=math.inf):
-    def read(text):
-        value = kind(text)
-        if not (0 <= value <= limit and math.isfinite(value)):
-            raise ValueError
-        return value
-
-    return read
-
-
-_NEEDED = ("number", "state")
 
 
 def _list_columns(axes):
     """Return how the cells of each column are read, from left to right."""
     columns = {
-        "number": _at_least_0(int),
+        "number": int,
         "state": lambda text: STATES[STATES.index(text)],
-        "value": _at_least_0(float, limit=1),
-        "epochs": _at_least_0(int),
+        "value": float,
+        "epochs": int,
     }
     for axis in axes:
         if axis.is_factor:
-            columns[axis.field] = _at_least_0(float)
+            columns[axis.field] = float
         columns[axis.name] = axis.read
-    return columns | {
-        "seconds": _at_least_0(float),
-        "retry_of": _at_least_0(int),
-        "note": str,
-    }
+    return columns | {"seconds": float, "retry_of": int, "note": str}

@@ -55,9 +55,8 @@ def build_comparison(
         places = [f"{name}/seed{seed}" for seed in seeds]
         evaluations = [read_json(workdir / place, "evaluation") for place in places]
         runs = [
-            describe_result(workdir, place, seed)
-            | _describe_rest(evaluation, read_rows(workdir / place))
-            for place, seed, evaluation in zip(places, seeds, evaluations, strict=True)
+            describe_result(workdir, place, seed) | _describe_rest(workdir / place)
+            for place, seed in zip(places, seeds, strict=True)
         ]
         per_class[name] = _average_classes(evaluations)
         entries[name] = {
@@ -96,8 +95,9 @@ def build_comparison(
     }
 
 
-def _describe_rest(evaluation, rows):
+def _describe_rest(directory):
     """Return what `runs` says besides `describe_result`."""
+    evaluation, rows = read_json(directory, "evaluation"), read_rows(directory)
     return {
         **{key: evaluation[key]["macro"] for key in ("precision", "recall")},
         "ece": evaluation["calibration"]["ece"],
@@ -129,23 +129,19 @@ def compare_with_baseline(
       workdir: of the comparison.
       margin: the loss of accuracy that is acceptable, as a share of 1.
     """
-    accuracies, correct = {}, {}
-    for name, entry in entries.items():
-        accuracies[name] = [run["accuracy"] for run in entry["runs"]]
-        directories = [workdir / run["workdir"] for run in entry["runs"]]
-        correct[name] = np.stack([_read_correct(path) for path in directories])
-    return {
-        name: {
-            "against": BASELINE,
-            **compare_networks(
-                (accuracies[name], accuracies[BASELINE]),
-                (correct[name], correct[BASELINE]),
-                margin,
-            ),
-        }
-        for name in entries
-        if name != BASELINE
-    }
+
+    def read(name):
+        runs = entries[name]["runs"]
+        correct = [_read_correct(workdir / run["workdir"]) for run in runs]
+        return [run["accuracy"] for run in runs], np.stack(correct)
+
+    paired, baseline = {}, read(BASELINE)
+    for name in entries:
+        if name != BASELINE:
+            accuracies, correct = zip(read(name), baseline, strict=True)
+            difference = compare_networks(accuracies, correct, margin)
+            paired[name] = {"against": BASELINE, **difference}
+    return paired
 
 
 def _read_correct(directory):

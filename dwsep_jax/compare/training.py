@@ -10,6 +10,7 @@ merely trained ahead of their turn, and found finished when it comes.
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -46,9 +47,14 @@ def compare(config: ConfigDict, workdir: str | os.PathLike) -> None:
     check = partial(resolve, dataset=dataset)
     config = open_workdir(workdir, config, check, COMPARISON)
     with claimed(workdir):
-        comparison = Comparison(config, workdir, dataset)
-        comparison.print_plan()
-        print_result(comparison.run())
+        variants = make_variants(config, dataset)
+        # The runs of the first seed are those of the chosen rates.
+        num_of_each = len(config.compare.rate_factors) + config.compare.num_seeds - 1
+        groups = [variant.name for variant in variants] * num_of_each
+        print_plan(config, variants, len(groups))
+        queue = RunQueue(config.compare.members_at_once, dataset, groups)
+        rates = try_rates(config, variants, workdir, queue)
+        print_result(train_seeds(config, variants, workdir, queue, rates))
         from dwsep_jax.report.write import write_report
 
         console.say(f"report: {write_report([workdir])}")
@@ -64,139 +70,123 @@ def resolve(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
     config = loop.resolve(config, dataset)
     for variant in make_variants(config, dataset):
         for factor in config.compare.rate_factors:
-            run_config = make_run_config(variant, factor, config.seed)
+            run_config = make_run_config(variant, factor)
             validate(run_config)
             loop.resolve(run_config, dataset)
     return config
 
 
-def make_run_config(variant: Variant, factor: float, seed: int) -> ConfigDict:
-    """Return the configuration of a variant's run at a multiple of its rate."""
+def make_run_config(variant: Variant, factor: float) -> ConfigDict:
+    """Return the configuration of a variant at a multiple of its rate."""
     config = variant.config.copy_and_resolve_references()
     config.learning_rate *= factor
-    config.seed = seed
     return config
 
 
-class Comparison:
-    """The runs of a comparison, in the order in which they are trained."""
-
-    def __init__(
-        self, config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset
-    ):
-        """Plan the runs of a resolved configuration."""
-        self._config, self._workdir = config, workdir
-        self._variants = make_variants(config, dataset)
-        self._factors = config.compare.rate_factors
-        self._seeds = range(config.seed, config.seed + config.compare.num_seeds)
-        # The runs of the first seed are those of the chosen rates.
-        num_runs = len(self._factors) + len(self._seeds) - 1
-        self._groups = [variant.name for variant in self._variants] * num_runs
-        at_once = config.compare.members_at_once
-        self._queue = RunQueue(at_once, dataset, self._groups)
-
-    def print_plan(self) -> None:
-        """Print what will be compared, and how many runs that takes."""
-        rows = []
-        for variant in self._variants:
-            # Widths of a stem that was solved for have many digits.
-            fields = ", ".join(
-                f"{name}={console.format_setting(value, 4)}"
-                for name, value in variant.overrides.items()
-            )
-            rows.append([variant.name, fields, *variant.size])
-        columns = ["variant", "differs in", "parameters", "MACs per image"]
-        console.print_table("Comparison", columns, rows)
-        config, factors = self._config, ", ".join(f"{f:.3g}" for f in self._factors)
-        console.say(
-            f"{len(self._groups)} runs of {config.num_epochs} epochs on "
-            f"{config.dataset}: each variant at {factors} times the learning rate "
-            f"{config.learning_rate:.3g}, then at the best on validation with "
-            f"{len(self._seeds)} seeds in all"
+def print_plan(config: ConfigDict, variants: Sequence[Variant], num_runs: int) -> None:
+    """Print what will be compared, and how many runs that takes."""
+    rows = []
+    for variant in variants:
+        # Widths of a stem that was solved for have many digits.
+        fields = ", ".join(
+            f"{name}={console.format_setting(value, 4)}"
+            for name, value in variant.overrides.items()
         )
+        rows.append([variant.name, fields, *variant.size])
+    columns = ["variant", "differs in", "parameters", "MACs per image"]
+    console.print_table("Comparison", columns, rows)
+    factors = ", ".join(f"{factor:.3g}" for factor in config.compare.rate_factors)
+    console.say(
+        f"{num_runs} runs of {config.num_epochs} epochs on {config.dataset}: each "
+        f"variant at {factors} times the learning rate {config.learning_rate:.3g}, "
+        f"then at the best on validation with {config.compare.num_seeds} seeds in all"
+    )
 
-    def run(self) -> dict[str, Any]:
-        """Train the remaining runs; write and return comparison.json.
 
-        All rates are tried first. Then the variants take turns, seed by seed, so that
-        they have equally many wherever the comparison is interrupted.
-        """
-        rates = self._try_rates()
-        chosen = {name: choose_rate(name, tried) for name, tried in rates.items()}
-        at_once = self._queue.num_members
-        for i, seed in enumerate(self._seeds):
-            if i % at_once == 1:
-                seeds = self._seeds[i : i + at_once]
-                for variant in self._variants:
-                    rate = chosen[variant.name]
-                    runs = [self._plan_seed(variant, rate, seed) for seed in seeds]
-                    self._queue.train_ahead(runs)
-            for variant in self._variants:
-                self._train_seed(variant, chosen[variant.name], seed)
-            if i == 0:
-                for variant in self._variants:
-                    measure_cost(self._workdir / variant.name / f"seed{seed}")
-            trained = self._seeds[: i + 1]
-            comparison = build_comparison(
-                self._config, self._variants, rates, trained, self._workdir
-            )
-            write_json(self._workdir / "comparison.json", comparison)
-        return comparison
+def try_rates(
+    config: ConfigDict,
+    variants: Sequence[Variant],
+    workdir: pathlib.Path,
+    queue: RunQueue,
+) -> dict[str, list[Rate]]:
+    """Return what each variant reaches on validation at each rate."""
+    runs = {}
+    for factor in config.compare.rate_factors:
+        for variant in variants:
+            name, run_config = variant.name, make_run_config(variant, factor)
+            label = f"{name} at rate {run_config.learning_rate:.3g}"
+            directory = workdir / name / f"rate{factor:.3g}"
+            runs[name, factor] = Run(run_config, directory, label, group=name)
+    rates = {variant.name: [] for variant in variants}
+    for name in rates:
+        queue.train_ahead([run for run in runs.values() if run.group == name])
+    for (name, factor), run in runs.items():
+        # A rate at which a run diverges is a bad one, not an error.
+        error = queue.finish(run, on_test=False)
+        accuracy, loss = (None, None) if error else read_score(run)
+        rates[name].append(
+            {
+                "factor": factor,
+                "learning_rate": run.config.learning_rate,
+                "val_accuracy": accuracy,
+                "val_loss": loss,
+                "workdir": run.directory.relative_to(workdir).as_posix(),
+            }
+        )
+    return rates
 
-    def _try_rates(self) -> dict[str, list[Rate]]:
-        """Return what each variant reaches on validation at each rate."""
-        runs = {
-            (variant.name, factor): self._plan_rate(variant, factor)
-            for factor in self._factors
-            for variant in self._variants
-        }
-        for variant in self._variants:
-            names = [(variant.name, factor) for factor in self._factors]
-            self._queue.train_ahead([runs[name] for name in names])
-        rates = {variant.name: [] for variant in self._variants}
-        for (name, factor), run in runs.items():
-            # A rate at which a run diverges is a bad one, not an error.
-            error = self._queue.finish(run, on_test=False)
-            accuracy, loss = (None, None) if error else read_score(run)
-            rates[name].append(
-                {
-                    "factor": factor,
-                    "learning_rate": run.config.learning_rate,
-                    "val_accuracy": accuracy,
-                    "val_loss": loss,
-                    "workdir": run.directory.relative_to(self._workdir).as_posix(),
-                }
-            )
-        return rates
 
-    def _plan_rate(self, variant: Variant, factor: float) -> Run:
-        """Return the run of a variant at a multiple of its rate."""
-        config = make_run_config(variant, factor, self._config.seed)
-        directory = self._workdir / variant.name / f"rate{factor:.3g}"
-        label = f"{variant.name} at rate {config.learning_rate:.3g}"
-        return Run(config, directory, label, variant.name)
+def train_seeds(
+    config: ConfigDict,
+    variants: Sequence[Variant],
+    workdir: pathlib.Path,
+    queue: RunQueue,
+    rates: dict[str, list[Rate]],
+) -> dict[str, Any]:
+    """Train with each seed at the best rate; write and return comparison.json.
 
-    def _plan_seed(self, variant: Variant, rate: Rate, seed: int) -> Run:
-        """Return the run of a variant with a seed, at the rate that was chosen."""
-        config = make_run_config(variant, rate["factor"], seed)
-        directory = self._workdir / variant.name / f"seed{seed}"
-        label = f"{variant.name} seed {seed}"
-        if seed == self._config.seed:
-            label += f" (at the chosen rate {config.learning_rate:.3g})"
-            return Run(config, directory, label, None)
-        return Run(config, directory, label, variant.name)
+    The variants take turns, seed by seed, so that they have equally many wherever the
+    comparison is interrupted.
+    """
+    chosen = {name: choose_rate(name, tried) for name, tried in rates.items()}
+    seeds = range(config.seed, config.seed + config.compare.num_seeds)
 
-    def _train_seed(self, variant: Variant, rate: Rate, seed: int) -> None:
-        """Train with a seed at the chosen rate, and evaluate on test."""
-        run = self._plan_seed(variant, rate, seed)
-        if seed == self._config.seed and not run.directory.exists():
-            # Copied rather than trained again.
-            unfinished = run.directory.with_name(f"{run.directory.name}.tmp")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(self._workdir / rate["workdir"], unfinished)
-            os.replace(unfinished, run.directory)
-        if error := self._queue.finish(run, on_test=True):
-            raise error
+    def plan(variant, seed):
+        name, rate = variant.name, chosen[variant.name]
+        run_config = make_run_config(variant, rate["factor"])
+        run_config.seed = seed
+        label, directory = f"{name} seed {seed}", workdir / name / f"seed{seed}"
+        if seed != seeds[0]:
+            return Run(run_config, directory, label, group=name)
+        label += f" (at the chosen rate {rate['learning_rate']:.3g})"
+        return Run(run_config, directory, label, group=None)
+
+    for variant in variants:
+        trial = workdir / chosen[variant.name]["workdir"]
+        _copy_run(trial, plan(variant, seeds[0]).directory)
+    for i, seed in enumerate(seeds):
+        if i % queue.num_members == 1:
+            some = seeds[i : i + queue.num_members]
+            for variant in variants:
+                queue.train_ahead([plan(variant, seed) for seed in some])
+        for variant in variants:
+            if error := queue.finish(plan(variant, seed), on_test=True):
+                raise error
+        if i == 0:
+            for variant in variants:
+                measure_cost(workdir / variant.name / f"seed{seed}")
+        comparison = build_comparison(config, variants, rates, seeds[: i + 1], workdir)
+        write_json(workdir / "comparison.json", comparison)
+    return comparison
+
+
+def _copy_run(source, target):
+    """Copy a run rather than train it again, unless that has been done."""
+    if not target.exists():
+        unfinished = target.with_suffix(".tmp")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(source, unfinished)
+        os.replace(unfinished, target)
 
 
 def measure_cost(directory: pathlib.Path) -> None:
@@ -213,19 +203,15 @@ def print_result(comparison: dict[str, Any]) -> None:
     """Print a table of the variants, and the answer in one line."""
     rows = []
     for name, entry in comparison["variants"].items():
-        summary, paired = entry["summary"], comparison["paired"].get(name)
-        rows.append(
-            [
-                name,
-                entry["parameters"],
-                entry["macs"],
-                f"{entry['learning_rate']:.3g}",
-                console.format_points(summary["accuracy"]),
-                console.format_points(paired, "+") if paired else "",
-                paired["answer"].replace("_", " ") if paired else "",
-                f"{summary['images_per_second']['mean']:,.0f}",
-            ]
-        )
+        rate, summary = f"{entry['learning_rate']:.3g}", entry["summary"]
+        accuracy = console.format_points(summary["accuracy"])
+        difference = answer = ""
+        if paired := comparison["paired"].get(name):
+            difference = console.format_points(paired, "+")
+            answer = paired["answer"].replace("_", " ")
+        speed = f"{summary['images_per_second']['mean']:,.0f}"
+        row = [name, entry["parameters"], entry["macs"], rate, accuracy]
+        rows.append([*row, difference, answer, speed])
     columns = ["variant", "parameters", "MACs per image", "rate", "test accuracy, %"]
     columns += [f"against {BASELINE}, points", "", "images/s"]
     n = len(comparison["seeds"])

@@ -56,27 +56,26 @@ def match_size(
     """
 
     def measure(fields):
-        return getattr(
-            measure_size(config, num_classes, image_shape, **fields), quantity
-        )
+        size = measure_size(config, num_classes, image_shape, **fields)
+        return getattr(size, quantity)
 
     def miss(fields):
         return abs(measure(fields) / target - 1)
 
+    def find_nearest(ascending):
+        i = max(1, bisect.bisect_right(ascending, target, key=measure))
+        return ascending[i - 1 : i + 1]
+
     # Sizes grow faster than the growth rate: it changes by less than the ratio.
     ratio = target / measure({})
     low, high = sorted((config.growth_rate, config.growth_rate * ratio))
-    low = max(1, math.floor(low))
-    widths = [{"growth_rate": rate} for rate in range(low, math.ceil(high) + 2)]
-    i = max(1, bisect.bisect_right(widths, target, key=measure))
-    candidates = widths[i - 1 : i + 1]
+    rates = range(max(1, math.floor(low)), math.ceil(high) + 2)
+    candidates = find_nearest([{"growth_rate": rate} for rate in rates])
     if min(map(miss, candidates)) > TOLERANCE:
         for rate in [fields["growth_rate"] for fields in candidates]:
             most = math.ceil(2 * config.stem_width * rate)
-            stems = [
-                {"growth_rate": rate, "stem_width": (channels + 1) / rate}
-                for channels in range(most)
-            ]
-            i = bisect.bisect_right(stems, target, key=measure)
-            candidates += stems[max(0, i - 1) : i + 1]
+            widths = [channels / rate for channels in range(1, most + 1)]
+            candidates += find_nearest(
+                [{"growth_rate": rate, "stem_width": width} for width in widths]
+            )
     return min(candidates, key=miss)

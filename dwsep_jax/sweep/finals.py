@@ -43,32 +43,35 @@ def choose_finals(sweep: Sweep) -> list[Final]:
     pruned, it is the best of those: being pruned early proves little. A trial that is
     the best twice is listed once. Without a complete trial there is none.
     """
-    trials = list_trials(sweep.study)
-    complete = [t for t in trials if t.state == TrialState.COMPLETE]
-    pruned = [
-        trial
-        for trial in trials
-        if trial.state == TrialState.PRUNED
-        and trial.value is not None
-        and trial.user_attrs.get("note") != DIVERGED
-    ]
-    candidates = {"winner": complete}
-    for axis in sweep.axes if complete else []:
-        for value in axis.choices or () if axis.name in COMPARED else ():
-            candidates[f"{axis.name}={value}"] = [
-                t for t in complete if t.params[axis.name] == value
-            ] or [t for t in pruned if t.params[axis.name] == value]
+    ranked = sorted(filter(_may_be_best, list_trials(sweep.study)), key=_rank)
+    if not ranked or not _is_complete(ranked[-1]):
+        return []
+    best = {"winner": ranked[-1]}
+    for axis in sweep.axes:
+        if axis.name in COMPARED:
+            by_choice = {trial.params[axis.name]: trial for trial in ranked}
+            for choice in filter(by_choice.get, axis.choices):
+                best[f"{axis.name}={choice}"] = by_choice[choice]
     finals: dict[int, Final] = {}
-    for reason, some in candidates.items():
-        if some:
-            best = max(some, key=_rank)
-            finals.setdefault(best.number, Final(best, [])).reasons.append(reason)
+    for reason, trial in best.items():
+        finals.setdefault(trial.number, Final(trial, [])).reasons.append(reason)
     return list(finals.values())
+
+
+def _is_complete(trial):
+    return trial.state == TrialState.COMPLETE
+
+
+def _may_be_best(trial):
+    # Trials that were completed or pruned have a value.
+    has_diverged = trial.user_attrs.get("note") == DIVERGED
+    return trial.value is not None and (_is_complete(trial) or not has_diverged)
 
 
 def _rank(trial):
     # Of equal values, Optuna's `best_trial` is the first, whatever its loss.
-    return trial.value, -trial.user_attrs.get("val_loss", 0.0), -trial.number
+    loss = trial.user_attrs.get("val_loss", 0.0)
+    return _is_complete(trial), trial.value, -loss, -trial.number
 
 
 def train_finals(sweep: Sweep, dataset: data.Dataset) -> None:
@@ -115,7 +118,7 @@ def _train_all(sweep, finals, dataset):
     entries = []
     for final in finals:
         entry = _train_final(sweep, final, seeds, queue)
-        if entry["runs"]:
+        if entry is not None:
             entries.append(entry)
         elif final is finals[0]:
             raise UserError(
@@ -127,37 +130,33 @@ def _train_all(sweep, finals, dataset):
 
 
 def _train_final(sweep, final, seeds, queue):
+    """Return an entry of `finals`, or None if all of its runs diverge."""
     number, place = final.trial.number, f"final/trial{final.trial.number}"
     if epochs := sweep.config.sweep.refit_epochs:
         place += f"-epochs{epochs}"
     config = make_config(final.trial.params, sweep.config, sweep.axes, is_final=True)
-    runs = [
-        Run(
-            config=ConfigDict({**config, "seed": seed}),
-            directory=sweep.workdir / place / f"seed{seed}",
-            label=f"trial {number} seed {seed}",
-            group=str(number),
-        )
-        for seed in seeds
-    ]
+    runs = []
+    for seed in seeds:
+        its_config = ConfigDict({**config, "seed": seed})
+        directory = sweep.workdir / place / f"seed{seed}"
+        label = f"trial {number} seed {seed}"
+        runs.append(Run(its_config, directory, label, group=str(number)))
     queue.train_ahead(runs)
     diverged = [run.config.seed for run in runs if queue.finish(run, on_test=True)]
-    trained = [
-        describe_result(sweep.workdir, f"{place}/seed{seed}", seed)
-        for seed in seeds
-        if seed not in diverged
-    ]
+    trained = [seed for seed in seeds if seed not in diverged]
+    if not trained:
+        return None
+    results = [describe_result(sweep.workdir, f"{place}/seed{s}", s) for s in trained]
     return {
         "number": number,
         "overrides": _list_overrides(config, sweep.axes),
         "directory": place,
         "reasons": final.reasons,
-        "runs": trained,
+        "runs": results,
         "diverged": diverged,
         "summary": {
-            metric: summarize_sample([run[metric] for run in trained])
+            metric: summarize_sample([result[metric] for result in results])
             for metric in ("accuracy", "val_accuracy")
-            if trained
         },
     }
 
@@ -176,6 +175,7 @@ def describe_search(
         "study": config.sweep.study,
         "sampler": config.sweep.sampler,
         "pruner": config.sweep.pruner,
+        "refit_epochs": config.sweep.refit_epochs,
         "space": list(config.sweep.space),
         "axes": [axis._asdict() | {"kind": axis.kind} for axis in sweep.axes],
         "num_trials": {name: counts[name] for name in ENDED},
@@ -184,7 +184,6 @@ def describe_search(
         "command": build_command(run_config),
         "validation": {"accuracy": winner.value, "epoch": winner.user_attrs["epoch"]},
         "importance": measure_importance(sweep),
-        "refit_epochs": config.sweep.refit_epochs,
         "environment": describe_environment(config.dtype, config.seed),
     }
 

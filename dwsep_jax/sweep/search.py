@@ -18,17 +18,7 @@ from dwsep_jax import console, data
 from dwsep_jax.errors import ConfigError, UserError, choose
 from dwsep_jax.fields import SWEEP
 from dwsep_jax.space import Axis, count_points, parse_space
-from dwsep_jax.sweep.finals import train_finals
-from dwsep_jax.sweep.study import (
-    PRUNERS,
-    SAMPLERS,
-    Sweep,
-    check_study,
-    describe_failure,
-    open_study,
-)
-from dwsep_jax.sweep.trial import end_trial, make_config, run_trial, tabulate
-from dwsep_jax.sweep.worker import work
+from dwsep_jax.sweep import finals, study, trial, worker
 from dwsep_jax.train import loop
 from dwsep_jax.trials import latest
 from dwsep_jax.workdir import open_workdir
@@ -53,17 +43,20 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> None:
     dataset = data.load(config)
     try:
         if (workdir / "config.json").exists():
-            check_study(config, workdir)  # Before another storage is recorded there.
+            # Before another storage is recorded there.
+            study.check_study(config, workdir)
         check = partial(check_search, axes=axes, dataset=dataset, workdir=workdir)
         config = open_workdir(workdir, config, check, SWEEP)
-        opened = open_study(config, axes, workdir, num_trials)
+        opened = study.open_study(config, axes, workdir, num_trials)
         print_plan(opened)
-        work(opened, partial(run_trial, opened, dataset), partial(end_trial, opened))
-        train_finals(opened, dataset)
+        run_trial = partial(trial.run_trial, opened, dataset)
+        worker.work(opened, run_trial, partial(trial.end_trial, opened))
+        finals.train_finals(opened, dataset)
     except optuna.exceptions.StorageInternalError as error:
         raise UserError(
             f"the storage of study {config.sweep.study} failed: "
-            f"{describe_failure(error)}; run the same command again once it is back"
+            f"{study.describe_failure(error)}; run the same command again once it is "
+            "back"
         ) from error
 
 
@@ -73,7 +66,7 @@ def count_trials(config: ConfigDict, axes: Sequence[Axis]) -> int:
     Raises:
       ConfigError: for an unknown sampler, or a grid that is infinite or smaller.
     """
-    choose("sampler", config.sweep.sampler, SAMPLERS)
+    choose("sampler", config.sweep.sampler, study.SAMPLERS)
     num_trials = config.sweep.num_trials
     if config.sweep.sampler != "grid":
         return num_trials or _NUM_TRIALS
@@ -98,29 +91,31 @@ def check_search(
       ConfigError: if no trial can have one of the values, or as `check_study`.
       UserError: as `check_study`.
     """
-    choose("pruner", config.sweep.pruner, PRUNERS)
-    loop.resolve(make_config({}, config, axes), dataset)
-    make_config({}, config, axes, is_final=True)
+
+    def check(params):
+        loop.resolve(trial.make_config(params, config, axes), dataset)
+        trial.make_config(params, config, axes, is_final=True)
+
+    choose("pruner", config.sweep.pruner, study.PRUNERS)
+    check({})
     for axis in axes:
         for value in axis.extremes:
-            params = {axis.name: value}
             try:
-                loop.resolve(make_config(params, config, axes), dataset)
-                make_config(params, config, axes, is_final=True)
+                check({axis.name: value})
             except ConfigError as error:
                 raise ConfigError(
                     f"--config.sweep.space: {axis.name}={value}: {error}"
                 ) from error
-    check_study(config, workdir)
+    study.check_study(config, workdir)
     return config
 
 
-def print_plan(sweep: Sweep) -> None:
+def print_plan(sweep: study.Sweep) -> None:
     """Print how many trials of what length the space takes."""
     config = sweep.config
-    states = [trial.state for trial in latest(tabulate(sweep))]
+    states = [row.state for row in latest(trial.tabulate(sweep))]
     lengths = [max(a.extremes) for a in sweep.axes if a.field == "num_epochs"]
-    num_epochs = (lengths or [config.num_epochs])[0]
+    (num_epochs,) = lengths or [config.num_epochs]
     console.say(
         f"{len(states)} trials of up to {num_epochs} epochs on {config.dataset}, "
         f"sampler {config.sweep.sampler}, pruner {config.sweep.pruner}; "

@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from dwsep_jax.config import identity
-from dwsep_jax.errors import ConfigError, UserError, choose
+from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.fields import SWEEP
 from dwsep_jax.lock import locked
 from dwsep_jax.space import Axis
@@ -34,6 +34,7 @@ GRACE_SECONDS = 3 * HEARTBEAT_SECONDS
 POLL_SECONDS = 2.0
 _DEFINITION = "dwsep_jax_sweep"  # An attribute of our studies.
 _QUEUED = "planned"  # An attribute of the trials that were queued.
+_RESTORE = "restore it from a copy, or choose another --workdir"
 _CONNECT_ARGS = {"sqlite": {"timeout": 60}, "postgresql": {"connect_timeout": 10}}
 
 SAMPLERS = {
@@ -78,11 +79,15 @@ def open_storage(storage: str | None, workdir: pathlib.Path) -> storages.BaseSto
     """
     # Heartbeats, retries and TPE's constant liar are experimental in Optuna.
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    path = workdir / "study.db"
     # A URL that cannot be parsed may contain a password.
     shown = re.sub("://.*", "://...", storage or "")
     try:
         if storage is None:
-            return _open_study_db(workdir / "study.db")
+            _check_pages(path)
+            # Not parsed: it may have a %.
+            url = sqlalchemy.URL.create("sqlite", database=str(path.resolve()))
+            return _open_database(url)
         if is_file(storage):
             return _open_journal(pathlib.Path(storage).expanduser())
         url = sqlalchemy.make_url(storage)
@@ -100,31 +105,25 @@ def open_storage(storage: str | None, workdir: pathlib.Path) -> storages.BaseSto
             f"({error.__cause__}); install it, for PostgreSQL with "
             "pip install 'dwsep_jax[postgresql]'"
         ) from error
-    except (OSError, sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
+    except (OSError, sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, RuntimeError) as e:
+        failure = describe_failure(e)
+        if storage is None:
+            raise UserError(f"{path} cannot be read: {failure}; {_RESTORE}") from e
         raise UserError(
-            f"--config.sweep.storage={shown}: cannot be opened: "
-            f"{describe_failure(error)}; start the database, or correct the address"
-        ) from error
+            f"--config.sweep.storage={shown}: cannot be opened: {failure}; start the "
+            "database, or correct the address"
+        ) from e
 
 
-def _open_study_db(path):
-    try:
-        if path.exists():  # SQLite would notice a damaged page when it reads that one.
-            place = f"{path.resolve().as_uri()}?mode=rw"
-            with contextlib.closing(
-                sqlite3.connect(place, timeout=60, uri=True)
-            ) as connection:
-                (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if found != "ok":
-                raise RuntimeError(found.splitlines()[-1])
-        # Not parsed: it may have a %.
-        url = sqlalchemy.URL.create("sqlite", database=str(path.resolve()))
-        return _open_database(url)
-    except (sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
-        raise UserError(
-            f"{path} cannot be read: {describe_failure(error)}; restore it from a "
-            "copy, or choose another --workdir"
-        ) from error
+def _check_pages(path):
+    """Raise an error for a damaged page; SQLite would once it reads that one."""
+    if path.exists():
+        place = f"{path.resolve().as_uri()}?mode=rw"
+        connection = sqlite3.connect(place, timeout=60, uri=True)
+        with contextlib.closing(connection):
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise RuntimeError(found.splitlines()[-1])
 
 
 def _open_journal(path):
@@ -143,8 +142,7 @@ def _open_journal(path):
         return storages.JournalStorage(JournalFileBackend(str(path)))
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(
-            f"--config.sweep.storage={path}: is damaged ({error!r}); restore it from a "
-            "copy, or choose another --workdir"
+            f"--config.sweep.storage={path}: is damaged ({error!r}); {_RESTORE}"
         ) from error
 
 
@@ -201,20 +199,17 @@ def check_study(config: ConfigDict, workdir: pathlib.Path) -> None:
       ConfigError: if the study of that name belongs to another sweep.
       UserError: if the storage cannot be opened, or lacks the study of the workdir.
     """
-    if config.sweep.storage is not None or (workdir / "study.db").exists():
+    has_study_db = config.sweep.storage is None and (workdir / "study.db").exists()
+    if config.sweep.storage is not None or has_study_db:
         storage = open_storage(config.sweep.storage, workdir)
         with contextlib.suppress(KeyError):
-            _claim(
-                optuna.load_study(study_name=config.sweep.study, storage=storage),
-                config,
-            )
+            study = optuna.load_study(study_name=config.sweep.study, storage=storage)
+            _claim(study, config)
             return
-    trials = workdir / "trials"
-    if trials.is_dir() and any(trials.iterdir()):
-        if config.sweep.storage is None and (workdir / "study.db").exists():
+    if any(workdir.glob("trials/*")):
+        if has_study_db:
             raise UserError(
-                f"{workdir}/study.db lacks the study of the trials there; restore it "
-                "from a copy, or choose another --workdir"
+                f"{workdir}/study.db lacks the study of the trials there; {_RESTORE}"
             )
         raise UserError(
             f"--workdir={workdir}: has trials, but the storage has no study of them; "
@@ -237,7 +232,7 @@ def open_study(
         options = {
             "study_name": config.sweep.study,
             "storage": open_storage(config.sweep.storage, workdir),
-            "pruner": choose("pruner", config.sweep.pruner, PRUNERS)(config.num_epochs),
+            "pruner": PRUNERS[config.sweep.pruner](config.num_epochs),
         }
         try:
             study = optuna.create_study(direction="maximize", **options)
@@ -246,22 +241,21 @@ def open_study(
             study = optuna.load_study(**options)
             count = _count_settled(study, num_trials)
         _claim(study, config)
+        queued = {"state": TrialState.WAITING, "user_attrs": {_QUEUED: True}}
         for _ in range(num_trials - count):
-            study.add_trial(
-                optuna.create_trial(
-                    state=TrialState.WAITING, user_attrs={_QUEUED: True}
-                )
-            )
+            study.add_trial(optuna.create_trial(**queued))
     return Sweep(config, axes, workdir, study)
 
 
 def _count_settled(study, num_trials):
-    """Count the queued trials once another machine has stopped adding to them."""
-    before, count = -1, len(list_originals(study))
-    while before < count < num_trials:
+    """Count the trials but for retries, once another machine has added all of its."""
+    before = -1
+    while True:
+        count = len({get_original(trial) for trial in list_trials(study)})
+        if not before < count < num_trials:
+            return count
+        before = count
         time.sleep(POLL_SECONDS / 2)
-        before, count = count, len(list_originals(study))
-    return count
 
 
 def _claim(study, config):
@@ -298,11 +292,6 @@ def list_trials(study: optuna.Study) -> list[FrozenTrial]:
     return [t for t in study.get_trials(deepcopy=False) if is_queued(t)]
 
 
-def list_originals(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that are not retries, ordered by number."""
-    return [t for t in list_trials(study) if get_original(t) == t.number]
-
-
 def get_original(trial: FrozenTrial) -> int:
     """Return the number of the trial that this one retries, or else its own."""
     number = Retry.retried_trial_number(trial)
@@ -319,4 +308,4 @@ def make_sampler(sweep: Sweep, number: int) -> samplers.BaseSampler:
     if config.sweep.sampler != "grid":  # A grid is shuffled once, for all trials.
         sequence = np.random.SeedSequence([seed, number])
         seed = int(sequence.generate_state(1)[0])
-    return choose("sampler", config.sweep.sampler, SAMPLERS)(sweep.axes, seed)
+    return SAMPLERS[config.sweep.sampler](sweep.axes, seed)

@@ -7,13 +7,14 @@ from typing import Any
 
 import optuna
 from ml_collections import ConfigDict
+from optuna.trial import TrialState
 
 from dwsep_jax import console, data
 from dwsep_jax.config import validate
 from dwsep_jax.errors import ConfigError, DivergedError, is_out_of_memory
 from dwsep_jax.fields import FIELDS
 from dwsep_jax.space import Axis
-from dwsep_jax.sweep.study import Retry, Sweep, get_original, list_trials
+from dwsep_jax.sweep.study import Retry, Sweep, list_trials
 from dwsep_jax.train import loop, optim, running
 from dwsep_jax.trials import ENDED, Trial, latest, write_trials
 from dwsep_jax.workdir import evaluated_row, open_workdir, score
@@ -114,21 +115,19 @@ def tabulate(sweep: Sweep) -> list[Trial]:
 
 
 def _make_row(trial, sweep, retry):
-    original, has_ended = get_original(trial), trial.state.is_finished()
-    note = trial.user_attrs.get("note")
+    has_ended, note = trial.state.is_finished(), trial.user_attrs.get("note")
     if retry is not None:
         note = f"its worker was gone; tried again as {retry}"
     settings = dict(trial.params)
     if any(axis.is_factor for axis in sweep.axes):
         settings["learning_rate"] = trial.user_attrs.get("learning_rate")
-    state = trial.state.name.lower()
     return Trial(
         number=trial.number,
-        state="failed" if state == "fail" else state,
+        state="failed" if trial.state == TrialState.FAIL else trial.state.name.lower(),
         value=trial.value if has_ended else None,
         epochs=trial.last_step or 0,
         seconds=round(trial.duration.total_seconds(), 3) if has_ended else None,
-        retry_of=None if original == trial.number else original,
+        retry_of=Retry.retried_trial_number(trial),
         note=note,
         settings=settings,
     )

@@ -69,14 +69,14 @@ def _run_next(sweep, run_trial, after_trial, release):
             raise
         except (Exception, KeyboardInterrupt) as error:
             errors.append(error)
-            raise
+            return None  # Optuna lets the trial fail.
 
     # A grid assigns a point before the objective is called.
     sweep.study.sampler = study.make_sampler(sweep, 0)
     # Locked until the result is stored: a running trial without a lock is a dead one.
     with contextlib.ExitStack() as claim:
         try:
-            sweep.study.optimize(objective, n_trials=1, catch=(BaseException,))
+            sweep.study.optimize(objective, n_trials=1)
         except _ENDED:
             console.say(
                 f"trial {taken[0].number} was given to another worker: this one sent "
