@@ -9,12 +9,11 @@ import sys
 import traceback
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from dwsep_jax.errors import ConfigError
 from dwsep_jax.fields import (
     ADDED,
-    BY_LAST_NAME,
     FIELDS,
     MAY_CHANGE,
     RUN,
@@ -22,6 +21,8 @@ from dwsep_jax.fields import (
     describe,
     fields_of,
     format_value,
+    last_name,
+    places,
     unknown_field,
 )
 
@@ -159,12 +160,10 @@ def from_dict(stored: dict[str, Any]) -> ConfigDict:
     """
     fields = {}
     for name, value in (ADDED | flatten(stored)).items():
-        if name not in FIELDS and name not in BY_LAST_NAME:
+        if not places(name):
             raise ConfigError(unknown_field(name))
-        for place in [name] if name in FIELDS else BY_LAST_NAME[name]:
-            if value is None:  # Without its type, a flag could not replace it.
-                value = config_dict.placeholder(FIELDS[place].unset_type or object)
-            fields[place] = tuple(value) if isinstance(value, list) else value
+        value = tuple(value) if isinstance(value, list) else value
+        fields |= dict.fromkeys(places(name), value)
     config = ConfigDict({section: {} for section in SECTIONS.values() if section})
     config.update_from_flattened_dict(fields)
     return config.lock()
@@ -181,7 +180,7 @@ def identity(config: ConfigDict, kind: str) -> dict[str, Any]:
     The names are without the section: `variants`, not `compare.variants`.
     """
     names = fields_of(kind) - MAY_CHANGE
-    return dict(sorted((name.rpartition(".")[2], config[name]) for name in names))
+    return dict(sorted((last_name(name), config[name]) for name in names))
 
 
 def default_workdir(

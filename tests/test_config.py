@@ -182,9 +182,6 @@ def test_json_gives_back_the_same_config():
     assert again.to_dict() == config.to_dict()
     assert again.block_sizes == (2, 3)
     assert again.is_locked
-    # Unset fields keep their type.
-    assert again.get_type("weight_decay") is float
-    assert again.get_type("platform") is str
 
 
 def test_default_workdir_names_file_and_argument():
