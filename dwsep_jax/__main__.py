@@ -66,7 +66,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
-from dwsep_jax import cli
+from dwsep_jax import cli, fields
 from dwsep_jax.workdir import load_config
 
 MODES = ["train", "evaluate", "predict", "export"]
@@ -74,7 +74,7 @@ MODES += ["efficiency", "compare", "sweep", "report"]
 
 
 def define_flags() -> flags.FlagValues:
-    """Return the flags, unparsed; `cli` has those of the config's fields."""
+    """Return the flags, unparsed."""
     values = flags.FlagValues()
     for name in ("config", "workdir", "output", "images", "format"):
         flags.DEFINE_string(name, None, "", flag_values=values)
@@ -86,7 +86,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
     for name in ("helpfull", "helpshort"):
         flags.DEFINE_alias(name, "help", flag_values=values)
-    cli.define_fields(values)
+    fields.define_flags(values)
     return values
 
 

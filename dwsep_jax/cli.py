@@ -8,31 +8,15 @@ import traceback
 from collections.abc import Callable
 from errno import EDQUOT, EFBIG, ENOSPC
 from signal import SIGINT, SIGTERM
-from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict
 
 from dwsep_jax import launch, signals
-from dwsep_jax.config import (
-    PRETRAINED,
-    default_workdir,
-    flatten,
-    from_dict,
-    list_configs,
-    load_file,
-    validate,
-)
+from dwsep_jax.config import PRETRAINED, flatten, from_dict, list_configs, load_file
 from dwsep_jax.errors import ConfigError, UserError, choose, is_out_of_memory
-from dwsep_jax.fields import (
-    FIELDS,
-    RUN,
-    SECTIONS,
-    describe,
-    format_value,
-    unknown_field,
-)
-from dwsep_jax.workdir import load_requested
+from dwsep_jax.fields import FIELDS, RUN, SECTIONS, format_value, unknown_field
+from dwsep_jax.workdir import default_workdir, load_requested
 
 # The kind of workdir of --mode=compare and --mode=sweep; the other modes have runs.
 _KINDS = {mode: kind for kind, mode in SECTIONS.items()}
@@ -44,27 +28,6 @@ _READ_BY |= {"images": ["predict"], "top": ["predict"], "format": ["export"]}
 # What JAX_PLATFORMS becomes. "" leaves the choice to jax, which prefers accelerators
 # and keeps the CPU beside them; "gpu" would demand the GPUs of every maker at once.
 _PLATFORMS = {"cpu": "cpu", "gpu": "", "tpu": ""}
-
-
-class _FieldParser(flags.ArgumentParser):
-    """Reads what the flag of a field is given."""
-
-    def __init__(self, name: str):
-        self._name = name
-
-    def parse(self, argument: str) -> Any:
-        try:
-            return FIELDS[self._name].read(argument)
-        except ValueError:
-            line = describe(self._name, argument)
-            raise flags.IllegalFlagValueError(line) from None
-
-
-def define_fields(values: flags.FlagValues) -> None:
-    """Define a flag --config.FIELD for each field of the config."""
-    for name, field in FIELDS.items():
-        options = dict(flag_values=values, boolean=field.is_valid(False))
-        flags.DEFINE(_FieldParser(name), f"config.{name}", None, "", **options)
 
 
 def run(
@@ -168,7 +131,6 @@ def read_flags(
     else:
         raise ConfigError(f"--config is missing{list_configs()}")
     config = from_dict(flatten(base) | changes)
-    validate(config)
     if workdir is None:
         workdir = default_workdir(values.config, config, base, kind)
         shipped = PRETRAINED / os.path.basename(workdir)

@@ -286,8 +286,7 @@ def fields_of(kind: str) -> set[str]:
     return {name for name in FIELDS if name.rpartition(".")[0] in sections}
 
 
-def last_name(name: str) -> str:
-    """Return the name of a field without its section."""
+def _last_name(name):
     return name.rpartition(".")[2]
 
 
@@ -297,7 +296,7 @@ def places(name: str) -> list[str]:
     Older config.json files have the fields of the sections at the top, by their last
     names.
     """
-    return [name] if name in FIELDS else [n for n in FIELDS if last_name(n) == name]
+    return [name] if name in FIELDS else [n for n in FIELDS if _last_name(n) == name]
 
 
 def describe(name: str, value: Any) -> str:
@@ -309,11 +308,32 @@ def describe(name: str, value: Any) -> str:
     )
 
 
+class _FieldParser(flags.ArgumentParser):
+    """Reads what the flag of a field is given."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def parse(self, argument: str) -> Any:
+        try:
+            return FIELDS[self._name].read(argument)
+        except ValueError:
+            line = describe(self._name, argument)
+            raise flags.IllegalFlagValueError(line) from None
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Define a flag --config.FIELD for each field of the config."""
+    for name, field in FIELDS.items():
+        options = dict(flag_values=values, boolean=field.is_valid(False))
+        flags.DEFINE(_FieldParser(name), f"config.{name}", None, "", **options)
+
+
 def unknown_field(name: str) -> str:
     """Return the line for a field that does not exist, with the nearest that do."""
     near = [name]
     if not places(name):
-        near = difflib.get_close_matches(name, FIELDS.keys() | map(last_name, FIELDS))
+        near = difflib.get_close_matches(name, FIELDS.keys() | map(_last_name, FIELDS))
     # Once each: a field and its last name may both be near.
     near = dict.fromkeys(field for n in near for field in places(n))
     return f"unknown field --config.{name}; " + (

@@ -11,10 +11,15 @@ from functools import partial
 import pytest
 from ml_collections import ConfigDict
 
-from dwsep_jax.config import default_workdir, flatten, from_dict, load_file, validate
+from dwsep_jax.config import flatten, from_dict, load_file, validate
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.fields import ADDED, COMPARISON, FIELDS, MAY_CHANGE, RUN, SWEEP
-from dwsep_jax.workdir import load_config, load_requested, open_workdir
+from dwsep_jax.workdir import (
+    default_workdir,
+    load_config,
+    load_requested,
+    open_workdir,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 
