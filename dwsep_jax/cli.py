@@ -91,8 +91,9 @@ def read_flags(
       ConfigError: for a flag or a field that does not exist or cannot have its value.
       UserError: if the config is to come from a workdir that has none.
     """
-    if rest[1:]:
-        raise ConfigError(_describe_unknown(rest[1], values))
+    unknown = [argument for argument in rest[1:] if argument != "--"]
+    if unknown:
+        raise ConfigError(_describe_unknown(unknown[0], values))
     mode = values.mode
     for flag, modes in _READ_BY.items():
         value = values[flag].value

@@ -136,10 +136,8 @@ def _is_class_weights(value):
 
 
 _MAX_SEEDS = 1000
-_NUM_SEEDS = _integer("5", 1, _MAX_SEEDS)
 # Comparisons and sweeps count up from it; the last is to fit into 32 bits, too.
 _SEED = _integer("1", 0, 2**32 - 1 - _MAX_SEEDS)
-_MEMBERS_AT_ONCE = _optional(_integer("4", 1, 1000))
 
 # One row per field of configs/default.py. Every run reads the fields at the top; only a
 # comparison reads those of `compare`, and only a sweep those of `sweep`. Names that a
@@ -223,7 +221,7 @@ FIELDS = {
     "compare.variants": _tuple(
         "different names", "separable,standard", _text("standard"), key=str
     ),
-    "compare.num_seeds": _NUM_SEEDS,
+    "compare.num_seeds": _integer("5", 1, _MAX_SEEDS),
     "compare.rate_factors": _tuple(
         "numbers from 0.001 to 1000, different in the first three digits",
         "0.333,1,3",
@@ -231,7 +229,7 @@ FIELDS = {
         key="{:.3g}".format,
     ),
     "compare.margin": _number("0.5", ge=0, le=100),
-    "compare.members_at_once": _MEMBERS_AT_ONCE,
+    "compare.members_at_once": _optional(_integer("4", 1, 1000)),
     "sweep.space": _tuple(
         "different axes FIELD=A|B|..., FIELD=LOW..HIGH or FIELD=LOW..HIGH log",
         "'optimizer=adam|sgd,learning_rate=x0.1..x10 log'",
@@ -241,11 +239,11 @@ FIELDS = {
     "sweep.sampler": _text("tpe"),
     "sweep.pruner": _text("median"),
     "sweep.num_trials": _optional(_integer("24", 1, 10**6)),
-    "sweep.num_seeds": _NUM_SEEDS,
+    "sweep.num_seeds": _integer("5", 1, _MAX_SEEDS),
     "sweep.refit_epochs": _optional(_integer("100", 1, 10**6)),
     "sweep.storage": _optional(_text("postgresql://user@host/database")),
     "sweep.study": _text("sweep"),
-    "sweep.members_at_once": _MEMBERS_AT_ONCE,
+    "sweep.members_at_once": _optional(_integer("4", 1, 1000)),
 }
 
 # Fields that were added after config.json had been written without them, each with the

@@ -6,8 +6,6 @@ line. Without jax.
 
 import contextlib
 import copy
-import fnmatch
-import glob
 import hashlib
 import json
 import os
@@ -297,8 +295,7 @@ def _check_name(directory: pathlib.Path) -> None:
             f"--workdir={str(directory)!r}: is not text in this locale; set "
             "PYTHONUTF8=1, or choose another --workdir"
         ) from None
-    place = str(directory.absolute())
-    if glob.has_magic(place) or "\\" in place:
+    if re.search(r"[\[*?\\]", str(directory.absolute())):
         raise ConfigError(
             f"--workdir={directory}: checkpoints could not be read below a name with "
             "[, *, ? or \\; choose another --workdir"
@@ -307,10 +304,11 @@ def _check_name(directory: pathlib.Path) -> None:
 
 def _refuse_other_files(directory: pathlib.Path) -> None:
     """Raise `UserError` where a directory holds what a first start does not expect."""
-    expected = ("config.json.*.tmp", ".*", "*.log", "*.out", "*.err", "*.txt")
-    names = sorted(entry.name for entry in directory.iterdir())
-    others = [n for n in names if not any(fnmatch.fnmatch(n, e) for e in expected)]
-    if others:
+    expected = re.compile(
+        r"config\.json\..*\.tmp|\..*|.*\.(log|out|err|txt)", re.DOTALL
+    )
+    names = sorted(os.listdir(directory))
+    if others := [name for name in names if not expected.fullmatch(name)]:
         more = ", ..." if len(others) > 3 else ""
         raise UserError(
             f"--workdir={directory}: holds {', '.join(others[:3])}{more} but no "
