@@ -1,4 +1,4 @@
-"""The fields of a configuration: what each may be, and who reads it."""
+"""The fields of a configuration: what each may be, its flag, and who reads it."""
 
 import difflib
 import operator

@@ -304,11 +304,9 @@ def _check_name(directory: pathlib.Path) -> None:
 
 def _refuse_other_files(directory: pathlib.Path) -> None:
     """Raise `UserError` where a directory holds what a first start does not expect."""
-    expected = re.compile(
-        r"config\.json\..*\.tmp|\..*|.*\.(log|out|err|txt)", re.DOTALL
-    )
-    names = sorted(os.listdir(directory))
-    if others := [name for name in names if not expected.fullmatch(name)]:
+    expected = r"(?s)config\.json\..*\.tmp|\..*|.*\.(log|out|err|txt)"
+    others = [n for n in sorted(os.listdir(directory)) if not re.fullmatch(expected, n)]
+    if others:
         more = ", ..." if len(others) > 3 else ""
         raise UserError(
             f"--workdir={directory}: holds {', '.join(others[:3])}{more} but no "
