@@ -91,27 +91,11 @@ def read_flags(
       ConfigError: for a flag or a field that does not exist or cannot have its value.
       UserError: if the config is to come from a workdir that has none.
     """
-    unknown = [argument for argument in rest[1:] if argument != "--"]
-    if unknown:
-        raise ConfigError(_describe_unknown(unknown[0], values))
-    mode = values.mode
-    for flag, modes in _READ_BY.items():
-        value = values[flag].value
-        if value is not None and mode not in modes:
-            raise ConfigError(
-                f"--{flag}={value}: only --mode={' or '.join(modes)} reads it; leave "
-                "it out"
-            )
-    if mode == "predict" and not values.images:
-        raise ConfigError(
-            "--images is missing: name a picture, a folder, or a .txt file of paths"
-        )
-    if values.workdir is not None and not values.workdir.strip():
-        raise ConfigError("--workdir=: is empty; name a directory, or leave it out")
+    _check_flags(values, rest[1:])
     workdir = values.workdir and os.path.expanduser(values.workdir)
     given = {name: values[f"config.{name}"] for name in FIELDS}
     changes = {name: flag.value for name, flag in given.items() if flag.present}
-    kind = _KINDS.get(mode, RUN)
+    mode, kind = values.mode, _KINDS.get(values.mode, RUN)
     if values.config is not None:
         base = load_file(values.config)
     elif mode == "report":
@@ -138,6 +122,26 @@ def read_flags(
         if mode == "predict" and shipped.is_dir() and not os.path.exists(workdir):
             workdir = str(shipped)
     return config, workdir
+
+
+def _check_flags(values: flags.FlagValues, rest: list[str]) -> None:
+    """Raise `ConfigError` for flags that do not exist, or not with this mode."""
+    unknown = [argument for argument in rest if argument != "--"]
+    if unknown:
+        raise ConfigError(_describe_unknown(unknown[0], values))
+    for flag, modes in _READ_BY.items():
+        value = values[flag].value
+        if value is not None and values.mode not in modes:
+            raise ConfigError(
+                f"--{flag}={value}: only --mode={' or '.join(modes)} reads it; leave "
+                "it out"
+            )
+    if values.mode == "predict" and not values.images:
+        raise ConfigError(
+            "--images is missing: name a picture, a folder, or a .txt file of paths"
+        )
+    if values.workdir is not None and not values.workdir.strip():
+        raise ConfigError("--workdir=: is empty; name a directory, or leave it out")
 
 
 def _describe_unknown(argument: str, values: flags.FlagValues) -> str:
