@@ -164,12 +164,7 @@ def get_comparison() -> ml_collections.ConfigDict:
     """Return the section `compare`, which only --mode=compare uses."""
     c = ml_collections.ConfigDict()
     # Variants to compare; they are defined in dwsep_jax/compare/variants.py.
-    c.variants = (
-        "separable",
-        "standard",
-        "separable_parameters",
-        "separable_macs",
-    )
+    c.variants = ("separable", "standard", "separable_parameters", "separable_macs")
     # Runs of each variant; their seeds start at `seed`.
     c.num_seeds = 5
     # Multiples of the learning rate to try; each variant uses the one that does best on

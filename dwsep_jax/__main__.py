@@ -64,111 +64,80 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
+from ml_collections import ConfigDict
 
-from dwsep_jax import cli
+from dwsep_jax import cli, fields
+from dwsep_jax.workdir import load_config
+
+MODES = ["train", "evaluate", "predict", "export"]
+MODES += ["efficiency", "compare", "sweep", "report"]
 
 
 def define_flags() -> flags.FlagValues:
-    """Return the flags, unparsed; `cli` adds those of the config's fields."""
+    """Return the flags, unparsed."""
     values = flags.FlagValues()
-    flags.DEFINE_string("config", None, "Config file.", flag_values=values)
-    flags.DEFINE_enum("mode", "train", list(MODES), "What to do.", flag_values=values)
-    flags.DEFINE_string("workdir", None, "The run's files.", flag_values=values)
+    for name in ("config", "workdir", "output", "images", "format"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    flags.DEFINE_enum("mode", "train", MODES, "", flag_values=values)
     splits = ["train", "validation", "test"]
-    flags.DEFINE_string("output", None, "The report's files.", flag_values=values)
-    flags.DEFINE_enum("split", None, splits, "For evaluate.", flag_values=values)
-    flags.DEFINE_string("images", None, "For predict.", flag_values=values)
-    flags.DEFINE_integer("top", None, "For predict.", 1, flag_values=values)
-    flags.DEFINE_string("format", None, "For export.", flag_values=values)
-    flags.DEFINE_bool("debug", False, "Show tracebacks.", flag_values=values)
-    flags.DEFINE_bool("help", False, "Show help.", short_name="h", flag_values=values)
-    flags.DEFINE_alias("helpfull", "help", flag_values=values)
-    flags.DEFINE_alias("helpshort", "help", flag_values=values)
+    flags.DEFINE_enum("split", None, splits, "", flag_values=values)
+    flags.DEFINE_integer("top", None, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_bool("debug", False, "", flag_values=values)
+    flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
+    for name in ("helpfull", "helpshort"):
+        flags.DEFINE_alias(name, "help", flag_values=values)
+    fields.define_flags(values)
     return values
 
 
-def run_train(command: cli.Command) -> None:
-    """Train a run, or resume it, and evaluate it on test."""
-    from dwsep_jax.train import loop
+def run_mode(config: ConfigDict | None, workdir: str, values: flags.FlagValues) -> None:
+    """Do what the flags ask for; each mode imports what it needs."""
+    if values.mode in ("evaluate", "predict", "export"):
+        config = load_config(workdir, config)
+    match values.mode:
+        case "train":
+            from dwsep_jax.train import loop
 
-    loop.train_and_evaluate(command.config, command.workdir)
+            loop.train_and_evaluate(config, workdir)
+        case "evaluate":
+            from dwsep_jax import evaluate
 
+            evaluate.evaluate_workdir(config, workdir, values.split or "test")
+        case "predict":
+            from dwsep_jax import predict
 
-def run_evaluate(command: cli.Command) -> None:
-    """Evaluate a run on a split."""
-    from dwsep_jax import evaluate, workdir
+            paths = (workdir, values.images, values.output)
+            predict.predict_workdir(config, *paths, values.top or 5)
+        case "export":
+            from dwsep_jax.export import write
 
-    resolved = workdir.load_config(command.workdir, command.config)
-    evaluate.evaluate_workdir(resolved, command.workdir, command.split or "test")
+            formats = (values.format or "stablehlo,safetensors").replace(" ", "")
+            write.export_workdir(config, workdir, formats.split(","), values.output)
+        case "efficiency":
+            from dwsep_jax.efficiency import cost
 
+            cost.measure_workdir(config, workdir)
+        case "compare":
+            from dwsep_jax.compare import training
 
-def run_predict(command: cli.Command) -> None:
-    """Classify pictures with a run."""
-    from dwsep_jax import predict, workdir
+            training.compare(config, workdir)
+        case "sweep":
+            from dwsep_jax.sweep import search
 
-    resolved = workdir.load_config(command.workdir, command.config)
-    paths = (command.workdir, command.images, command.output)
-    predict.predict_workdir(resolved, *paths, command.top or 5)
+            search.sweep(config, workdir)
+        case "report":
+            from dwsep_jax import console
+            from dwsep_jax.report import write
 
-
-def run_export(command: cli.Command) -> None:
-    """Write a run's network in files that need none of this package."""
-    from dwsep_jax import workdir
-    from dwsep_jax.export import write
-
-    resolved = workdir.load_config(command.workdir, command.config)
-    formats = (command.formats or "stablehlo,safetensors").replace(" ", "").split(",")
-    write.export_workdir(resolved, command.workdir, formats, command.output)
-
-
-def run_efficiency(command: cli.Command) -> None:
-    """Count and measure the cost of a network."""
-    from dwsep_jax.efficiency import cost
-
-    cost.measure_workdir(command.config, command.workdir)
-
-
-def run_compare(command: cli.Command) -> None:
-    """Train variants over several seeds, and compare them."""
-    from dwsep_jax.compare import training
-
-    training.compare(command.config, command.workdir)
-
-
-def run_sweep(command: cli.Command) -> None:
-    """Search hyperparameters, and evaluate the best."""
-    from dwsep_jax.sweep import search
-
-    search.sweep(command.config, command.workdir)
-
-
-def run_report(command: cli.Command) -> None:
-    """Report the files of one or several workdirs."""
-    from dwsep_jax import console
-    from dwsep_jax.report import write
-
-    workdirs = [command.workdir]
-    if not os.path.isdir(command.workdir):  # A name may have commas.
-        workdirs = [workdir for workdir in command.workdir.split(",") if workdir]
-    path = write.write_report(workdirs, command.output)
-    console.say(f"report: {path}")
-
-
-MODES = {
-    "train": run_train,
-    "evaluate": run_evaluate,
-    "predict": run_predict,
-    "export": run_export,
-    "efficiency": run_efficiency,
-    "compare": run_compare,
-    "sweep": run_sweep,
-    "report": run_report,
-}
+            is_one = os.path.isdir(workdir)  # A name may have commas.
+            workdirs = [workdir] if is_one else list(filter(None, workdir.split(",")))
+            path = write.write_report(workdirs, values.output)
+            console.say(f"report: {path}")
 
 
 def main(argv: Sequence[str] = sys.argv) -> int:
     """Run a command line, its first word the program; return the exit code."""
-    return cli.run(list(argv), define_flags(), MODES, __doc__)
+    return cli.run(list(argv), define_flags(), run_mode, __doc__)
 
 
 if __name__ == "__main__":

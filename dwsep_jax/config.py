@@ -1,37 +1,23 @@
-"""Configurations: files, checks, the forms they are stored in, names of workdirs."""
+"""Configurations: files, checks, the forms they are stored in."""
 
-import hashlib
 import importlib.util
 import os
 import pathlib
-import re
 import sys
 import traceback
+import types
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from dwsep_jax.errors import ConfigError
-from dwsep_jax.fields import (
-    ADDED,
-    BY_LAST_NAME,
-    FIELDS,
-    MAY_CHANGE,
-    RUN,
-    SECTIONS,
-    describe,
-    fields_of,
-    format_value,
-    unknown_field,
-)
+from dwsep_jax.fields import ADDED, FIELDS, SECTIONS, describe, places, unknown_field
 
 # Inside the package if it was installed from a wheel, beside it in a clone.
 _PACKAGE = pathlib.Path(__file__).parent
-CONFIGS = next(
-    path / "configs"
-    for path in (_PACKAGE, _PACKAGE.parent)
-    if (path / "configs").is_dir()
-)
+CONFIGS = _PACKAGE / "configs"
+if not CONFIGS.is_dir():
+    CONFIGS = _PACKAGE.parent / "configs"
 # Exports of trained networks, by name.
 PRETRAINED = _PACKAGE / "pretrained"
 
@@ -58,11 +44,9 @@ def load_file(config_path: str) -> ConfigDict:
     if spec is None:
         raise ConfigError(f"--config={path}: must be a Python file, *.py")
     module = importlib.util.module_from_spec(spec)
-    if "configs" not in sys.modules:  # For `from configs import default`.
-        package = importlib.util.spec_from_file_location(
-            "configs", CONFIGS / "__init__.py"
-        )
-        sys.modules["configs"] = importlib.util.module_from_spec(package)
+    package = types.ModuleType("configs")  # For `from configs import default`.
+    package.__path__ = [str(CONFIGS)]
+    sys.modules.setdefault("configs", package)
     try:
         spec.loader.exec_module(module)
         config = module.get_config(*([argument] if colon else []))
@@ -154,63 +138,24 @@ def from_dict(stored: dict[str, Any]) -> ConfigDict:
     Lists become tuples. A field that has since moved into sections has its value in
     each of them, and one that is newer than the file has the value of `ADDED`.
 
+    Args:
+      stored: the fields, those of a section within it or as `section.field`.
+
     Raises:
-      ConfigError: for a field that no version has had.
+      ConfigError: for a field that no version has had, or as `validate`.
     """
     fields = {}
     for name, value in (ADDED | flatten(stored)).items():
-        if name not in FIELDS and name not in BY_LAST_NAME:
+        if not places(name):
             raise ConfigError(unknown_field(name))
-        for place in [name] if name in FIELDS else BY_LAST_NAME[name]:
-            if value is None:  # Without its type, a flag could not replace it.
-                value = config_dict.placeholder(FIELDS[place].unset_type or object)
-            fields[place] = tuple(value) if isinstance(value, list) else value
+        value = tuple(value) if isinstance(value, list) else value
+        fields |= dict.fromkeys(places(name), value)
     config = ConfigDict({section: {} for section in SECTIONS.values() if section})
     config.update_from_flattened_dict(fields)
+    validate(config)
     return config.lock()
 
 
 def run_fields(config: ConfigDict) -> dict[str, Any]:
     """Return the fields that every run reads, which are those at the top."""
     return {n: v for n, v in config.items() if not isinstance(v, ConfigDict)}
-
-
-def identity(config: ConfigDict, kind: str) -> dict[str, Any]:
-    """Return the fields that a workdir of this kind must keep, sorted by name.
-
-    The names are without the section: `variants`, not `compare.variants`.
-    """
-    names = fields_of(kind) - MAY_CHANGE
-    return dict(sorted((name.rpartition(".")[2], config[name]) for name in names))
-
-
-def default_workdir(
-    config_path: str, config: ConfigDict, base: ConfigDict, kind: str = RUN
-) -> str:
-    """Return `runs/<config name>[@<arg>][-<field>=<value>...]`.
-
-    A comparison's name begins with `compare`, that of a sweep with `sweep`.
-
-    Args:
-      config_path: the config file as given, with its `:arg` if it has one.
-      config: the config of the run.
-      base: what the file alone says; a field that keeps that value is not named.
-      kind: `RUN`, `COMPARISON` or `SWEEP`.
-    """
-    path, colon, argument = config_path.partition(":")
-    stem = pathlib.Path(path).stem
-    prefix = SECTIONS[kind]
-    pieces = [stem if prefix in ("", stem) else f"{prefix}-{stem}"]
-    pieces += ["@", argument] if colon else []
-    unchanged = identity(base, kind)
-    for name, value in identity(config, kind).items():
-        if value != unchanged[name]:
-            pieces += [f"-{name}=", format_value(value).replace(",", "_")]
-    # A name is unambiguous without "=" and "@" in the file's name, the argument and the
-    # values. Any other name, and a long one, gets a hash.
-    text = "".join(pieces)
-    is_plain = all(re.fullmatch(r"[\w.+-]*", piece, re.ASCII) for piece in pieces[::2])
-    if not is_plain or len(text) > 120:
-        digest = hashlib.sha256(repr(pieces).encode()).hexdigest()[:10]
-        text = re.sub(r"[^\w.=@+-]", "_", text, flags=re.ASCII)[:100] + f"-{digest}"
-    return os.path.join("runs", text)

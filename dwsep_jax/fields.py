@@ -1,26 +1,26 @@
-"""The fields of a configuration: what each may be, and who reads it."""
+"""The fields of a configuration: what each may be, its flag, and who reads it."""
 
 import difflib
 import operator
 import re
 import sys
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections.config_flags import tuple_parser
 
 
 class Field(NamedTuple):
     """What a field must be; `must_be` and `example` are for error messages.
 
-    `read` returns the value of a text, or raises KeyError or ValueError. A field with
-    an `unset_type` may be None, and is of that type otherwise.
+    `read` returns the value of a text, or raises ValueError.
     """
 
     must_be: str
     example: str
     is_valid: Callable[[Any], bool]
     read: Callable[[str], Any]
-    unset_type: type | None = None
 
 
 # The limits of a number, in the order in which they are named.
@@ -30,7 +30,6 @@ _LIMITS = {
     "le": ("at most", operator.le),
     "lt": ("below", operator.lt),
 }
-_FLAGS = {"true": True, "True": True, "false": False, "False": False}
 
 
 def _number(example: str, kind: type = float, **limits: float) -> Field:
@@ -39,14 +38,15 @@ def _number(example: str, kind: type = float, **limits: float) -> Field:
 
     def is_valid(value):
         # A bool is an int in Python, and an integer is fine where a float is meant.
-        is_number = isinstance(value, int | kind) and not isinstance(value, bool)
         return (
-            is_number
+            isinstance(value, int | kind)
+            and not isinstance(value, bool)
             and abs(value) <= sys.float_info.max
             and all(_LIMITS[name][1](value, limit) for name, limit in limits.items())
         )
 
-    return Field(f"{noun} {' and '.join(words)}", example, is_valid, kind)
+    read = flags.IntegerParser().parse if kind is int else float
+    return Field(f"{noun} {' and '.join(words)}", example, is_valid, read)
 
 
 def _integer(example: str, low: int, high: int) -> Field:
@@ -54,19 +54,36 @@ def _integer(example: str, low: int, high: int) -> Field:
 
 
 def _text(example: str) -> Field:
-    # Somebody who writes "None" wants to unset the field.
-    return Field(
-        "a name or path",
-        example,
-        lambda v: isinstance(v, str) and v.strip() not in ("", "None"),
-        str,
-    )
+    def is_valid(value):
+        # Somebody who writes "None" wants to unset the field.
+        return isinstance(value, str) and value.strip() not in ("", "None")
+
+    return Field("a name or path", example, is_valid, str)
+
+
+def _matching(must_be: str, example: str, pattern: str) -> Field:
+    def is_valid(value):
+        return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+    return Field(must_be, example, is_valid, str)
 
 
 def _flag(example: str) -> Field:
-    return Field(
-        "true or false", example, lambda v: isinstance(v, bool), _FLAGS.__getitem__
-    )
+    read = flags.BooleanParser().parse
+    return Field("true or false", example, lambda v: isinstance(v, bool), read)
+
+
+_read_tuple = tuple_parser.TupleParser().parse
+
+
+def _read_names(text: str) -> tuple[Any, ...]:
+    """Return the names of A,B,... or of a tuple as Python writes it.
+
+    A comma before a digit, as in block_sizes=3,3|6,6 of a space, does not separate.
+    """
+    if text.lstrip().startswith("("):
+        return _read_tuple(text)
+    return tuple(name.strip() for name in re.split(r",(?!\s*\d)", text))
 
 
 def _tuple(
@@ -75,25 +92,19 @@ def _tuple(
     """Return a field of one item or more, which differ in `key` if that is given."""
 
     def is_valid(value):
-        if not isinstance(value, tuple) or not value:
-            return False
-        if not all(map(item.is_valid, value)):
+        is_tuple = isinstance(value, tuple) and bool(value)
+        if not is_tuple or not all(map(item.is_valid, value)):
             return False
         return key is None or len(set(map(key, value))) == len(value)
 
-    def read(text):
-        return tuple(map(item.read, text.split(",")))
-
+    read = _read_names if item.read is str else _read_tuple
     return Field(f"a tuple of {items}", example, is_valid, read)
 
 
 def _optional(field: Field) -> Field:
-    return Field(
-        f"{field.must_be}, or left out",
-        field.example,
-        lambda v: v is None or field.is_valid(v),
-        field.read,
-        field.read,
+    return field._replace(
+        must_be=f"{field.must_be}, or left out",
+        is_valid=lambda value: value is None or field.is_valid(value),
     )
 
 
@@ -125,10 +136,8 @@ def _is_class_weights(value):
 
 
 _MAX_SEEDS = 1000
-_NUM_SEEDS = _integer("5", 1, _MAX_SEEDS)
 # Comparisons and sweeps count up from it; the last is to fit into 32 bits, too.
 _SEED = _integer("1", 0, 2**32 - 1 - _MAX_SEEDS)
-_MEMBERS_AT_ONCE = _optional(_integer("4", 1, 1000))
 
 # One row per field of configs/default.py. Every run reads the fields at the top; only a
 # comparison reads those of `compare`, and only a sweep those of `sweep`. Names that a
@@ -136,12 +145,7 @@ _MEMBERS_AT_ONCE = _optional(_integer("4", 1, 1000))
 # there.
 FIELDS = {
     "dataset": _text("cifar10"),
-    "label": Field(
-        "a name of letters, digits and _",
-        "coarse",
-        lambda v: isinstance(v, str) and re.fullmatch(r"\w+", v) is not None,
-        str,
-    ),
+    "label": _matching("a name of letters, digits and _", "coarse", r"\w+"),
     "image_size": _optional(_integer("64", 4, 1024)),
     "data_dir": _optional(_text("/data/tensorflow_datasets")),
     "validation_size": _number("5000", int, ge=1),
@@ -204,12 +208,7 @@ FIELDS = {
     "accumulate": _integer("4", 1, 10**4),
     "num_devices": _optional(_integer("2", 1, 10**4)),
     "coordinator_address": _optional(
-        Field(
-            "host:port of process 0",
-            "host0:12345",
-            lambda v: isinstance(v, str) and re.fullmatch(r".+:\d+", v) is not None,
-            str,
-        )
+        _matching("host:port of process 0", "host0:12345", r".+:\d+")
     ),
     "num_processes": _optional(_integer("2", 1, 10**4)),
     "process_id": _optional(_integer("0", 0, 10**4 - 1)),
@@ -222,7 +221,7 @@ FIELDS = {
     "compare.variants": _tuple(
         "different names", "separable,standard", _text("standard"), key=str
     ),
-    "compare.num_seeds": _NUM_SEEDS,
+    "compare.num_seeds": _integer("5", 1, _MAX_SEEDS),
     "compare.rate_factors": _tuple(
         "numbers from 0.001 to 1000, different in the first three digits",
         "0.333,1,3",
@@ -230,7 +229,7 @@ FIELDS = {
         key="{:.3g}".format,
     ),
     "compare.margin": _number("0.5", ge=0, le=100),
-    "compare.members_at_once": _MEMBERS_AT_ONCE,
+    "compare.members_at_once": _optional(_integer("4", 1, 1000)),
     "sweep.space": _tuple(
         "different axes FIELD=A|B|..., FIELD=LOW..HIGH or FIELD=LOW..HIGH log",
         "'optimizer=adam|sgd,learning_rate=x0.1..x10 log'",
@@ -240,59 +239,42 @@ FIELDS = {
     "sweep.sampler": _text("tpe"),
     "sweep.pruner": _text("median"),
     "sweep.num_trials": _optional(_integer("24", 1, 10**6)),
-    "sweep.num_seeds": _NUM_SEEDS,
+    "sweep.num_seeds": _integer("5", 1, _MAX_SEEDS),
     "sweep.refit_epochs": _optional(_integer("100", 1, 10**6)),
     "sweep.storage": _optional(_text("postgresql://user@host/database")),
     "sweep.study": _text("sweep"),
-    "sweep.members_at_once": _MEMBERS_AT_ONCE,
+    "sweep.members_at_once": _optional(_integer("4", 1, 1000)),
 }
 
 # Fields that were added after config.json had been written without them, each with the
 # value that older runs had in effect: its default in configs/default.py.
 ADDED: dict[str, Any] = {
-    "label": "label",
-    "image_size": None,
-    "class_weights": "none",
-    "init_from": None,
-    "freeze": None,
-    "checkpoint_minutes": 10.0,
-    "num_devices": None,
-    "coordinator_address": None,
-    "num_processes": None,
-    "process_id": None,
-    "remat": False,
-    "accumulate": 1,
-    "wandb": False,
-    "mlflow": False,
+    **dict.fromkeys(("image_size", "init_from", "freeze", "num_devices")),
+    **dict.fromkeys(("coordinator_address", "num_processes", "process_id")),
+    **dict.fromkeys(("remat", "wandb", "mlflow"), False),
     "sweep.refit_epochs": None,
+    "label": "label",
+    "class_weights": "none",
+    "checkpoint_minutes": 10.0,
+    "accumulate": 1,
 }
-
-# The fields in sections by their last names, under which older config.json files have
-# them at the top.
-BY_LAST_NAME: dict[str, list[str]] = defaultdict(list)
-for _name in FIELDS:
-    if "." in _name:
-        BY_LAST_NAME[_name.rpartition(".")[2]].append(_name)
 
 # What a workdir may hold, and the section of the config that it alone reads.
 RUN, COMPARISON, SWEEP = "run", "comparison", "sweep"
 SECTIONS = {RUN: "", COMPARISON: "compare", SWEEP: "sweep"}
 # These change no result, except for the last bits of an evaluation's sums.
-CHANGE_NOTHING = frozenset(
-    {
-        *("data_dir", "progress", "eval_batch_size", "checkpoint_minutes"),
-        *("tensorboard", "wandb", "mlflow"),
-        *("coordinator_address", "process_id"),
-    }
-)
+CHANGE_NOTHING = {
+    *("data_dir", "progress", "eval_batch_size", "checkpoint_minutes"),
+    *("tensorboard", "wandb", "mlflow", "coordinator_address", "process_id"),
+}
 # These may differ when a workdir is continued: a comparison then has more seeds or
 # another answer, a sweep more trials or other finals. With other devices, or members in
 # another program, numbers are the same up to the last digits.
 MAY_CHANGE = CHANGE_NOTHING | {
     *("num_devices", "num_processes"),
     *("compare.num_seeds", "compare.margin", "compare.members_at_once"),
-    *("sweep.num_trials", "sweep.num_seeds", "sweep.refit_epochs", "sweep.storage"),
-    "sweep.members_at_once",
+    *("sweep.num_trials", "sweep.num_seeds", "sweep.refit_epochs"),
+    *("sweep.storage", "sweep.members_at_once"),
 }
 
 
@@ -300,6 +282,19 @@ def fields_of(kind: str) -> set[str]:
     """Return the names of the fields that a run, a comparison or a sweep reads."""
     sections = {"", SECTIONS[kind]}
     return {name for name in FIELDS if name.rpartition(".")[0] in sections}
+
+
+def _last_name(name):
+    return name.rpartition(".")[2]
+
+
+def places(name: str) -> list[str]:
+    """Return the fields that a name means; none if there are none.
+
+    Older config.json files have the fields of the sections at the top, by their last
+    names.
+    """
+    return [name] if name in FIELDS else [n for n in FIELDS if _last_name(n) == name]
 
 
 def describe(name: str, value: Any) -> str:
@@ -311,13 +306,34 @@ def describe(name: str, value: Any) -> str:
     )
 
 
+class _FieldParser(flags.ArgumentParser):
+    """Reads what the flag of a field is given."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def parse(self, argument: str) -> Any:
+        try:
+            return FIELDS[self._name].read(argument)
+        except ValueError:
+            line = describe(self._name, argument)
+            raise flags.IllegalFlagValueError(line) from None
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Define a flag --config.FIELD for each field of the config."""
+    for name, field in FIELDS.items():
+        options = dict(flag_values=values, boolean=field.is_valid(False))
+        flags.DEFINE(_FieldParser(name), f"config.{name}", None, "", **options)
+
+
 def unknown_field(name: str) -> str:
     """Return the line for a field that does not exist, with the nearest that do."""
-    near = difflib.get_close_matches(name, [*FIELDS, *BY_LAST_NAME])
-    if name in BY_LAST_NAME:
-        near = [name]
+    near = [name]
+    if not places(name):
+        near = difflib.get_close_matches(name, FIELDS.keys() | map(_last_name, FIELDS))
     # Once each: a field and its last name may both be near.
-    near = dict.fromkeys(f for n in near for f in BY_LAST_NAME.get(n, [n]))
+    near = dict.fromkeys(field for n in near for field in places(n))
     return f"unknown field --config.{name}; " + (
         f"did you mean {' or '.join(f'--config.{n}' for n in near)}?"
         if near

@@ -16,6 +16,10 @@ def _is_number(value, low=-1e100, high=1e100):
     return type(value) in (int, float) and low <= value <= high
 
 
+def _one_of(choices):
+    return choices.__contains__, f"one of {', '.join(choices)}"
+
+
 # Kinds of values: the check, and the words of an error.
 _VALUES = {
     "number": (_is_number, "a number"),
@@ -28,15 +32,10 @@ _VALUES = {
     ),
     "text": (lambda value: isinstance(value, str), "a text"),
     "setting": (lambda value: not isinstance(value, dict), "the value of a field"),
-    **{
-        name: (choices.__contains__, f"one of {', '.join(choices)}")
-        for name, choices in (
-            ("answer", ANSWERS),
-            ("verdict", VERDICTS),
-            ("kind", (RUN, COMPARISON, SWEEP)),
-            ("limit", ("arithmetic", "memory", "neither")),
-        )
-    },
+    "answer": _one_of(ANSWERS),
+    "verdict": _one_of(VERDICTS),
+    "kind": _one_of((RUN, COMPARISON, SWEEP)),
+    "limit": _one_of(("arithmetic", "memory", "neither")),
 }
 # Kinds of objects: "key:kind" for each key that is read; others may be beside them. Of
 # a kind, [kind] is a list, {kind} an object of any keys, kind? may be null, and key?
@@ -163,30 +162,28 @@ def _check_scores(evaluation):
     matrix, classes = evaluation["confusion_matrix"], evaluation["per_class"]
     if {len(classes)} != {len(matrix), *map(len, matrix)}:
         raise ValueError(f"confusion_matrix is not {len(classes)} x {len(classes)}")
-    total = sum(map(sum, matrix))
-    right = sum(row[i] for i, row in enumerate(matrix)) / max(total, 1)
-    expected = [
-        ("num_examples", evaluation["num_examples"], total),
-        ("accuracy", evaluation["accuracy"], right),
-    ]
-    for i, row in enumerate(classes):
-        hits, support, found = matrix[i][i], sum(matrix[i]), sum(r[i] for r in matrix)
-        scores = {
-            "support": support,
-            "precision": hits / max(found, 1),
-            "recall": hits / max(support, 1),
-            "f1": 2 * hits / max(support + found, 1),
-        }
-        expected += [(f"per_class[{i}].{key}", row[key], scores[key]) for key in scores]
-    for key in ("precision", "recall", "f1"):
-        weighted = sum(row["support"] * row[key] for row in classes) / max(total, 1)
-        for average, score in (("micro", right), ("weighted", weighted)):
-            expected.append((f"{key}.{average}", evaluation[key][average], score))
-    for where, value, score in expected:
+
+    def check(where, value, score):
         if abs(value - score) > _ROUNDING:
             raise ValueError(
                 f"{where} is {value}, and by its confusion_matrix {score:.6g}"
             )
+
+    total = sum(map(sum, matrix))
+    right = sum(row[i] for i, row in enumerate(matrix)) / max(total, 1)
+    check("num_examples", evaluation["num_examples"], total)
+    check("accuracy", evaluation["accuracy"], right)
+    for i, row in enumerate(classes):
+        hits, support, found = matrix[i][i], sum(matrix[i]), sum(r[i] for r in matrix)
+        f1 = 2 * hits / max(support + found, 1)
+        check(f"per_class[{i}].support", row["support"], support)
+        check(f"per_class[{i}].precision", row["precision"], hits / max(found, 1))
+        check(f"per_class[{i}].recall", row["recall"], hits / max(support, 1))
+        check(f"per_class[{i}].f1", row["f1"], f1)
+    for key in ("precision", "recall", "f1"):
+        weighted = sum(row["support"] * row[key] for row in classes) / max(total, 1)
+        check(f"{key}.micro", evaluation[key]["micro"], right)
+        check(f"{key}.weighted", evaluation[key]["weighted"], weighted)
 
 
 def _check(value: Any, kind: str, where: str) -> None:

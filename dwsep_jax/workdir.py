@@ -6,12 +6,11 @@ line. Without jax.
 
 import contextlib
 import copy
-import fnmatch
-import glob
 import hashlib
 import json
 import os
 import pathlib
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,27 +19,11 @@ from ml_collections import ConfigDict
 
 from dwsep_jax.config import STEADY_SCHEDULES, from_dict, validate
 from dwsep_jax.errors import ConfigError, UserError
-from dwsep_jax.fields import (
-    COMPARISON,
-    FIELDS,
-    MAY_CHANGE,
-    RUN,
-    SECTIONS,
-    SWEEP,
-    fields_of,
-    format_value,
-)
+from dwsep_jax.fields import FIELDS, MAY_CHANGE, RUN, SECTIONS, fields_of, format_value
 from dwsep_jax.lock import locked
 from dwsep_jax.schema import damaged, parse
 
 Row = dict[str, float]
-
-# What to do where a workdir holds another kind than the one asked for.
-_REMEDIES = {
-    RUN: "choose another --workdir, or --mode=train",
-    COMPARISON: "name one of the runs below it, or give --mode=compare",
-    SWEEP: "name one of the runs below it, or give --mode=sweep",
-}
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
@@ -76,9 +59,7 @@ def read_json(directory: str | os.PathLike, name: str) -> dict[str, Any] | None:
         raise damaged(path, "it is not as it was written: its checksum differs")
     if content.get("schema") != 1:
         raise damaged(path, f"its schema is {content.get('schema')}, not 1")
-    if name == "config":
-        content = _check_config(content, path)
-    return content
+    return _check_config(content, path) if name == "config" else content
 
 
 def _read_bytes(path):
@@ -97,7 +78,6 @@ def _check_config(content: dict[str, Any], path: pathlib.Path) -> dict[str, Any]
     try:
         for part in ("requested", "resolved"):
             content[part] = from_dict(content[part])
-            validate(content[part])
     except ConfigError as error:
         raise damaged(path, str(error)) from error
     for name in FIELDS:
@@ -115,10 +95,9 @@ def _checksum(content):
 
 def read_intact(directory: str | os.PathLike, name: str) -> dict[str, Any] | None:
     """Return what `read_json` returns, or None where the file is damaged."""
-    try:
+    with contextlib.suppress(UserError):
         return read_json(directory, name)
-    except UserError:
-        return None
+    return None
 
 
 def open_workdir(
@@ -156,9 +135,8 @@ def open_workdir(
             )
         if (directory / "config.json").exists():
             stored, resolved = _continue(workdir, requested, kind, MAY_CHANGE)
-            section = f"{SECTIONS[kind]}."
-            may_change = [name for name in MAY_CHANGE if name.startswith(section)]
-            may_change.append("num_epochs")
+            of_this_kind = MAY_CHANGE & fields_of(kind) - fields_of(RUN)
+            may_change = of_this_kind | {"num_epochs"}
             if any(stored[name] != requested[name] for name in may_change):
                 _write_config(directory, requested, resolved, kind)
             return resolved
@@ -172,6 +150,47 @@ def open_workdir(
     with _usable(workdir):
         _write_config(directory, requested, resolved, kind)
     return from_dict(resolved.to_dict())
+
+
+def identity(config: ConfigDict, kind: str) -> dict[str, Any]:
+    """Return the fields that a workdir of this kind must keep, sorted by name.
+
+    The names are without the section: `variants`, not `compare.variants`.
+    """
+    names = fields_of(kind) - MAY_CHANGE
+    return dict(sorted((name.rpartition(".")[2], config[name]) for name in names))
+
+
+def default_workdir(
+    config_path: str, config: ConfigDict, base: ConfigDict, kind: str = RUN
+) -> str:
+    """Return `runs/<config name>[@<arg>][-<field>=<value>...]`.
+
+    A comparison's name begins with `compare`, that of a sweep with `sweep`.
+
+    Args:
+      config_path: the config file as given, with its `:arg` if it has one.
+      config: the config of the run.
+      base: what the file alone says; a field that keeps that value is not named.
+      kind: `RUN`, `COMPARISON` or `SWEEP`.
+    """
+    path, colon, argument = config_path.partition(":")
+    stem = pathlib.Path(path).stem
+    prefix = SECTIONS[kind]
+    pieces = [stem if prefix in ("", stem) else f"{prefix}-{stem}"]
+    pieces += ["@", argument] if colon else []
+    unchanged = identity(base, kind)
+    for name, value in identity(config, kind).items():
+        if value != unchanged[name]:
+            pieces += [f"-{name}=", format_value(value).replace(",", "_")]
+    # A name is unambiguous without "=" and "@" in the file's name, the argument and the
+    # values. Any other name, and a long one, gets a hash.
+    text = "".join(pieces)
+    is_plain = all(re.fullmatch(r"[\w.+-]*", piece, re.ASCII) for piece in pieces[::2])
+    if not is_plain or len(text) > 120:
+        digest = hashlib.sha256(repr(pieces).encode()).hexdigest()[:10]
+        text = re.sub(r"[^\w.=@+-]", "_", text, flags=re.ASCII)[:100] + f"-{digest}"
+    return os.path.join("runs", text)
 
 
 @contextlib.contextmanager
@@ -221,7 +240,7 @@ def _write_config(directory, requested, resolved, kind):
 
 
 def _continue(
-    workdir: str | os.PathLike, requested: ConfigDict, kind: str, free: frozenset[str]
+    workdir: str | os.PathLike, requested: ConfigDict, kind: str, free: set[str]
 ) -> tuple[ConfigDict, ConfigDict]:
     """Return the stored and the resolved config, with the free fields as requested."""
     stored, resolved = _read_config(workdir, kind)
@@ -250,17 +269,19 @@ def _continue(
 
 def _read_config(workdir: str | os.PathLike, kind: str) -> list[ConfigDict]:
     """Return the requested and the resolved config of config.json."""
-    with _usable(workdir):
-        content = read_json(workdir, "config")
+    content = read_json(workdir, "config")
     if content is None:
         raise UserError(
             f"--workdir={workdir}: no run was started there (no config.json); give "
             "--config=FILE, or another --workdir"
         )
     if content["kind"] != kind:
+        remedy = "choose another --workdir, or --mode=train"
+        if mode := SECTIONS[content["kind"]]:
+            remedy = f"name one of the runs below it, or give --mode={mode}"
         raise ConfigError(
             f"--workdir={workdir}: holds a {content['kind']}, and a {kind} is asked "
-            f"for; {_REMEDIES[content['kind']]}"
+            f"for; {remedy}"
         )
     return [content["requested"], content["resolved"]]
 
@@ -274,8 +295,7 @@ def _check_name(directory: pathlib.Path) -> None:
             f"--workdir={str(directory)!r}: is not text in this locale; set "
             "PYTHONUTF8=1, or choose another --workdir"
         ) from None
-    place = str(directory.absolute())
-    if glob.has_magic(place) or "\\" in place:
+    if re.search(r"[\[*?\\]", str(directory.absolute())):
         raise ConfigError(
             f"--workdir={directory}: checkpoints could not be read below a name with "
             "[, *, ? or \\; choose another --workdir"
@@ -284,9 +304,8 @@ def _check_name(directory: pathlib.Path) -> None:
 
 def _refuse_other_files(directory: pathlib.Path) -> None:
     """Raise `UserError` where a directory holds what a first start does not expect."""
-    expected = ("config.json.*.tmp", ".*", "*.log", "*.out", "*.err", "*.txt")
-    names = sorted(entry.name for entry in directory.iterdir())
-    others = [n for n in names if not any(fnmatch.fnmatch(n, e) for e in expected)]
+    expected = r"(?s)config\.json\..*\.tmp|\..*|.*\.(log|out|err|txt)"
+    others = [n for n in sorted(os.listdir(directory)) if not re.fullmatch(expected, n)]
     if others:
         more = ", ..." if len(others) > 3 else ""
         raise UserError(
@@ -350,10 +369,9 @@ def is_settled(rows: list[Row], patience: int, min_change: float) -> bool:
     """
     best, waited = -1.0, 0
     for row in rows:
+        waited += 1
         if score(row) > best + min_change:
             best, waited = score(row), 0
-        else:
-            waited += 1
     return 0 < patience <= waited
 
 

@@ -41,12 +41,13 @@ def test_command_parses(monkeypatch, page, arguments):
     argv = ["main.py", *shlex.split(arguments, comments=True)]
     rest = values(argv, known_only=True)
     if not values.help:
-        cli.make_command(values, rest)
+        cli.read_flags(values, rest)
 
 
 @pytest.mark.parametrize(("page", "flag"), find(r"`(--config\.[a-z][^`\n=]*=[^`\n]*)`"))
 def test_flag_parses(page, flag):
-    cli.override(default.get_config(), ["main.py", flag])
+    values = define_flags()
+    cli.read_flags(values, values(["main.py", "--config=default", flag]))
 
 
 def test_fields_and_modes_are_those_that_exist():

@@ -22,11 +22,11 @@ from optuna import pruners, samplers, storages
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from dwsep_jax.config import identity
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.fields import SWEEP
 from dwsep_jax.lock import locked
 from dwsep_jax.space import Axis
+from dwsep_jax.workdir import identity
 
 Retry = storages.RetryHeartbeatStaleTrialCallback
 HEARTBEAT_SECONDS = 10
