@@ -1,6 +1,7 @@
 """The command line: flags to a command, errors to one line and an exit code."""
 
 import difflib
+import logging
 import os
 import re
 import sys
@@ -9,7 +10,8 @@ from collections.abc import Callable
 from errno import EDQUOT, EFBIG, ENOSPC
 from signal import SIGINT, SIGTERM
 
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from dwsep_jax import launch, signals
@@ -59,7 +61,8 @@ def run(
             return 0
         if not values["debug"].value:
             # Threads of orbax log or print a traceback each when a save fails.
-            logging.set_verbosity(logging.FATAL)
+            absl_logging.set_verbosity(absl_logging.FATAL)
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             sys.unraisablehook = lambda error: None
         config, workdir = read_flags(values, rest)
         if values.mode != "report":  # It reads files, and computes nothing.
@@ -211,8 +214,7 @@ def _describe_error(error: BaseException) -> tuple[str, int]:
     text = type(error).__name__ + (f": {message.splitlines()[0]}" if message else "")
     # Orbax and XLA wrap what the system reports in errors of their own.
     numbers = (ENOSPC, EDQUOT, EFBIG)
-    signs = [sign for n in numbers for sign in (os.strerror(n), f"os_error_code='{n}'")]
-    if any(sign in message for sign in signs):
+    if any(os.strerror(number) in message for number in numbers):
         text += "; free some space and repeat the command"
     elif is_out_of_memory(error):
         text += (

@@ -31,9 +31,9 @@ def first_devices(num_devices: int) -> list[jax.Device]:
 def place(tree: Tree, sharding: Sharding | None) -> Tree:
     """Put arrays that every process has in whole onto the devices of a sharding.
 
-    None is the default device, of one process alone.
+    None is the default device of this process.
     """
-    if jax.process_count() == 1:
+    if jax.process_count() == 1 or sharding is None:
         return jax.device_put(tree, sharding)
 
     def put(leaf):

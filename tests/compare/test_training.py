@@ -11,7 +11,7 @@ from dwsep_jax.compare import training
 from dwsep_jax.compare.result import choose_rate
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.report.figures import LAST_FIGURE
-from dwsep_jax.train import loop, programs, running
+from dwsep_jax.train import evaluation, loop, programs, running
 from dwsep_jax.workdir import load_config
 from tests.compare.comparing import TWO, run
 from tests.quick import Quick, diverge, draw, read, stand_in
@@ -178,7 +178,7 @@ PLACES = [
     (running, "append_row", 3),
     (shutil, "copytree", 2),
     (os, "replace", 1),
-    (loop, "evaluate_and_write", 1),
+    (evaluation, "evaluate_and_write", 1),
     (loop, "draw_run", 1),
     (training, "measure_cost", 2),
     (running, "append_row", 2),
