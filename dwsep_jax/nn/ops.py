@@ -283,25 +283,46 @@ def _in_chunks(function, x, *kernels):
     So the tensors in between are small, forwards and backwards.
     """
     images = x.pieces if isinstance(x, Normalized) else (x,)
-    n, elements = x.shape[0], math.prod(x.shape[1:])
-    meshes = (jax.typeof(a).sharding.mesh for a in images)
-    kinds = {kind for mesh in meshes for kind in mesh.axis_types or ()}
-    is_plain = isinstance(n, int) and kinds <= {AxisType.Auto}
-    if not is_plain or n == 1 or n * elements <= _CHUNK_SIZE:
-        return function(x, *kernels)
-    num_chunks = shifted.divisor(n, min(n, n * elements / _CHUNK_SIZE))
 
     def run(images):
         chunk = x.replace(pieces=images) if isinstance(x, Normalized) else images[0]
         return function(chunk, *kernels)
 
+    num_chunks = count_chunks(images, math.prod(x.shape[1:]))
+    if num_chunks == 1:
+        return function(x, *kernels)
+    return map_chunks(run, images, num_chunks)
+
+
+def count_chunks(images: Sequence[jax.Array], num_elements: int) -> int:
+    """Return into how many equal parts to cut a batch, so that a part fits the cache.
+
+    Args:
+      images: arrays (N, ...).
+      num_elements: of the largest tensor that is made of each image.
+    """
+    n = images[0].shape[0]
+    meshes = (jax.typeof(a).sharding.mesh for a in images)
+    kinds = {kind for mesh in meshes for kind in mesh.axis_types or ()}
+    is_plain = isinstance(n, int) and kinds <= {AxisType.Auto}
+    if not is_plain or n == 1 or n * num_elements <= _CHUNK_SIZE:
+        return 1
+    return shifted.divisor(n, min(n, n * num_elements / _CHUNK_SIZE))
+
+
+def map_chunks(
+    function: Callable[[tuple[jax.Array, ...]], jax.Array],
+    images: Sequence[jax.Array],
+    num_chunks: int,
+) -> jax.Array:
+    """Return what a function makes of arrays (N, ...), a chunk of N after the other."""
     # Consecutive images, which need no copy (3 % of a step); but where they may be
     # sharded, a chunk takes some on each device.
-    axis = 1 if jax.device_count() > 1 else 0
+    n, axis = images[0].shape[0], 1 if jax.device_count() > 1 else 0
     size = [n // num_chunks]
     size.insert(axis, num_chunks)
     chunks = (a.reshape(*size, *a.shape[1:]).swapaxes(0, axis) for a in images)
-    y = lax.map(run, tuple(chunks)).swapaxes(0, axis)
+    y = lax.map(function, tuple(chunks)).swapaxes(0, axis)
     return y.reshape(n, *y.shape[2:])
 
 

@@ -189,3 +189,23 @@ def test_neither_halving_first_nor_remat_changes_parameters_or_gradients(conv):
         results.append((variables["params"], gradients))
     for a, *others in zip(*map(jax.tree.leaves, results), strict=True):
         assert max(relative_error(b, a) for b in others) < 1e-5
+
+
+def test_large_batches_are_classified_in_parts(monkeypatch):
+    make = partial(densenet.DenseNet, StandardConv, **TINY)
+    model, images = make(), jax.random.normal(KEY, (48, 8, 8, 3))
+    variables = model.init(KEY, images)
+    whole = model.apply(variables, images)
+    monkeypatch.setattr(ops, "_CHUNK_SIZE", 20 * 8 * 8 * 8)  # A stem of 20 images.
+    assert relative_error(model.apply(variables, images), whole) < 1e-6
+
+    def has_parts(num_images=48, lowering="auto", **options):
+        apply = partial(make(lowering=lowering).apply, **options)
+        return "length=3" in str(jax.make_jaxpr(apply)(variables, images[:num_images]))
+
+    assert has_parts()
+    for num_images in (20, 47):  # Parts of 47 would be single images.
+        assert not has_parts(num_images)
+    assert not has_parts(lowering="conv")
+    assert not has_parts(capture_intermediates=True, mutable=["intermediates"])
+    assert not has_parts(train=True, mutable=["batch_stats"], rngs={"dropout": KEY})
