@@ -136,7 +136,7 @@ def jax_epoch(
     with console.logged(os.devnull):
         programs = EpochPrograms(config, dataset, states)
     order = jnp.arange(len(dataset.train.labels), dtype=jnp.int32)
-    progress = SimpleNamespace(advance=lambda num_steps: None)
+    progress = SimpleNamespace(advance_steps=lambda num_steps: None)
 
     def run():
         nonlocal states
