@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks import timing
-from benchmarks.torch_net import run_torch, to_torch
+from benchmarks.torch_net import ON_GPU, run_torch, to_torch
 from dwsep_jax.nn import ops
 
 # (images, rows and columns, channels, side of the kernel, stride).
@@ -80,9 +80,12 @@ def make_contenders(
     if with_gradients:
         compute = gradients
         arguments = [jnp.ones_like(forward("auto", *arrays)), *arrays]
+    lowerings = {"ours": "auto", "XLA": "conv"}
+    if ON_GPU:  # Where "auto" is XLA's.
+        lowerings["shifts"] = "shift"
     calls = {
         name: timing.compile_jax(partial(compute, lowering), *arguments)
-        for name, lowering in (("ours", "auto"), ("XLA", "conv"))
+        for name, lowering in lowerings.items()
     }
     calls["copy"] = timing.compile_jax(lambda x: x + 1, arrays[0])
 
@@ -111,7 +114,8 @@ def main() -> None:
     """Print the table."""
     args = timing.start(__doc__, dtype="float32", compiled=False, part="0/1")
     part, num_parts = map(int, args.part.split("/"))
-    columns = ["ours", "copy", "PyTorch", *["PyTorch compiled"] * args.compiled]
+    columns = ["ours", "copy", *["shifts"] * ON_GPU, "PyTorch"]
+    columns += ["PyTorch compiled"] * args.compiled
     timing.print_header("shape, kernel, stride", *columns, "XLA")
     for i, shape in list(enumerate((*KNOWN, *draw_shapes(14))))[part::num_parts]:
         n, size, channels, kernel_size, stride = shape

@@ -9,7 +9,8 @@ on 2 CPU cores; `benchmarks.shapes` measures single convolutions.
 
     python -m benchmarks.speed
 
-With `--quick`, a few rounds of configs/cpu.py alone. Needs the extra `bench`.
+With `--quick`, a few rounds of configs/cpu.py alone (of separable.py on a GPU). Needs
+the extra `bench`.
 """
 
 import dataclasses
@@ -188,7 +189,8 @@ def main() -> None:
     arguments = timing.start(__doc__, quick=False, out="speed.json")
     result = {"schema": 1, "environment": describe_environment("float32", 0)}
     result["environment"]["versions"]["torch"] = torch.__version__
-    for name in ["cpu"] if arguments.quick else CONFIGS:
+    quick = ["separable" if ON_GPU else "cpu"]
+    for name in quick if arguments.quick else CONFIGS:
         result[name] = measure_network(name, 3 if arguments.quick else 5)
     text = json.dumps(result, indent=2, default=dataclasses.asdict)
     pathlib.Path(arguments.out).write_text(text + "\n")

@@ -227,7 +227,9 @@ class DenseNet(nn.Module):
             return 1
         num_pixels = math.prod(-(-size // self.stem_stride) for size in x.shape[1:3])
         num_chunks = ops.count_chunks([x], num_pixels * stem_width)
-        return num_chunks if 16 * num_chunks <= x.shape[0] else 1
+        # The size of a batch may be a symbol; then there is one part.
+        is_worth_it = num_chunks > 1 and 16 * num_chunks <= x.shape[0]
+        return num_chunks if is_worth_it else 1
 
 
 def _check_image_size(shape, stem_stride, num_blocks):
