@@ -134,7 +134,7 @@ def run(
 def start(*arguments, **options):
     """Start a process to `run`; modules are imported, but jax has not been used."""
     context = multiprocessing.get_context("forkserver")
-    modules = ["benchmarks.soak", "orbax.checkpoint", "sklearn.metrics", "vl_convert"]
+    modules = ["benchmarks.timing", "orbax.checkpoint", "sklearn.metrics", "vl_convert"]
     context.set_forkserver_preload(modules)
     process = context.Process(target=run, args=arguments, kwargs=options)
     process.start()
