@@ -195,14 +195,8 @@ class DenseNet(nn.Module):
             dtype=dtype,
         )
 
-        x = layers.StandardConv(
-            stem_width,
-            kernel_size,
-            self.stem_stride,
-            dtype=dtype,
-            lowering=self.lowering,
-            name="stem",
-        )(x)
+        stem = partial(layers.StandardConv, dtype=dtype, lowering=self.lowering)
+        x = stem(stem_width, kernel_size, self.stem_stride, name="stem")(x)
         for b, num_layers in enumerate(self.block_sizes):
             features = Features((x,), *statistics(name=f"statistics{b}")(x, not train))
             block = DenseBlock(num_layers, layer, statistics, name=f"block{b}")
