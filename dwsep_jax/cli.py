@@ -152,8 +152,9 @@ def _describe_unknown(argument: str, values: flags.FlagValues) -> str:
     if match := re.match(r"--?(no)?config\.([^=]*)", argument):
         if match[2] not in FIELDS:
             return unknown_field(match[2])
-        return f"{argument}: only a field that is true or false can be negated"
-    if match := re.match(r"--?([a-zA-Z][^=]*)", argument):
+        if match[1]:
+            return f"{argument}: only a field that is true or false can be negated"
+    elif match := re.match(r"--?([a-zA-Z][^=]*)", argument):
         meant = {name: f"config.{name}" for name in FIELDS}
         meant |= {name: name for name in values}
         near = difflib.get_close_matches(match[1], meant, n=1)

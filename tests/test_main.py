@@ -276,6 +276,8 @@ DIGITS --xyz=1
     unknown flag --xyz; --help lists all
 DIGITS evaluate
     unexpected argument evaluate; write every flag as --flag=value
+DIGITS -- --config.seed=1
+    unexpected argument --config.seed=1; write every flag as --flag=value
 DIGITS --mode=evaluate --split=val
     --split=val: value should be one of <train|validation|test>
 DIGITS --mode=predict

@@ -214,7 +214,9 @@ class Member:
             step, parts = int(self.state.step), Checkpoints(self.workdir, _PART)
             times = {"elapsed_seconds": elapsed, "epoch_seconds": self._epoch_seconds}
             self._write(parts, step, tree, times, {step: 1.0})
-            console.say(f"saved in epoch {len(self.history) + 1}, after step {step:,}")
+            with self._logged():
+                epoch = len(self.history) + 1
+                console.say(f"saved in epoch {epoch}, after step {step:,}")
 
     def _write(self, checkpoints, number, tree, metadata, scores):
         if not self.workdir.is_dir():  # Part of it would be saved.

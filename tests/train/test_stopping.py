@@ -84,6 +84,8 @@ def test_a_long_epoch_is_saved_between(whole, dataset, tmp_path, monkeypatch, ca
     assert "saved in epoch 1, after step 4" in saved
     assert "saved in epoch 1, after step 2" not in saved
     assert train(tmp_path) == whole
+    loop.train_members([tiny.make_config()], [tmp_path / "logged"], dataset)
+    assert "saved in epoch 1, " in (tmp_path / "logged" / "train.log").read_text()
     (tmp_path / "other").mkdir()
     with loop.Member(tiny.make_resolved(), tmp_path / "other", dataset) as member:
         for minutes, is_due in ((6.0, True), (0.0, False)):
