@@ -115,8 +115,9 @@ def run(
         enter(member)
         if member.history or int(member.state.step):
             member.state = member.state.replace(**BROKEN[broken](member.state))
-            if broken == "order":
-                member._order_key = jax.random.fold_in(member._order_key, 1)
+            if broken == "order":  # It begins with another example.
+                permute = loop.Member.permute
+                member.permute = lambda: jnp.roll(permute(member), 1)
         return member
 
     if fault_in_save:
