@@ -163,10 +163,13 @@ def read_cost(stage: Any, key: str) -> float | None:
     """Return a figure of XLA's cost analysis, None where there is none.
 
     Args:
-      stage: a lowered or compiled program.
+      stage: a lowered or compiled program; versions of jax differ in what they return.
       key: "flops", or "bytes accessed".
     """
-    value = (stage.cost_analysis() or {}).get(key)
+    costs = stage.cost_analysis()
+    if isinstance(costs, list | tuple):
+        costs = costs[0] if costs else None
+    value = (costs or {}).get(key)
     return None if value is None or value < 0 else float(value)
 
 

@@ -170,9 +170,10 @@ def test_macs_outside_of_any_module_are_a_layer_of_their_own():
     assert layer.macs == 27
 
 
-def test_a_cost_analysis_may_lack_a_figure():
-    unknown = {"bytes accessed": 1.0}, {"flops": -1.0}, None
-    for costs, flops in [({"flops": 3.0}, 3.0), *((costs, None) for costs in unknown)]:
+def test_a_cost_analysis_may_be_a_dict_a_list_or_none():
+    unknown = {"bytes accessed": 1.0}, {"flops": -1.0}, [], None
+    pairs = [({"flops": 3.0}, 3.0), ([{"flops": 3.0}], 3.0)]
+    for costs, flops in pairs + [(costs, None) for costs in unknown]:
         stage = types.SimpleNamespace(cost_analysis=lambda costs=costs: costs)
         assert counting.read_cost(stage, "flops") == flops
 
