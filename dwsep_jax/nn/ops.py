@@ -248,7 +248,7 @@ def halve(x: jax.Array) -> jax.Array:
 
 
 # Elements of the input of a separable convolution that are worked on at a time.
-_CHUNK_SIZE = 2**21
+_CHUNK_SIZE = 2**19
 
 # Numbers of the input that make one of the output. XLA:CPU is slow where these are few,
 # as in the first layer of a network; where they are many, patches cost memory.

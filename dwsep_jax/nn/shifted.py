@@ -22,10 +22,10 @@ from jax import lax
 Activation = Callable[[jax.Array], jax.Array]
 
 # Elements of a tensor that are worked on at a time, for the gradient of a kernel.
-_PIECE_SIZE = 2**18
+_PIECE_SIZE = 2**16
 # Parts of a piece, which are added up in one go. More of them make longer programs;
 # fewer read and write the sums more often.
-_MAX_PARTS = 16
+_MAX_PARTS = 8
 _MIN_PART_SIZE = 2**12
 
 
@@ -132,36 +132,51 @@ def kernel_gradient(
 def _add_pieces(x, g, kernel_size, geometry):
     """Return the gradient of each tap, (taps, ..., C), yet to be summed over pixels."""
     n, height, width, channels = g.shape
+    stride = geometry.strides[0]
     num_images, rows = _piece(n, height, max(math.prod(a.shape[1:]) for a in (x, g)))
     num_blocks = -(-height // rows)
     if num_blocks > 1:
-        x, g, geometry = _pad_rows(x, g, num_blocks * rows, kernel_size, geometry)
-    x_rows = x.shape[1] - (num_blocks - 1) * rows * geometry.strides[0]
-    parts = _parts(num_images, rows, width * channels)
+        x, geometry = _pad_rows(x, height, kernel_size, geometry)
+    x_rows = x.shape[1] - (height - rows) * stride
+    images_per_part, rows_per_part = _part(num_images, rows, width * channels)
+    padded_rows = -(-rows // rows_per_part) * rows_per_part
+    parts = [
+        (slice(i, i + images_per_part), slice(j, j + rows_per_part))
+        for i in range(0, num_images, images_per_part)
+        for j in range(0, padded_rows, rows_per_part)
+    ]
 
     def cut(images, start, row, num_rows):
         size = (num_images, num_rows, *images.shape[2:])
         return lax.dynamic_slice(images, (start, row, 0, 0), size)
 
     def add_piece(i, sums):
-        first, row = i // num_blocks * num_images, i % num_blocks * rows
-        start = jnp.minimum(first, n - num_images)
-        seen = cut(x, start, row * geometry.strides[0], x_rows)
-        piece = cut(g, start, row, rows)
-        if n % num_images:  # The last images overlap those before.
+        # The last images and rows overlap those before, which count once.
+        first, first_row = i // num_blocks * num_images, i % num_blocks * rows
+        start, row = (
+            jnp.minimum(first, n - num_images),
+            jnp.minimum(first_row, height - rows),
+        )
+        seen, piece = cut(x, start, row * stride, x_rows), cut(g, start, row, rows)
+        if n % num_images:
             new = start + jnp.arange(num_images) >= first
             piece = jnp.where(new[:, None, None, None], piece, 0)
+        if height % rows:
+            new = row + jnp.arange(rows) >= first_row
+            piece = jnp.where(new[:, None, None], piece, 0)
         # One row more: XLA copies what is padded. It would slice a slice anew for each
         # of its readers, and that is not vectorized.
-        seen, piece = _pad(seen, geometry, 1), _pad(piece, Geometry(), 1)
-        taps = _views(seen, kernel_size, geometry, (rows, width))
+        extra = padded_rows - rows
+        seen = _pad(seen, geometry, extra * stride + 1)
+        piece = _pad(piece, Geometry(), extra + 1)
+        taps = _views(seen, kernel_size, geometry, (padded_rows, width))
         added = []
         for total, (_, _, view) in zip(sums, taps, strict=True):
             products = [view[part] * piece[part] for part in parts]
             added.append(total + sum(products[1:], products[0]))
         return added
 
-    shape = (*(part.stop - part.start for part in parts[0]), width, channels)
+    shape = (images_per_part, rows_per_part, width, channels)
     zeros = [jnp.zeros(shape, accumulator_dtype(g.dtype))] * math.prod(kernel_size)
     num_pieces = -(-n // num_images) * num_blocks
     return jnp.stack(lax.fori_loop(0, num_pieces, add_piece, zeros))
@@ -175,17 +190,15 @@ def _piece(n, height, elements_per_image):
     return -(-n // -(-n // num_images)), height
 
 
-def _parts(num_images, num_rows, elements_per_row):
-    """Return the parts of a piece, of one size, as slices of its images and rows."""
+def _part(num_images, num_rows, elements_per_row):
+    """Return how many images and rows each part of a piece has, all of one size.
+
+    The last rows may be too few: they are padded.
+    """
     elements = num_images * num_rows * elements_per_row
     count = max(1, min(_MAX_PARTS, elements // _MIN_PART_SIZE))
     images = divisor(num_images, num_images / count)
-    rows = divisor(num_rows, num_rows * num_images / (count * images))
-    return [
-        (slice(i, i + images), slice(j, j + rows))
-        for i in range(0, num_images, images)
-        for j in range(0, num_rows, rows)
-    ]
+    return images, -(-num_rows // max(1, count * images // num_images))
 
 
 def divisor(number: int, least: float) -> int:
@@ -193,15 +206,15 @@ def divisor(number: int, least: float) -> int:
     return next(d for d in range(1, number + 1) if number % d == 0 and d >= least)
 
 
-def _pad_rows(x, g, height, kernel_size, geometry):
-    """Pad rows alone, so that g has `height` of them, and x those that its taps see."""
+def _pad_rows(x, height, kernel_size, geometry):
+    """Pad the rows alone, to those that the taps of `height` rows see."""
     (stride, _), (dilation, step) = geometry.strides, geometry.input_dilation
     (low, _), columns = geometry.pads
     x_height = (height - 1) * stride + spans(kernel_size, geometry.kernel_dilation)[0]
     high = x_height - low - (x.shape[1] - 1) * dilation - 1
     outer = Geometry(pads=((low, high), (0, 0)), input_dilation=(dilation, 1))
     inner = geometry._replace(pads=((0, 0), columns), input_dilation=(1, step))
-    return _pad(x, outer), _pad(g, Geometry(), height - g.shape[1]), inner
+    return _pad(x, outer), inner
 
 
 def _views(x, kernel_size, geometry, size=None):

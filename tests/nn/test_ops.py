@@ -30,8 +30,9 @@ CASES = {
     "explicit padding": dict(shape=(1, 5, 6, 2), padding=((0, 3), (2, 1))),
     "one pixel": dict(shape=(3, 1, 1, 2)),
     "one channel": dict(shape=(2, 5, 5, 1)),
-    # With pieces of 2**6 elements: a few rows of one image.
+    # With pieces of 2**6 elements: a few images; or some rows, in parts, of one image.
     "many": dict(shape=(5, 6, 5, 3), strides=(2, 1), kernel_dilation=(1, 2)),
+    "many rows": dict(shape=(2, 24, 3, 2), strides=(3, 1)),
 }
 LOWERINGS = ("conv", "shift", "auto")
 
@@ -57,8 +58,9 @@ def exact(x, kernel, strides=(1, 1), padding="SAME", kernel_dilation=(1, 1)):
 
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_equal_those_in_float64(case, monkeypatch):
-    if case == "many":
+    if case.startswith("many"):
         monkeypatch.setattr(shifted, "_PIECE_SIZE", 2**6)
+        monkeypatch.setattr(shifted, "_MIN_PART_SIZE", 2**3)
     x, kernel, options = make_inputs(**CASES[case])
 
     def compute(convolve, dtype):
