@@ -31,6 +31,7 @@ import threading
 import time
 import zipfile
 from collections import Counter
+from functools import partialmethod
 from typing import Any
 
 import jax
@@ -77,6 +78,19 @@ def _copy(tree):
     return jax.tree.map(jnp.copy, tree)  # As a buffer can be donated only once.
 
 
+def enter_broken(
+    member: loop.Member, broken: str, enter=loop.Member.__enter__
+) -> loop.Member:
+    """Open a run, and break what was restored, in one way of `BROKEN`."""
+    enter(member)
+    if member.history or int(member.state.step):
+        member.state = member.state.replace(**BROKEN[broken](member.state))
+        if broken == "order":  # It begins with another example.
+            permute = loop.Member.permute
+            member.permute = lambda: jnp.roll(permute(member), 1)
+    return member
+
+
 def run(
     workdir: pathlib.Path,
     fault_in_save: tuple[str, float, int] | None = None,
@@ -100,8 +114,7 @@ def run(
         for number in (1, 2):
             os.dup2(output.fileno(), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
-    save, enter = checkpoint.Checkpoints.save, loop.Member.__enter__
-    saves = itertools.count()
+    save, saves = checkpoint.Checkpoints.save, itertools.count()
 
     def save_in_fault(*arguments, **options):
         kind, delay, number = fault_in_save
@@ -111,19 +124,10 @@ def run(
             timer.start()
         save(*arguments, **options)
 
-    def enter_broken(member):
-        enter(member)
-        if member.history or int(member.state.step):
-            member.state = member.state.replace(**BROKEN[broken](member.state))
-            if broken == "order":  # It begins with another example.
-                permute = loop.Member.permute
-                member.permute = lambda: jnp.roll(permute(member), 1)
-        return member
-
     if fault_in_save:
         checkpoint.Checkpoints.save = save_in_fault
     if broken:
-        loop.Member.__enter__ = enter_broken
+        loop.Member.__enter__ = partialmethod(enter_broken, broken)
     flags = [f"--config.{name}={value}" for name, value in FIELDS.items()]
     words = ["main.py", f"--workdir={workdir}"]
     code = command.main([*words, f"--config={CONFIG}", *flags])

@@ -3,12 +3,14 @@
 import itertools
 import json
 import shutil
+from functools import partialmethod
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import soak
 from dwsep_jax import data, evaluate
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.lock import locked
@@ -356,6 +358,24 @@ def test_resuming_restores_every_leaf_of_the_state(dataset, tmp_path):
     with loop.Member(config, tmp_path, dataset) as member:
         assert tiny.bits(member.state) == want
         assert member.history == [row]
+
+
+def test_whoever_resumes_wrongly_ends_elsewhere(dataset, tmp_path, monkeypatch):
+    """The soak's controls: what it would not see, it could not report."""
+    fake_validation(monkeypatch, "val_loss", [1.0, 1.0, 1.0])
+    config = tiny.make_config(**EVERYTHING)
+    run(tiny.make_config(**EVERYTHING | {"num_epochs": 2}), tmp_path / "half")
+    ends = []
+    for broken in (None, *soak.BROKEN):
+        workdir = shutil.copytree(tmp_path / "half", tmp_path / str(broken))
+        with monkeypatch.context() as patch:
+            if broken:
+                enter = partialmethod(soak.enter_broken, broken)
+                patch.setattr(loop.Member, "__enter__", enter)
+            run(config, workdir)
+        ends.append(tiny.bits(restore(workdir, config, dataset)))
+    assert len(ends) == 6
+    assert all(end != ends[0] for end in ends[1:])
 
 
 def test_rows_and_results_are_of_the_averaged_weights_too(everything, dataset):
