@@ -1,6 +1,7 @@
 """The charts of a run, and the PNGs drawn of its files."""
 
 import html
+import io
 import itertools
 import json
 
@@ -132,9 +133,18 @@ def test_a_run_is_drawn_as_far_as_its_files_go(workdir, tmp_path):
 def test_names_are_drawn_as_plain_text(monkeypatch):
     names = report_files.NASTY
     spec = charts.confusion(names, np.eye(len(names), dtype=int).tolist())
-    draw = lambda spec, scale: vl_convert.vegalite_to_svg(spec)  # noqa: E731
+    drawn = ""
+
+    def draw(spec, draw_png=vl_convert.vegalite_to_png, **options):
+        nonlocal drawn
+        drawn = vl_convert.vegalite_to_svg(spec)
+        return draw_png(spec, **options)
+
     monkeypatch.setattr(page.vl_convert, "vegalite_to_png", draw)
-    drawn = page.draw(spec, "On $x$ <i>")
+    png = page.draw(spec, "On $x$ <i>")
+    with Image.open(io.BytesIO(png)) as image:  # A palette has a fifth of the bytes.
+        assert image.mode == "P"
+        assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
     for words in [*names[:-1], "On $x$ <i>"]:
         assert html.escape(words, quote=False) in drawn
 
