@@ -20,7 +20,7 @@ from dwsep_jax.nn.densenet import DenseNet
 # flax.linen and dwsep_jax name activations as functions.
 _ACTS = {"relu": nn.ReLU(), "leaky_relu": nn.LeakyReLU(), "silu": nn.SiLU()}
 
-ON_GPU = jax.default_backend() == "gpu"
+ON_GPU = torch.cuda.is_available()  # To ask jax would start its threads.
 DEVICE = "cuda" if ON_GPU else "cpu"
 
 torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -176,6 +176,8 @@ def prepare_process(platform: str | None) -> None:
     """
     import jax
 
+    from dwsep_jax import environment
+
     if jax.config.jax_disable_jit:
         raise UserError(
             "JAX_DISABLE_JIT=1: the training step is compiled in advance; unset it, or "
@@ -186,6 +188,7 @@ def prepare_process(platform: str | None) -> None:
         setting = f"--config.platform={platform}"
         jax_platforms = choose("--config.platform", platform, _PLATFORMS)
         jax.config.update("jax_platforms", jax_platforms)
+    environment.keep_freed_memory()
     try:
         found = jax.default_backend()
     except Exception:  # Of many types, some without a message.
@@ -196,10 +199,7 @@ def prepare_process(platform: str | None) -> None:
             f"{setting}: jax finds none on this machine; choose {available}, or "
             "install jax with support for it"
         )
-    from dwsep_jax import environment
-
     environment.use_compilation_cache()
-    environment.keep_freed_memory()
 
 
 def _describe_error(error: BaseException) -> tuple[str, int]:

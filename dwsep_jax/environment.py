@@ -75,8 +75,8 @@ def keep_freed_memory() -> None:
 
     XLA:CPU allocates its buffers at every call, and the kernel zeroes each page before
     its first use, which took up to half of a training step. Threads share one arena,
-    since other arenas return whatever is larger than 64 MiB. The process never returns
-    its peak memory to the system.
+    since other arenas return whatever is larger than 64 MiB; so call this before jax
+    starts its own. The process never returns its peak memory to the system.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
