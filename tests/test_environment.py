@@ -119,8 +119,9 @@ import jax, jax.numpy as jnp
 from dwsep_jax import cli
 if sys.argv[1] == "keep":
     cli.prepare_process("cpu")
-ones = lambda: jnp.ones(2**25)
-fill = jax.jit(lambda x: jax.lax.fori_loop(0, 2, lambda i, y: x * y, ones()).sum())
+def double(i, x):
+    return jax.lax.optimization_barrier(2 * x)
+fill = jax.jit(lambda x: jax.lax.fori_loop(0, 2, double, x * jnp.ones(2**25)).sum())
 faults = []
 for _ in range(20):
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
