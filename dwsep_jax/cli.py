@@ -188,7 +188,7 @@ def prepare_process(platform: str | None) -> None:
         setting = f"--config.platform={platform}"
         jax_platforms = choose("--config.platform", platform, _PLATFORMS)
         jax.config.update("jax_platforms", jax_platforms)
-    environment.keep_freed_memory()
+    environment.keep_freed_memory()  # Before jax starts its threads.
     try:
         found = jax.default_backend()
     except Exception:  # Of many types, some without a message.

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from dwsep_jax.data import Dataset, Split
-from dwsep_jax.train import loop
+from dwsep_jax.train import loop, running
 from dwsep_jax.train.step import TrainState
 
 NUM_CLASSES = 3
@@ -82,3 +82,14 @@ def bits(tree) -> dict[str, tuple]:
 def make_state(**changes) -> TrainState:
     """Return the initial state of `make_config`'s run."""
     return loop.make_state(make_config(**changes), make_dataset())
+
+
+def fake_validation(monkeypatch, name: str, values: list[float]) -> None:
+    """Replace a number of each epoch's row."""
+    evaluate_epoch = running.evaluate_epoch
+
+    def fake(config, dataset, state):
+        row = evaluate_epoch(config, dataset, state)
+        return row | {name: values[int(state.step) // 5 - 1]}
+
+    monkeypatch.setattr(running, "evaluate_epoch", fake)

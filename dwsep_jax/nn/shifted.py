@@ -153,10 +153,8 @@ def _add_pieces(x, g, kernel_size, geometry):
     def add_piece(i, sums):
         # The last images and rows overlap those before, which count once.
         first, first_row = i // num_blocks * num_images, i % num_blocks * rows
-        start, row = (
-            jnp.minimum(first, n - num_images),
-            jnp.minimum(first_row, height - rows),
-        )
+        start = jnp.minimum(first, n - num_images)
+        row = jnp.minimum(first_row, height - rows)
         seen, piece = cut(x, start, row * stride, x_rows), cut(g, start, row, rows)
         if n % num_images:
             new = start + jnp.arange(num_images) >= first
@@ -164,8 +162,8 @@ def _add_pieces(x, g, kernel_size, geometry):
         if height % rows:
             new = row + jnp.arange(rows) >= first_row
             piece = jnp.where(new[:, None, None], piece, 0)
-        # One row more: XLA copies what is padded. It would slice a slice anew for each
-        # of its readers, and that is not vectorized.
+        # The rows that the last part lacks, and one more: XLA copies what is padded. It
+        # would slice a slice anew for each of its readers, and that is not vectorized.
         extra = padded_rows - rows
         seen = _pad(seen, geometry, extra * stride + 1)
         piece = _pad(piece, Geometry(), extra + 1)
@@ -193,7 +191,7 @@ def _piece(n, height, elements_per_image):
 def _part(num_images, num_rows, elements_per_row):
     """Return how many images and rows each part of a piece has, all of one size.
 
-    The last rows may be too few: they are padded.
+    The last part may lack rows: it is padded.
     """
     elements = num_images * num_rows * elements_per_row
     count = max(1, min(_MAX_PARTS, elements // _MIN_PART_SIZE))

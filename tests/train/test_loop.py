@@ -3,14 +3,12 @@
 import itertools
 import json
 import shutil
-from functools import partialmethod
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import soak
 from dwsep_jax import data, evaluate
 from dwsep_jax.errors import ConfigError, UserError
 from dwsep_jax.lock import locked
@@ -60,17 +58,6 @@ def restore(workdir, config, dataset):
 def without_times(rows):
     times = ("images_per_second", "elapsed_seconds")
     return [{k: v for k, v in row.items() if k not in times} for row in rows]
-
-
-def fake_validation(monkeypatch, name, values):
-    """Replace a number of each epoch's row."""
-    evaluate_epoch = running.evaluate_epoch
-
-    def fake(config, dataset, state):
-        row = evaluate_epoch(config, dataset, state)
-        return row | {name: values[int(state.step) // 5 - 1]}
-
-    monkeypatch.setattr(running, "evaluate_epoch", fake)
 
 
 def flip_bytes(directory):
@@ -207,7 +194,7 @@ def test_an_evaluation_that_is_not_finite_is_divergence(dataset):
 
 
 def test_an_evaluation_beside_the_training_is_not_trusted(tmp_path, monkeypatch):
-    fake_validation(monkeypatch, "val_accuracy", [0.9, 0.5, 0.5])
+    tiny.fake_validation(monkeypatch, "val_accuracy", [0.9, 0.5, 0.5])
     append_row, drawn = running.append_row, []
 
     def evaluate_beside(workdir, row):
@@ -239,7 +226,7 @@ def test_a_stopped_run_stays_stopped_and_its_best_epoch_is_evaluated(
 ):
     # 0.9005 is too small a change to wait for, but still the best.
     accuracies = [0.5, 0.9, 0.9005, 0.8, 0.95, 0.95]
-    fake_validation(monkeypatch, "val_accuracy", accuracies)
+    tiny.fake_validation(monkeypatch, "val_accuracy", accuracies)
     config = tiny.make_config(**STOPPING)
     assert len(run(config, tmp_path)) == 4
     assert read_evaluation(tmp_path)["epoch"] == 3
@@ -360,24 +347,6 @@ def test_resuming_restores_every_leaf_of_the_state(dataset, tmp_path):
         assert member.history == [row]
 
 
-def test_whoever_resumes_wrongly_ends_elsewhere(dataset, tmp_path, monkeypatch):
-    """The soak's controls: what it would not see, it could not report."""
-    fake_validation(monkeypatch, "val_loss", [1.0, 1.0, 1.0])
-    config = tiny.make_config(**EVERYTHING)
-    run(tiny.make_config(**EVERYTHING | {"num_epochs": 2}), tmp_path / "half")
-    ends = []
-    for broken in (None, *soak.BROKEN):
-        workdir = shutil.copytree(tmp_path / "half", tmp_path / str(broken))
-        with monkeypatch.context() as patch:
-            if broken:
-                enter = partialmethod(soak.enter_broken, broken)
-                patch.setattr(loop.Member, "__enter__", enter)
-            run(config, workdir)
-        ends.append(tiny.bits(restore(workdir, config, dataset)))
-    assert len(ends) == 6
-    assert all(end != ends[0] for end in ends[1:])
-
-
 def test_rows_and_results_are_of_the_averaged_weights_too(everything, dataset):
     workdir, rows = everything
     state = step_lib.averaged(restore(workdir, tiny.make_config(**EVERYTHING), dataset))
@@ -394,7 +363,7 @@ def test_rows_and_results_are_of_the_averaged_weights_too(everything, dataset):
 def test_the_plateau_lowers_the_rate_in_the_program_and_in_the_rows(
     everything, dataset, tmp_path, monkeypatch
 ):
-    fake_validation(monkeypatch, "val_loss", [1.0, 1.0, 1.0])
+    tiny.fake_validation(monkeypatch, "val_loss", [1.0, 1.0, 1.0])
     config = tiny.make_config(**EVERYTHING)
     rows = run(config, tmp_path)
     rates = [row["learning_rate"] for row in rows]
