@@ -13,7 +13,7 @@ import jax
 from dwsep_jax.places import user_cache
 
 # From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "dwsep_jax")
 
@@ -71,19 +71,21 @@ def use_compilation_cache() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory for the next call; other C libraries are left alone.
+    """Make XLA:CPU use the memory of the last call again, where malloc is glibc's.
 
-    XLA:CPU allocates its buffers at every call, and the kernel zeroes each page before
-    its first use, which took up to half of a training step. Threads share one arena,
-    since other arenas return whatever is larger than 64 MiB; so call this before jax
-    starts its own. The process never returns its peak memory to the system.
+    It allocates its buffers at every call, and the kernel zeroes each page before its
+    first use, which took up to half of a training step. glibc keeps what was freed, but
+    of large buffers only the main thread's; so jax is told to compute in the thread that
+    calls it. (One arena for all threads would do as well, but they would wait for each
+    other: a step of small images took up to 1.6 times as long.) Call this in the main
+    thread, before jax starts. The process never returns its peak memory to the system.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_ARENA_MAX, 1)
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_TOP_PAD, 2**26)
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def memory_bytes() -> int:
