@@ -33,7 +33,8 @@ def write_results(directory: pathlib.Path) -> None:
     there = [name for name in WORKDIRS if (directory / name).is_dir()]
     sections = [describe(directory / name) for name in there]
     figures = page.render_figures(sections)
-    text = page.render_markdown(sections, f"{directory.name}/figures")
+    # The answer comes first; what was run is listed below.
+    text = page.render_markdown(sections, f"{directory.name}/figures", False)
     text += "\n" + _list_contents(there)
     shutil.rmtree(directory / "figures", ignore_errors=True)
     (directory / "figures").mkdir()

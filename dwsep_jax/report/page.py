@@ -115,10 +115,12 @@ def render_html(sections: list[Section]) -> str:
     )
 
 
-def render_markdown(sections: list[Section], figures: str = "figures") -> str:
+def render_markdown(
+    sections: list[Section], figures: str = "figures", has_overview: bool = True
+) -> str:
     """Return the same content as Markdown that refers to <figures>/*.png."""
     found = []
-    if len(sections) > 1:
+    if len(sections) > 1 and has_overview:
         found += ["# Overview", _to_markdown(_give_overview(sections), figures)]
     for i, section in enumerate(sections):
         start = f"{figures}/{_prefix(i)}"

@@ -68,6 +68,14 @@ def test_figures_are_beside_the_files_and_old_ones_go(results):
     assert all(f"](results/figures/{name})" in text for name in drawn)
 
 
+def test_the_answer_comes_first(results):
+    name = results / "optimizers/adam"
+    shutil.copytree(ROOT / "results/optimizers/adam", name)
+    text = write_page(results)
+    assert text.startswith("# Is a depthwise-separable convolution worth it")
+    assert "- Adam over 100 epochs: `results/optimizers/adam`" in text
+
+
 def test_what_has_not_been_run_is_said(results):
     text = write_page(results)
     assert "- SGD over 100 epochs: not run yet" in text
