@@ -77,7 +77,7 @@ def keep_freed_memory() -> None:
     first use, which took up to half of a training step. glibc keeps what was freed, but
     of large buffers only the main thread's; so jax is told to compute in the thread
     that calls it. (One arena for all threads would do as well, but they would wait for
-    each other: a step of small images took up to 1.6 times as long.) Call this in the
+    each other: a step of small images took up to 1.9 times as long.) Call this in the
     main thread, before jax starts. The process never returns its peak memory to the
     system.
     """

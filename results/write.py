@@ -34,7 +34,8 @@ def write_results(directory: pathlib.Path) -> None:
     sections = [describe(directory / name) for name in there]
     figures = page.render_figures(sections)
     # The answer comes first; what was run is listed below.
-    text = page.render_markdown(sections, f"{directory.name}/figures", False)
+    place = f"{directory.name}/figures"
+    text = page.render_markdown(sections, place, has_overview=False)
     text += "\n" + _list_contents(there)
     shutil.rmtree(directory / "figures", ignore_errors=True)
     (directory / "figures").mkdir()

@@ -119,3 +119,30 @@ def test_freed_memory_is_kept_for_the_next_call():
 
     # Pages may be of 4 KiB, or many times that.
     assert count("keep") < count("free") / 4
+
+
+# Two threads allocate at the same time; prints how many arenas malloc has.
+COUNT_ARENAS = """
+import ctypes, threading
+from dwsep_jax import cli
+cli.prepare_process("cpu")
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+together = threading.Barrier(2)
+def allocate():
+    together.wait()
+    libc.malloc(ctypes.c_size_t(1000))
+    together.wait()
+threads = [threading.Thread(target=allocate) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+stream = libc.fopen(b"/dev/stdout", b"w")
+libc.malloc_info(0, ctypes.c_void_p(stream))
+libc.fflush(ctypes.c_void_p(stream))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
+def test_threads_do_not_wait_for_one_arena():
+    command = [sys.executable, "-c", COUNT_ARENAS]
+    assert subprocess.check_output(command, text=True, cwd=ROOT).count("<heap nr=") > 1

@@ -118,7 +118,10 @@ def render_html(sections: list[Section]) -> str:
 def render_markdown(
     sections: list[Section], figures: str = "figures", has_overview: bool = True
 ) -> str:
-    """Return the same content as Markdown that refers to <figures>/*.png."""
+    """Return the same content as Markdown that refers to <figures>/*.png.
+
+    Of several sections, a table of their results comes first, if it has an overview.
+    """
     found = []
     if len(sections) > 1 and has_overview:
         found += ["# Overview", _to_markdown(_give_overview(sections), figures)]

@@ -98,7 +98,7 @@ class EpochPrograms:
         progress: console.EpochProgress,
         must_save: Callable[[], bool] = lambda: False,
     ) -> list[EpochResult]:
-        """Train the active members for an epoch; losses are read while later steps run.
+        """Train the active members for an epoch; no accelerator waits for their losses.
 
         The epoch ends early once every active member has diverged.
 
@@ -129,7 +129,7 @@ class EpochPrograms:
         num_before = done[0] % self._steps_per_epoch if len(states) == 1 else 0
         progress.advance_steps(num_before)
         state, total, *rest = self._pack(states, totals, is_active, orders)
-        pending = None  # Read while the next dispatch runs.
+        pending = None  # Read while an accelerator runs the next.
         num_done = num_before // self.programs[0][0]
         for _, program in self.programs[num_done:]:
             state, total, losses = program(state, total, *rest)
